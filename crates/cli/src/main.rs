@@ -1,0 +1,2 @@
+//! The `safequant` command line.
+fn main() {}

@@ -1,0 +1,34 @@
+//! Safetensors files and checkpoints as validated, typed byte ranges.
+//!
+//! This crate answers one question: *where are the bytes*. It never interprets a value and knows nothing of
+//! quantization. Whatever it hands out has been validated against the real size of the file.
+#![deny(unsafe_code)]
+
+mod checkpoint;
+mod disk;
+mod dtype;
+mod error;
+mod header;
+mod limits;
+mod logical;
+mod manifest;
+#[cfg(feature = "mmap")]
+mod mmap;
+mod paths;
+mod source;
+mod tensor;
+mod writer;
+
+pub use checkpoint::{Checkpoint, CheckpointKind, Shard, Sidecar, TensorRef};
+pub use disk::{Disk, DiskFile, Entry, OsDisk};
+pub use dtype::Dtype;
+pub use error::{Error, ErrorGroup};
+pub use header::Header;
+pub use limits::Limits;
+pub use logical::{Carrier, LogicalDtype};
+pub use manifest::{Manifest, ManifestEntry};
+#[cfg(feature = "mmap")]
+pub use mmap::MmapSource;
+pub use source::{BytesSource, FileSource, ReadAt};
+pub use tensor::{TensorInfo, TensorView};
+pub use writer::{CheckpointPlan, FilePlan, FileWriter, PlannedTensor, TensorGroup};

@@ -1,0 +1,3 @@
+//! Memory-mapped sources.
+/// A mapped file.
+pub struct MmapSource;

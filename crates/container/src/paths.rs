@@ -1,0 +1,1 @@
+//! Names of files inside a checkpoint: names, not paths.

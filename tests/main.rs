@@ -1,0 +1,1 @@
+//! One binary for all integration tests (style.md, §6).

@@ -1,0 +1,1 @@
+//! Tiny checkpoints for tests, built in memory or in a temporary folder.

@@ -1,0 +1,2 @@
+//! The project's own tasks: `cargo xtask check|test|generate|fixtures|interop`.
+fn main() {}
