@@ -1,1 +1,48 @@
-//! Placeholder.
+//! Packings, small-float codecs and (de)quantization arithmetic, as pure functions over slices.
+//!
+//! This crate answers one question: *how is it computed*. It knows no name, no file and no producer. What stands in
+//! [`packing`] and [`portable`] is the specification in Rust: every faster path equals it bit for bit, and is reached
+//! through a [`Backend`] only.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::cast_lossless,
+    reason = "this crate is bit manipulation; each cast is covered by an exhaustive or property test"
+)]
+
+pub mod backend;
+pub mod codebook;
+pub mod minifloat;
+pub mod packing;
+pub mod portable;
+
+pub use backend::{BACKENDS, Backend};
+pub use codebook::Codebook;
+pub use minifloat::{Minifloat, NanRule, OverflowRule};
+pub use packing::Packing;
+
+/// A dense float type that results are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Float {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of an F32.
+    Bf16,
+}
+
+impl Float {
+    /// Every dense float type.
+    pub const ALL: &'static [Float] = &[Float::F32, Float::F16, Float::Bf16];
+
+    /// Bytes per element.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Float::F32 => 4,
+            Float::F16 | Float::Bf16 => 2,
+        }
+    }
+}
