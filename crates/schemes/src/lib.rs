@@ -1,1 +1,32 @@
-//! Placeholder.
+//! What quantized bytes mean, and how each toolchain spells it.
+//!
+//! In the middle stands a neutral model: [`QuantizedTensor`] says which stored parts hold codes, scales, zero points and
+//! group index, how they are laid out, and what arithmetic turns them into weights. A [`Convention`] only binds the names
+//! of one toolchain to that model and back; it never computes. [`decode`] and [`encode`] turn the model into kernel calls
+//! and know no convention. So N conventions cost N folders, and conversions need no pairs.
+#![forbid(unsafe_code)]
+
+pub mod convention;
+pub mod conventions;
+pub mod decode;
+pub mod encode;
+mod error;
+pub mod headers;
+pub mod model;
+pub mod pattern;
+pub mod preset;
+pub mod quantized;
+pub mod scheme;
+
+pub use convention::{CONVENTIONS, ConfigEdit, Convention, ConventionWriter, Recognized};
+pub use decode::{Decoder, RowsOut};
+pub use encode::{CodeTile, EncodedRegion};
+pub use error::{Error, ErrorGroup};
+pub use headers::Headers;
+pub use model::Model;
+pub use preset::{Activations, PRESETS, Preset};
+pub use quantized::{Axes, Axis, Part, QuantizedTensor, Role, Storage};
+pub use scheme::{
+    Arithmetic, Code, Granularity, IntegerEncoding, ScaleCoding, ScaleDirection, Scheme, ZeroCoding,
+    ZeroPoint,
+};

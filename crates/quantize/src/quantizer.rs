@@ -1,0 +1,121 @@
+//! The seam of all quantizers: rows of floats and a target in, codes and scales out.
+
+use safequant_kernels::{Backend, Float};
+use safequant_schemes::{CodeTile, Granularity, Scheme};
+
+use crate::Error;
+
+/// What to quantize to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// Codes, granularity, scale dtype, zero point: from the convention's layout.
+    pub scheme: Scheme,
+    /// How scale and zero point are chosen.
+    pub rule: ScaleRule,
+    /// Where divisions round.
+    pub division: Division,
+    /// What to do with NaN and infinities.
+    pub nonfinite: NonFinite,
+}
+
+/// How the reference of a convention chooses scale and zero point from the extremes of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScaleRule {
+    /// compressed-tensors' `calculate_qparams` (formats: compressed-tensors §5).
+    CompressedTensors,
+    /// GPTQModel's `find_params` (formats: gptq §7).
+    Gptq,
+    /// transformers' `Fp8Quantize` (formats: fp8 §4).
+    FineGrainedFp8,
+}
+
+/// The precision in which a weight is divided by its scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Division {
+    /// In the dtype of the dense weight, as the reference tools do on a CPU.
+    SourceDtype,
+    /// In F32, as compressed-tensors 0.19 does on a GPU: closer to the weight.
+    F32,
+}
+
+/// What to do with NaN and infinities in a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NonFinite {
+    /// Refuse, naming row and column.
+    Refuse,
+    /// NaN becomes 0, an infinity the largest finite value of the source dtype with its sign.
+    Clamp,
+}
+
+/// Consecutive rows of one weight, widened to F32 (exact).
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// `[n_rows, in_features]`, row-major.
+    pub values: &'a [f32],
+    /// Input features.
+    pub in_features: usize,
+    /// Row of the stack that `values` begins with; a multiple of `encode::row_unit`.
+    pub first_row: u64,
+    /// Output features of one matrix of the stack: blocks do not cross it.
+    pub out_features: u64,
+    /// The dtype the weight is stored in.
+    pub source: Float,
+}
+
+/// What must be known of the whole weight (or of fused siblings together) before a row can be quantized. Merging is
+/// order-free, so tiles can be observed in parallel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Statistics {
+    /// For each matrix of the stack its smallest and largest value, both including 0.
+    pub extremes: Vec<(f32, f32)>,
+}
+
+impl Statistics {
+    /// Merges another part's statistics into these.
+    pub fn merge(&mut self, other: &Statistics) {
+        self.extremes.resize(self.extremes.len().max(other.extremes.len()), (0.0, 0.0));
+        for (mine, theirs) in self.extremes.iter_mut().zip(&other.extremes) {
+            *mine = (mine.0.min(theirs.0), mine.1.max(theirs.1));
+        }
+    }
+}
+
+/// An algorithm that chooses codes and scales. It sees rows and a target, never a name or a file.
+pub trait Quantizer: Sync {
+    /// The word for `--method`.
+    fn id(&self) -> &'static str;
+
+    /// One line for `--help`.
+    fn summary(&self) -> &'static str;
+
+    /// Whether [`Quantizer::observe`] must see every row before [`Quantizer::quantize`] is called.
+    fn needs_statistics(&self, target: &Target) -> bool {
+        matches!(target.scheme.granularity, Granularity::Tensor)
+    }
+
+    /// Statistics of some rows.
+    ///
+    /// # Errors
+    /// A non-finite weight, if the target refuses it.
+    fn observe(
+        &self,
+        target: &Target,
+        rows: Rows<'_>,
+        backend: &'static Backend,
+    ) -> Result<Statistics, Error>;
+
+    /// Codes, scales and zero points of some rows.
+    ///
+    /// # Errors
+    /// A non-finite weight, or a scale that the stored dtype cannot hold.
+    fn quantize(
+        &self,
+        target: &Target,
+        rows: Rows<'_>,
+        statistics: Option<&Statistics>,
+        backend: &'static Backend,
+    ) -> Result<CodeTile, Error>;
+}
+
+/// Every quantizer.
+pub static QUANTIZERS: &[&dyn Quantizer] = &[];

@@ -1,0 +1,1 @@
+//! Publishing a finished job: fsync, rename, fsync of the directory.

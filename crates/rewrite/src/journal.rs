@@ -1,0 +1,1 @@
+//! What is done so far, so that an interrupted job can be continued.

@@ -1,0 +1,94 @@
+//! One toolchain's spelling of schemes: the trait, and the list of all of them.
+
+use safequant_kernels::Float;
+use serde_json::{Map, Value};
+
+use crate::{Error, Headers, Preset, QuantizedTensor};
+
+/// A toolchain's spelling. A convention is a unit struct in a folder of its own; it imports no other convention and no
+/// kernel, and it never computes on weights.
+pub trait Convention: Sync {
+    /// As in `config.json`'s `quant_method`, where there is one: `gptq`, `fp8`, `compressed-tensors`.
+    fn id(&self) -> &'static str;
+
+    /// One line for `--help` and the generated documentation.
+    fn summary(&self) -> &'static str;
+
+    /// Looks for evidence: names, dtypes and shapes first, and only then what a config claims.
+    ///
+    /// # Errors
+    /// If the evidence contradicts itself or a config value is out of range: never a silent guess.
+    fn recognize<'a>(
+        &self,
+        headers: Headers<'a>,
+    ) -> Result<Option<Box<dyn Recognized + 'a>>, Error>;
+
+    /// How to write it; `None` for a convention that is only read.
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        None
+    }
+}
+
+/// A convention found in a checkpoint, its config parsed.
+pub trait Recognized {
+    /// The modules it claims, by name.
+    fn modules(&self) -> &[String];
+
+    /// Binds one of them.
+    ///
+    /// # Errors
+    /// If a part is missing, or a dtype or shape is not what the scheme needs: names module, part, expected, found.
+    fn bind(&self, module: &str) -> Result<QuantizedTensor, Error>;
+
+    /// Tensors that belong to the convention but to no quantized weight: KV-cache scales, a stale scale beside a dense
+    /// weight. They do not survive dequantization.
+    fn orphans(&self) -> &[String];
+
+    /// What was seen, one line each, for `inspect` and for messages.
+    fn evidence(&self) -> &[String];
+}
+
+/// How a convention is written.
+pub trait ConventionWriter: Sync {
+    /// The parts that a module becomes: names, dtypes, exact shapes, in terms of the neutral model.
+    ///
+    /// `preset` says what is wanted (group size and the like already resolved); `source` is the dtype of the dense weight.
+    ///
+    /// # Errors
+    /// If the convention cannot hold it; says why and what could.
+    fn lay_out(
+        &self,
+        module: &str,
+        shape: &[u64],
+        preset: &Preset,
+        source: Float,
+    ) -> Result<QuantizedTensor, Error>;
+
+    /// The `quantization_config` (and further documents) that go with the modules written.
+    ///
+    /// `ignored`: linear modules left dense.
+    ///
+    /// # Errors
+    /// If one config cannot describe them.
+    fn config(
+        &self,
+        preset: &Preset,
+        modules: &[QuantizedTensor],
+        ignored: &[String],
+    ) -> Result<ConfigEdit, Error>;
+
+    /// Presets by name that this convention can hold.
+    fn presets(&self) -> &'static [&'static str];
+}
+
+/// What a writer wants in the documents beside the weights.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ConfigEdit {
+    /// The value of `quantization_config` in `config.json`.
+    pub quantization_config: Map<String, Value>,
+    /// Further documents by file name (`quantize_config.json`).
+    pub documents: Vec<(String, Vec<u8>)>,
+}
+
+/// Every convention, in the order in which evidence is looked for.
+pub static CONVENTIONS: &[&dyn Convention] = &[];

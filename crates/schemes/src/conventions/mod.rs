@@ -1,0 +1,1 @@
+//! One folder per toolchain: `mod.rs` (recognize, bind), `config.rs`, `write.rs`. No folder imports another.

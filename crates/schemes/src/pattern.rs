@@ -1,0 +1,1 @@
+//! Patterns on module names: globs by default, `re:` for regular expressions.

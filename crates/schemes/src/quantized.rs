@@ -1,0 +1,124 @@
+//! One quantized tensor: its logical shape, its scheme, and the stored parts by role.
+
+use safequant_container::Dtype;
+use safequant_kernels::{Float, Packing};
+
+use crate::Scheme;
+
+/// A weight matrix (or stack of matrices) in terms of stored parts. Plain data: everything can be printed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedTensor {
+    /// The module (`model.layers.0.mlp.up_proj`).
+    pub module: String,
+    /// The dense tensor it stands for (`<module>.weight`).
+    pub weight: String,
+    /// The convention that bound it.
+    pub convention: &'static str,
+    /// Logical shape `[.., out_features, in_features]`, never transposed, padding removed.
+    pub shape: Vec<u64>,
+    /// What the numbers mean.
+    pub scheme: Scheme,
+    /// What `--dtype auto` gives: the dtype of the convention's own reference.
+    pub reference_dtype: Float,
+    /// The stored tensors; at most one per role, but for [`Role::Auxiliary`].
+    pub parts: Vec<Part>,
+}
+
+impl QuantizedTensor {
+    /// The part with this role.
+    pub fn part(&self, role: Role) -> Option<&Part> {
+        self.parts.iter().find(|p| p.role == role)
+    }
+
+    /// Output features of one matrix.
+    pub fn out_features(&self) -> u64 {
+        self.shape.len().checked_sub(2).map_or(1, |i| self.shape[i])
+    }
+
+    /// Input features.
+    pub fn in_features(&self) -> u64 {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Matrices in the stack: 1 for a plain weight.
+    pub fn n_matrices(&self) -> u64 {
+        self.shape.len().checked_sub(2).map_or(1, |i| self.shape[..i].iter().product())
+    }
+
+    /// Rows of the whole stack, `n_matrices * out_features`: what tiles are cut from.
+    pub fn n_rows(&self) -> u64 {
+        self.n_matrices() * self.out_features()
+    }
+}
+
+/// What a stored tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The codes.
+    Codes,
+    /// The scales, logically `[out_groups, in_groups]`.
+    Scale,
+    /// The zero points, logically as the scales.
+    ZeroPoint,
+    /// For each input feature its group: activation order.
+    GroupIndex,
+    /// A descriptor that holds the logical shape.
+    Shape,
+    /// Something that belongs to the module but not to the weight: activation scales, marker tensors.
+    Auxiliary,
+}
+
+/// One stored tensor of a quantized one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// What it is for.
+    pub role: Role,
+    /// Its name in the file.
+    pub name: String,
+    /// Its dtype in the header.
+    pub dtype: Dtype,
+    /// Its shape in the header.
+    pub shape: Vec<u64>,
+    /// How the logical grid of the role sits in it.
+    pub storage: Storage,
+}
+
+/// How the logical grid of a role (`[out, in]` for codes, `[out_groups, in_groups]` for scales and zero points) is stored.
+/// Leading dimensions of a stack stand before it and are never packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// One element per grid entry.
+    Elements {
+        /// Which logical axis comes first.
+        axes: Axes,
+    },
+    /// Codes in a packing; the words are the part's elements.
+    Packed {
+        /// Which logical axis comes first in the stored matrix.
+        axes: Axes,
+        /// The bit layout of one run.
+        packing: Packing,
+        /// The logical axis that a run follows.
+        along: Axis,
+    },
+    /// One element per input feature ([`Role::GroupIndex`]), or free content ([`Role::Shape`], [`Role::Auxiliary`]).
+    Vector,
+}
+
+/// The order of the logical axes in a stored matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Axes {
+    /// `[out, in]`, as dense weights are.
+    OutIn,
+    /// `[in, out]`: GPTQ and AWQ store the transpose.
+    InOut,
+}
+
+/// A logical axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Axis {
+    /// Output features.
+    Out,
+    /// Input features.
+    In,
+}
