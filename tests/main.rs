@@ -1,1 +1,7 @@
 //! One binary for all integration tests (style.md, §6).
+
+mod cli;
+mod hostile;
+mod interop;
+mod registries;
+mod rewrite;

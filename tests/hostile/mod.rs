@@ -1,0 +1,1 @@
+//! Hostile files: each with its expected error; every fixture truncated and bit-flipped.

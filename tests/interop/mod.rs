@@ -1,0 +1,1 @@
+//! What real tools wrote: every fixture is opened, bound, decoded and compared with the numbers of its producer.

@@ -1,0 +1,1 @@
+//! The registries test themselves: ids unique, pages present, generated documents current.

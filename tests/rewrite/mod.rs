@@ -1,0 +1,1 @@
+//! Writing jobs: plans, faults, kills and resumption.
