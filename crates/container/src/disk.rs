@@ -48,6 +48,13 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// The system's answer.
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>>;
+    /// The path with every symlink resolved: to compare two paths, never to open one.
+    ///
+    /// # Errors
+    /// The system's answer; `NotFound` if nothing has that name.
+    fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
+        path.canonicalize()
+    }
     /// Names in a directory, sorted.
     ///
     /// # Errors

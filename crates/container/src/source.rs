@@ -24,6 +24,12 @@ pub trait ReadAt: Send + Sync {
     fn verify_unchanged(&self) -> io::Result<()> {
         Ok(())
     }
+
+    /// What tells this object from a later one of the same length, cheaply (a modification time, an ETag); `None` where
+    /// nothing does. Equal stamps make equal content likely, never certain.
+    fn stamp(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A regular file read with `pread`: the default. A file that shrinks gives an error, never a signal.
