@@ -1,8 +1,18 @@
 //! A backend is a value: a table of functions for one instruction set.
+//!
+//! A SIMD backend is one file that fills in what it does faster and takes the rest from [`PORTABLE`]:
+//!
+//! ```text
+//! pub static BACKEND: Backend = Backend { name: "avx2", is_available, unpack, ..PORTABLE };
+//! ```
+//!
+//! and one line in [`BACKENDS`]. Tests and benches loop over [`Backend::available`].
 
-use crate::{Float, Minifloat, NanRule, OverflowRule, Packing};
+use crate::{Float, Minifloat, NanRule, OverflowRule, Packing, portable};
 
-/// The operations that `schemes` and `quantize` call. Lengths are checked by the functions themselves.
+/// The operations that `schemes` and `quantize` call. Lengths are checked by the functions themselves, which panic with a
+/// message if they do not fit. No slice needs alignment.
+#[derive(Clone, Copy)]
 pub struct Backend {
     /// `portable`, `avx2`, `avx512` ...
     pub name: &'static str,
@@ -13,37 +23,106 @@ pub struct Backend {
     /// [`Packing::pack`].
     pub pack: fn(Packing, &[u8], &mut [u8]),
     /// `out[i] = f32(code - zero) * scale`, in F32, for one group: integer codes.
+    /// [`portable::affine::dequantize_integer`].
     pub dequantize_integer: fn(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]),
     /// `out[i] = table[code] * scale`, in F32, for one group: minifloats and code books.
+    /// [`portable::affine::dequantize_table`].
     pub dequantize_table: fn(codes: &[u8], table: &[f32; 256], scale: f32, out: &mut [f32]),
-    /// Little-endian dense floats to F32 (exact).
+    /// Little-endian dense floats to F32 (exact). [`portable::convert::widen`].
     pub widen: fn(Float, &[u8], &mut [f32]),
-    /// F32 to little-endian dense floats, rounding once to nearest even; NaN stays NaN.
+    /// F32 to little-endian dense floats, rounding once to nearest even; NaN stays NaN. [`portable::convert::round`].
     pub round: fn(Float, &[f32], &mut [u8]),
-    /// Codes of `values` (no scaling).
+    /// Codes of `values` (no scaling). [`portable::minifloat::encode`].
     pub encode_minifloat: fn(Minifloat, OverflowRule, NanRule, &[f32], &mut [u8]),
-    /// Smallest and largest value of a slice, 0 and 0 for an empty one; NaN if any value is NaN.
+    /// Stored codes `rne(clamp(value / scale + zero, min_code, max_code)) - min_code` of one group, calculated in `arith`.
+    /// [`portable::quantize::quantize_integer`].
+    #[expect(
+        clippy::type_complexity,
+        reason = "one argument per term of the formula"
+    )]
+    pub quantize_integer: fn(
+        arith: Float,
+        values: &[f32],
+        scale: f32,
+        zero: i32,
+        min_code: i32,
+        max_code: i32,
+        out: &mut [u8],
+    ),
+    /// Codes of `clamp(value / scale, -max, max)` of one group, calculated in `arith`.
+    /// [`portable::quantize::quantize_minifloat`].
+    pub quantize_minifloat:
+        fn(arith: Float, format: Minifloat, values: &[f32], scale: f32, out: &mut [u8]),
+    /// Smallest and largest value of a slice, 0 and 0 for an empty one; NaN if any value is NaN. A zero is plus zero.
+    /// [`portable::scan::min_max`].
     pub min_max: fn(&[f32]) -> (f32, f32),
-    /// Index of the first value that is NaN or infinite.
+    /// Largest magnitude, 0 for an empty slice; NaN if any value is NaN. [`portable::scan::absmax`].
+    pub absmax: fn(&[f32]) -> f32,
+    /// Index of the first value that is NaN or infinite. [`portable::scan::first_non_finite`].
     pub first_non_finite: fn(&[f32]) -> Option<usize>,
 }
 
+/// Plain Rust: the reference, available everywhere.
+pub const PORTABLE: Backend = Backend {
+    name: "portable",
+    is_available: || true,
+    unpack: Packing::unpack,
+    pack: Packing::pack,
+    dequantize_integer: portable::affine::dequantize_integer,
+    dequantize_table: portable::affine::dequantize_table,
+    widen: portable::convert::widen,
+    round: portable::convert::round,
+    encode_minifloat: portable::minifloat::encode,
+    quantize_integer: portable::quantize::quantize_integer,
+    quantize_minifloat: portable::quantize::quantize_minifloat,
+    min_max: portable::scan::min_max,
+    absmax: portable::scan::absmax,
+    first_non_finite: portable::scan::first_non_finite,
+};
+
 /// Every backend, fastest first; the last one is portable and always available.
-pub static BACKENDS: &[&Backend] = &[];
+pub static BACKENDS: &[&Backend] = &[&PORTABLE];
 
 impl Backend {
     /// The fastest backend this machine can run.
     pub fn detect() -> &'static Backend {
-        unimplemented!()
+        Backend::available().next().unwrap_or(&PORTABLE)
     }
 
     /// The backend of this name, if the machine can run it.
-    pub fn by_name(_name: &str) -> Option<&'static Backend> {
-        unimplemented!()
+    ///
+    /// ```
+    /// use safequant_kernels::Backend;
+    /// assert!(Backend::by_name("portable").is_some());
+    /// assert!(Backend::by_name("abacus").is_none());
+    /// ```
+    pub fn by_name(name: &str) -> Option<&'static Backend> {
+        Backend::available().find(|backend| backend.name == name)
     }
 
     /// Every backend that this machine can run, fastest first.
     pub fn available() -> impl Iterator<Item = &'static Backend> {
         BACKENDS.iter().copied().filter(|b| (b.is_available)())
+    }
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backend")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_portable_is_last() {
+        let names: std::collections::BTreeSet<&str> = BACKENDS.iter().map(|b| b.name).collect();
+        assert_eq!(names.len(), BACKENDS.len());
+        assert_eq!(BACKENDS.last().map(|b| b.name), Some("portable"));
+        assert!((PORTABLE.is_available)());
     }
 }

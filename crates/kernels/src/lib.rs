@@ -8,9 +8,17 @@
     clippy::cast_possible_wrap,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    clippy::cast_lossless,
     reason = "this crate is bit manipulation; each cast is covered by an exhaustive or property test"
 )]
+#![expect(
+    clippy::inline_always,
+    reason = "the per-element functions must merge with their loops, or nothing is vectorized and layouts stay variables"
+)]
+#![cfg_attr(
+    test,
+    expect(clippy::float_cmp, reason = "results are defined to the last bit")
+)]
+#![forbid(unsafe_code)] // the first SIMD backend turns this into `deny`, opened in `arch/` only
 
 pub mod backend;
 pub mod codebook;
@@ -18,9 +26,11 @@ pub mod minifloat;
 pub mod packing;
 pub mod portable;
 
-pub use backend::{BACKENDS, Backend};
+pub use backend::{BACKENDS, Backend, PORTABLE};
 pub use codebook::Codebook;
-pub use minifloat::{Minifloat, NanRule, OverflowRule};
+pub use minifloat::{
+    E8M0Rounding, Layout, Minifloat, NanRule, OverflowRule, Specials, encode_e8m0,
+};
 pub use packing::Packing;
 
 /// A dense float type that results are rounded to.
