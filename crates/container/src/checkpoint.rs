@@ -1,11 +1,13 @@
-//! A named set of files: shards, index, and the documents beside them.
+//! A named set of files: shards, index, and the documents beside them (specs/container/checkpoint.md).
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::{Dtype, Error, Header, Limits, ReadAt, TensorInfo};
+use crate::header::read_range;
+use crate::paths::{Directory, INDEX_SUFFIX, Listing, check_shard_name};
+use crate::source::OpenFailure;
+use crate::{BytesSource, Error, FileSource, Header, Index, Limits, ReadAt, TensorRef};
 
 /// How a checkpoint was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,78 +39,319 @@ pub struct Sidecar {
     pub len_bytes: u64,
 }
 
+/// The index that is used if there are several.
+const INDEX_NAME: &str = "model.safetensors.index.json";
+
+/// The documents that belong to a single file: those that say how it is quantized.
+const FILE_DOCUMENTS: &[&str] = &[
+    "config.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "generation_config.json",
+];
+
 /// An opened checkpoint: headers validated, index and shards in agreement, nothing of the data read.
-pub struct Checkpoint {}
+///
+/// Every shard keeps a file descriptor open.
+pub struct Checkpoint {
+    kind: CheckpointKind,
+    name: String,
+    limits: Limits,
+    shards: Vec<Shard>,
+    /// (shard, tensor in its header), by tensor name.
+    by_name: Vec<(u32, u32)>,
+    documents: BTreeMap<String, Vec<u8>>,
+    sidecars: Vec<Sidecar>,
+    directory: Option<Directory>,
+    index: Option<Index>,
+    unreferenced: Vec<String>,
+}
 
 impl Checkpoint {
-    /// Opens a file, a directory or an index file.
+    /// Opens a file, a directory or an index file (anything that ends in `.json`).
     ///
     /// # Errors
-    /// A named condition; the message carries file and tensor.
-    pub fn open(_path: &Path, _limits: &Limits) -> Result<Self, Error> {
-        unimplemented!()
+    /// A named condition; the message carries file and tensor. Those of [`Header::read`] and of
+    /// specs/container/checkpoint.md: `FileName`, `PathEscape`, `NotRegularFile`, `ShardMissing`, `TooManyShards`,
+    /// `NoWeights`, `AmbiguousIndex`, `NoWeightMap`, `IndexMissingTensor`, `IndexWrongShard`, `TensorInTwoShards`,
+    /// `DocumentTooLarge`, `TooManyEntries`, `Changed`, `Io`.
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let shown = path.to_string_lossy();
+        let status = std::fs::metadata(path).map_err(|error| Error::io(&shown, error))?;
+        if status.is_dir() {
+            return Self::open_directory(path, &shown, limits);
+        }
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
+            return Self::open_index(path, &shown, limits);
+        }
+        Self::open_single(path, &shown, limits)
+    }
+
+    fn open_single(path: &Path, shown: &str, limits: &Limits) -> Result<Self, Error> {
+        let source = open_given(path, shown)?;
+        let shard = read_shard(file_name(path), shown, Arc::new(source), limits)?;
+        let directory = Directory::open(parent(path))?;
+        let documents = read_documents(&directory, FILE_DOCUMENTS.iter().copied(), limits)?;
+        let mut checkpoint =
+            Self::assemble(CheckpointKind::File, shown, vec![shard], None, limits)?;
+        checkpoint.documents = documents;
+        Ok(checkpoint)
+    }
+
+    fn open_index(path: &Path, shown: &str, limits: &Limits) -> Result<Self, Error> {
+        let source = open_given(path, shown)?;
+        let index = read_index(&source, &file_name(path), shown, limits)?;
+        let directory = Directory::open(parent(path))?;
+        let listing = directory.list()?;
+        Self::open_listed(
+            CheckpointKind::Index,
+            shown,
+            directory,
+            listing,
+            Some(index),
+            limits,
+        )
+    }
+
+    fn open_directory(path: &Path, shown: &str, limits: &Limits) -> Result<Self, Error> {
+        let directory = Directory::open(path)?;
+        let listing = directory.list()?;
+        let name = match listing.indexes.as_slice() {
+            [] => None,
+            [only] => Some(only.clone()),
+            names if names.iter().any(|name| name == INDEX_NAME) => Some(INDEX_NAME.to_owned()),
+            [first, second, ..] => {
+                return Err(Error::AmbiguousIndex {
+                    directory: shown.to_owned(),
+                    first: first.clone(),
+                    second: second.clone(),
+                });
+            }
+        };
+        let index = match name {
+            None => None,
+            Some(name) => {
+                let source = directory.open_file(&name)?;
+                Some(read_index(&source, &name, &directory.show(&name), limits)?)
+            }
+        };
+        Self::open_listed(
+            CheckpointKind::Directory,
+            shown,
+            directory,
+            listing,
+            index,
+            limits,
+        )
+    }
+
+    /// The shards that the index names, or without an index all `*.safetensors`, and everything beside them.
+    fn open_listed(
+        kind: CheckpointKind,
+        shown: &str,
+        directory: Directory,
+        listing: Listing,
+        index: Option<Index>,
+        limits: &Limits,
+    ) -> Result<Self, Error> {
+        let names: Vec<String> = match &index {
+            Some(index) => index.shard_names().into_iter().map(str::to_owned).collect(),
+            None => listing.weights.clone(),
+        };
+        check_shard_count(shown, names.len(), limits)?;
+        let mut shards = Vec::new();
+        for name in names {
+            shards.push(open_shard(&directory, index.as_ref(), name, limits)?);
+        }
+        if shards.is_empty() {
+            return Err(Error::NoWeights {
+                directory: shown.to_owned(),
+            });
+        }
+        let top = listing.sidecars.iter().map(|sidecar| sidecar.name.as_str());
+        let is_document = |name: &&str| {
+            is_document_name(name) && index.as_ref().is_none_or(|index| index.name != **name)
+        };
+        let documents = read_documents(&directory, top.filter(is_document), limits)?;
+        let mut checkpoint = Self::assemble(kind, shown, shards, index, limits)?;
+        let is_shard = |name: &String| {
+            checkpoint
+                .shards
+                .binary_search_by(|shard| shard.name.as_str().cmp(name))
+                .is_ok()
+        };
+        checkpoint.unreferenced = listing
+            .weights
+            .into_iter()
+            .filter(|name| !is_shard(name))
+            .collect();
+        checkpoint.documents = documents;
+        checkpoint.sidecars = listing.sidecars;
+        if let Some(index) = &checkpoint.index {
+            checkpoint
+                .sidecars
+                .retain(|sidecar| sidecar.name != index.name);
+        }
+        checkpoint.directory = Some(directory);
+        Ok(checkpoint)
     }
 
     /// Builds a checkpoint from sources that are already open: tests, fuzzing, and remote stores.
     ///
+    /// A document whose name ends in `.safetensors.index.json` is the index.
+    ///
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn from_sources(
-        _name: &str,
-        _shards: Vec<(String, Arc<dyn ReadAt>)>,
-        _documents: BTreeMap<String, Vec<u8>>,
-        _limits: &Limits,
+        name: &str,
+        shards: Vec<(String, Arc<dyn ReadAt>)>,
+        mut documents: BTreeMap<String, Vec<u8>>,
+        limits: &Limits,
     ) -> Result<Self, Error> {
-        unimplemented!()
+        check_shard_count(name, shards.len(), limits)?;
+        let index_name = documents
+            .keys()
+            .find(|name| name.ends_with(INDEX_SUFFIX))
+            .cloned();
+        let index = match index_name.and_then(|name| documents.remove_entry(&name)) {
+            Some((file, bytes)) => Some(Index::parse(&file, &file, &bytes, limits)?),
+            None => None,
+        };
+        let kind = match (shards.len(), &index) {
+            (1, None) => CheckpointKind::File,
+            (_, None | Some(_)) => CheckpointKind::Directory,
+        };
+        let mut opened = Vec::new();
+        for (file, source) in shards {
+            check_shard_name(name, &file)?;
+            opened.push(read_shard(file.clone(), &file, source, limits)?);
+        }
+        opened.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(pair) = opened.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            let (file, name) = (name.to_owned(), pair[0].name.clone());
+            return Err(Error::FileName {
+                file,
+                name,
+                why: "occurs twice",
+            });
+        }
+        let mut checkpoint = Self::assemble(kind, name, opened, index, limits)?;
+        checkpoint.sidecars = documents
+            .iter()
+            .map(|(name, bytes)| Sidecar {
+                name: name.clone(),
+                len_bytes: bytes.len() as u64,
+            })
+            .collect();
+        checkpoint.documents = documents;
+        Ok(checkpoint)
+    }
+
+    fn assemble(
+        kind: CheckpointKind,
+        name: &str,
+        shards: Vec<Shard>,
+        index: Option<Index>,
+        limits: &Limits,
+    ) -> Result<Self, Error> {
+        let by_name = match_names(name, &shards, index.as_ref())?;
+        Ok(Self {
+            kind,
+            name: name.to_owned(),
+            limits: limits.clone(),
+            shards,
+            by_name,
+            documents: BTreeMap::new(),
+            sidecars: Vec::new(),
+            directory: None,
+            index,
+            unreferenced: Vec::new(),
+        })
     }
 
     /// How the checkpoint was given.
     pub fn kind(&self) -> CheckpointKind {
-        unimplemented!()
+        self.kind
     }
 
     /// The path or name it was opened under, for messages.
     pub fn name(&self) -> &str {
-        unimplemented!()
+        &self.name
     }
 
     /// The limits it was opened with.
     pub fn limits(&self) -> &Limits {
-        unimplemented!()
+        &self.limits
     }
 
     /// The shards, by file name.
     pub fn shards(&self) -> &[Shard] {
-        unimplemented!()
+        &self.shards
     }
 
-    /// Every tensor, by name (byte order).
+    /// The index, if there is one. It may leave tensors unlisted; every tensor that it lists is where it says.
+    pub fn index(&self) -> Option<&Index> {
+        self.index.as_ref()
+    }
+
+    /// Names of `*.safetensors` files in the directory that the index does not name; empty without an index.
+    pub fn unreferenced(&self) -> &[String] {
+        &self.unreferenced
+    }
+
+    /// Every tensor, by name (byte order). Where two shards have one name, the one that the index names is meant.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorRef<'_>> {
-        std::iter::empty()
+        self.by_name.iter().map(|&place| self.at(place))
     }
 
     /// The tensor of this name.
-    pub fn tensor(&self, _name: &str) -> Option<TensorRef<'_>> {
-        unimplemented!()
+    pub fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {
+        let found = self
+            .by_name
+            .binary_search_by(|&place| self.at(place).name().cmp(name))
+            .ok()?;
+        Some(self.at(self.by_name[found]))
+    }
+
+    fn at(&self, (shard, tensor): (u32, u32)) -> TensorRef<'_> {
+        let shard = &self.shards[shard as usize];
+        TensorRef {
+            shard,
+            info: &shard.header.tensors[tensor as usize],
+        }
     }
 
     /// A document beside the weights (`config.json`, `quantize_config.json`, `hf_quant_config.json` ...), if it is there.
-    /// Only `*.json` files within `Limits::max_document_bytes` are documents; the index is not one.
-    pub fn document(&self, _name: &str) -> Option<&[u8]> {
-        unimplemented!()
+    /// Only `*.json` files at the top are documents; the index is not one. A checkpoint opened as a single file has
+    /// only those documents that say how it is quantized.
+    pub fn document(&self, name: &str) -> Option<&[u8]> {
+        self.documents.get(name).map(Vec::as_slice)
     }
 
-    /// Every file beside the weights, by name, documents included; shards, index and our own manifest are not listed.
+    /// Every file beside the weights, by name, documents included; shards, index and our own manifest are not listed,
+    /// nor hidden files and symlinks that leave the directory. Empty for a checkpoint opened as a single file.
     pub fn sidecars(&self) -> &[Sidecar] {
-        unimplemented!()
+        &self.sidecars
     }
 
     /// Opens a sidecar for reading, under the same path rules as a shard.
     ///
     /// # Errors
-    /// If it is gone or no longer a regular file inside the directory.
-    pub fn sidecar(&self, _name: &str) -> Result<Arc<dyn ReadAt>, Error> {
-        unimplemented!()
+    /// If it is gone or no longer a regular file inside the directory; `NoSuchSidecar` if it is not in the list.
+    pub fn sidecar(&self, name: &str) -> Result<Arc<dyn ReadAt>, Error> {
+        let listed = self.sidecars.iter().any(|sidecar| sidecar.name == name);
+        match (listed, &self.directory, self.documents.get(name)) {
+            (true, Some(directory), _) => Ok(Arc::new(directory.open_file(name)?)),
+            (true, None, Some(bytes)) => Ok(Arc::new(BytesSource(bytes.as_slice().into()))),
+            (_, _, _) => Err(Error::NoSuchSidecar {
+                checkpoint: self.name.clone(),
+                name: name.to_owned(),
+            }),
+        }
     }
 
     /// Whether every shard is still the file that was opened (P8).
@@ -116,63 +359,196 @@ impl Checkpoint {
     /// # Errors
     /// Names the first file that changed, and how.
     pub fn verify_unchanged(&self) -> Result<(), Error> {
-        unimplemented!()
+        for shard in &self.shards {
+            let changed = |source| Error::Changed {
+                file: shard.name.clone(),
+                source,
+            };
+            shard.source.verify_unchanged().map_err(changed)?;
+        }
+        Ok(())
     }
 }
 
-/// A tensor of a checkpoint together with the shard that holds it.
-#[derive(Clone, Copy)]
-pub struct TensorRef<'a> {
-    /// The file.
-    pub shard: &'a Shard,
-    /// What its header says.
-    pub info: &'a TensorInfo,
+/// Whether a file at the top of the directory is a document.
+fn is_document_name(name: &str) -> bool {
+    name.strip_suffix(".json")
+        .is_some_and(|stem| !stem.contains('/'))
 }
 
-impl<'a> TensorRef<'a> {
-    /// The tensor's name.
-    pub fn name(self) -> &'a str {
-        &self.info.name
-    }
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
 
-    /// Element type.
-    pub fn dtype(self) -> Dtype {
-        self.info.dtype
-    }
+/// The directory of a file given by the user, before symlinks are followed: that is where its companions are.
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
 
-    /// Dimensions, outermost first.
-    pub fn shape(self) -> &'a [u64] {
-        &self.info.shape
-    }
+/// Opens a path given by the user.
+fn open_given(path: &Path, shown: &str) -> Result<FileSource, Error> {
+    FileSource::open_any(path).map_err(|failure| match failure {
+        OpenFailure::Io(error) => Error::io(shown, error),
+        OpenFailure::NotRegular(found) => Error::NotRegularFile {
+            path: shown.to_owned(),
+            found,
+        },
+    })
+}
 
-    /// Fills `out` with the bytes from `offset` (relative to the tensor's first byte) on.
-    ///
-    /// # Errors
-    /// An I/O error that names shard and tensor; a range outside the tensor is refused before anything is read.
-    pub fn read_exact_at(self, _offset: u64, _out: &mut [u8]) -> Result<(), Error> {
-        unimplemented!()
+fn check_shard_count(file: &str, found: usize, limits: &Limits) -> Result<(), Error> {
+    if found > limits.max_shards {
+        let limit = limits.max_shards;
+        return Err(Error::TooManyShards {
+            file: file.to_owned(),
+            found,
+            limit,
+        });
     }
+    Ok(())
+}
 
-    /// Reads a rectangle of a tensor seen as rows of `row_len_bytes`: rows `rows`, bytes `columns` of each, one after
-    /// the other into `out`. Adjacent rows are fetched in one request where the rectangle spans them whole.
-    ///
-    /// # Errors
-    /// As [`TensorRef::read_exact_at`].
-    pub fn read_rectangle(
-        self,
-        _row_len_bytes: u64,
-        _rows: Range<u64>,
-        _columns: Range<u64>,
-        _out: &mut [u8],
-    ) -> Result<(), Error> {
-        unimplemented!()
+fn read_index(
+    source: &dyn ReadAt,
+    name: &str,
+    shown: &str,
+    limits: &Limits,
+) -> Result<Index, Error> {
+    crate::index::check_len(shown, source.len_bytes(), limits)?;
+    let bytes = read_whole(source, shown)?;
+    Index::parse(name, shown, &bytes, limits)
+}
+
+/// Reads a whole file, and makes sure that it did not change meanwhile.
+fn read_whole(source: &dyn ReadAt, shown: &str) -> Result<Vec<u8>, Error> {
+    let bytes = read_range(source, shown, 0, source.len_bytes())?;
+    let changed = |source| Error::Changed {
+        file: shown.to_owned(),
+        source,
+    };
+    source.verify_unchanged().map_err(changed)?;
+    Ok(bytes)
+}
+
+/// Reads those of the named documents that exist; their sum is limited like each of them, times two.
+fn read_documents<'a>(
+    directory: &Directory,
+    names: impl Iterator<Item = &'a str>,
+    limits: &Limits,
+) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let mut documents = BTreeMap::new();
+    let mut left = limits.max_document_bytes.saturating_mul(2);
+    for name in names {
+        let source = match directory.try_open_file(name) {
+            Err(refusal) if refusal.is_missing() => continue,
+            opened => opened.map_err(|refusal| directory.error(name, refusal))?,
+        };
+        let found = source.len_bytes();
+        let limit = limits.max_document_bytes.min(left);
+        if found > limit {
+            let file = directory.show(name);
+            return Err(Error::DocumentTooLarge { file, found, limit });
+        }
+        left -= found;
+        documents.insert(name.to_owned(), read_whole(&source, &directory.show(name))?);
     }
+    Ok(documents)
+}
 
-    /// The whole tensor, if it has at most `max_len_bytes`.
-    ///
-    /// # Errors
-    /// As [`TensorRef::read_exact_at`], or a limit error that names both lengths.
-    pub fn read_all(self, _max_len_bytes: u64) -> Result<Vec<u8>, Error> {
-        unimplemented!()
+fn open_shard(
+    directory: &Directory,
+    index: Option<&Index>,
+    name: String,
+    limits: &Limits,
+) -> Result<Shard, Error> {
+    check_shard_name(&directory.shown, &name)?;
+    let source = directory
+        .try_open_file(&name)
+        .map_err(|refusal| match index {
+            Some(index) if refusal.is_missing() => Error::ShardMissing {
+                file: directory.show(&index.name),
+                shard: name.clone(),
+            },
+            Some(_) | None => directory.error(&name, refusal),
+        })?;
+    let shown = directory.show(&name);
+    read_shard(name, &shown, Arc::new(source), limits)
+}
+
+fn read_shard(
+    name: String,
+    shown: &str,
+    source: Arc<dyn ReadAt>,
+    limits: &Limits,
+) -> Result<Shard, Error> {
+    let header = Header::read(&*source, shown, limits)?;
+    Ok(Shard {
+        name,
+        header,
+        source,
+    })
+}
+
+/// Every tensor once, by name: the one that the index lists, or the only one.
+fn match_names(
+    checkpoint: &str,
+    shards: &[Shard],
+    index: Option<&Index>,
+) -> Result<Vec<(u32, u32)>, Error> {
+    let narrow = |i: usize| u32::try_from(i).expect("headers and numbers of shards are limited");
+    let mut stored: Vec<(&str, u32, u32)> = Vec::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let tensors = shard.header.tensors.iter().enumerate();
+        stored.extend(tensors.map(|(j, tensor)| (tensor.name.as_str(), narrow(i), narrow(j))));
+    }
+    stored.sort_unstable();
+    let mut listed = index
+        .map_or(&[][..], |index| &index.weight_map)
+        .iter()
+        .peekable();
+    let mut places = Vec::with_capacity(stored.len());
+    for same in stored.chunk_by(|a, b| a.0 == b.0) {
+        let name = same[0].0;
+        if let Some((missing, shard)) = listed.next_if(|(tensor, _)| tensor.as_str() < name) {
+            return Err(missing_tensor(index, missing, shard));
+        }
+        let place = match (listed.next_if(|(tensor, _)| tensor == name), same) {
+            (Some((_, shard)), _) => {
+                let meant = same
+                    .iter()
+                    .find(|(_, i, _)| shards[*i as usize].name == *shard);
+                meant.ok_or_else(|| Error::IndexWrongShard {
+                    file: index.map(|index| index.name.clone()).unwrap_or_default(),
+                    tensor: name.to_owned(),
+                    listed: shard.clone(),
+                    stored: shards[same[0].1 as usize].name.clone(),
+                })?
+            }
+            (None, [only]) => only,
+            (None, several) => {
+                return Err(Error::TensorInTwoShards {
+                    checkpoint: checkpoint.to_owned(),
+                    tensor: name.to_owned(),
+                    first: shards[several[0].1 as usize].name.clone(),
+                    second: shards[several[1].1 as usize].name.clone(),
+                });
+            }
+        };
+        places.push((place.1, place.2));
+    }
+    match listed.next() {
+        Some((missing, shard)) => Err(missing_tensor(index, missing, shard)),
+        None => Ok(places),
+    }
+}
+
+fn missing_tensor(index: Option<&Index>, tensor: &str, shard: &str) -> Error {
+    Error::IndexMissingTensor {
+        file: index.map(|index| index.name.clone()).unwrap_or_default(),
+        tensor: tensor.to_owned(),
+        shard: shard.to_owned(),
     }
 }

@@ -3,8 +3,17 @@
 //! Reading goes through [`crate::ReadAt`]; writing, syncing, renaming and removing go through [`Disk`]. Nothing else in
 //! the libraries opens a file.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::source::describe;
 
 /// The operations of a file system that writing a checkpoint needs.
 pub trait Disk: Send + Sync {
@@ -105,3 +114,229 @@ pub trait DiskFile: crate::ReadAt {
 /// The operating system's disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsDisk;
+
+/// A file of [`OsDisk`].
+struct OsFile {
+    file: File,
+    len_bytes: AtomicU64,
+}
+
+impl Disk for OsDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir(path)
+    }
+
+    fn open_file(&self, path: &Path, create: bool) -> io::Result<Box<dyn DiskFile>> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let flags = if create {
+            flags | OFlags::CREATE
+        } else {
+            flags
+        };
+        // Read and write for everyone, less what the umask takes: a file must not become 0600 by accident (P23).
+        let fd = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o666))?;
+        let stat = rustix::fs::fstat(&fd)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind != FileType::RegularFile {
+            let message = format!("expected a regular file, found {}", describe(kind));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let len_bytes = u64::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(Box::new(OsFile {
+            file: File::from(fd),
+            len_bytes: AtomicU64::new(len_bytes),
+        }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        match rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE) {
+            Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+            answer => Ok(answer?),
+        }
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        flush(&fd)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_dir_all(path)
+    }
+
+    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
+        match std::fs::symlink_metadata(path) {
+            Ok(status) if status.is_file() => Ok(Some(Entry::File(status.len()))),
+            Ok(status) if status.is_dir() => Ok(Some(Entry::Directory)),
+            Ok(_) => Ok(Some(Entry::Other)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path)? {
+            names.push(PathBuf::from(entry?.file_name()));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let status = rustix::fs::statvfs(path)?;
+        Ok(status.f_bavail.saturating_mul(status.f_frsize))
+    }
+}
+
+/// Makes an object durable. An interrupted or failed call is final: after it the system may have dropped the pages.
+fn flush(fd: impl AsFd) -> io::Result<()> {
+    #[cfg(target_vendor = "apple")]
+    return Ok(rustix::fs::fcntl_fullfsync(fd)?);
+    #[cfg(not(target_vendor = "apple"))]
+    Ok(rustix::fs::fsync(fd)?)
+}
+
+impl crate::ReadAt for OsFile {
+    fn len_bytes(&self) -> u64 {
+        self.len_bytes.load(Ordering::Acquire)
+    }
+
+    fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+}
+
+impl DiskFile for OsFile {
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or(io::ErrorKind::FileTooLarge)?;
+        self.file.write_all_at(bytes, offset)?;
+        self.len_bytes.fetch_max(end, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.file.set_len(len_bytes)?;
+        self.len_bytes.store(len_bytes, Ordering::Release);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        flush(&self.file)
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_creates_writes_renames_exchanges_and_removes() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = |name: &str| root.path().join(name);
+        let disk = OsDisk;
+        disk.create_dir(&path("dir"))?;
+        assert_eq!(
+            disk.create_dir(&path("dir")).map_err(|error| error.kind()),
+            Err(io::ErrorKind::AlreadyExists)
+        );
+        let missing = disk.open_file(&path("dir/a"), false).map(drop);
+        assert_eq!(
+            missing.map_err(|error| error.kind()),
+            Err(io::ErrorKind::NotFound)
+        );
+        let file = disk.open_file(&path("dir/a"), true)?;
+        file.set_len(10)?;
+        file.write_all_at(3, b"abc")?;
+        file.sync()?;
+        let mut out = [9; 10];
+        file.read_exact_at(0, &mut out)?;
+        assert_eq!(&out, b"\0\0\0abc\0\0\0\0");
+        assert_eq!(file.len_bytes(), 10);
+        assert_eq!(disk.entry(&path("dir/a"))?, Some(Entry::File(10)));
+        assert_eq!(disk.entry(&path("dir"))?, Some(Entry::Directory));
+        assert_eq!(disk.entry(&path("none"))?, None);
+        disk.create_dir(&path("other"))?;
+        disk.exchange(&path("dir"), &path("other"))?;
+        assert_eq!(disk.list(&path("other"))?, [PathBuf::from("a")]);
+        disk.rename(&path("other/a"), &path("b"))?;
+        disk.sync_dir(root.path())?;
+        assert_eq!(
+            disk.list(root.path())?,
+            ["b", "dir", "other"].map(PathBuf::from)
+        );
+        disk.remove_file(&path("b"))?;
+        disk.remove_dir_all(&path("dir"))?;
+        assert!(disk.free_bytes(root.path())? > 0);
+        Ok(())
+    }
+
+    #[test]
+    fn work_files_are_regular_and_no_links() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = |name: &str| root.path().join(name);
+        std::fs::write(path("file"), "x")?;
+        std::os::unix::fs::symlink("file", path("link"))?;
+        rustix::fs::mknodat(
+            CWD,
+            path("fifo"),
+            FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )?;
+        for name in ["link", "fifo", "."] {
+            assert!(OsDisk.open_file(&path(name), true).is_err(), "{name}");
+        }
+        assert_eq!(OsDisk.entry(&path("link"))?, Some(Entry::Other));
+        Ok(())
+    }
+
+    #[test]
+    fn a_lock_is_held_until_the_file_is_dropped() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("lock");
+        let first = OsDisk.open_file(&path, true)?;
+        let second = OsDisk.open_file(&path, true)?;
+        assert!(first.try_lock()?);
+        assert!(!second.try_lock()?);
+        drop(first);
+        assert!(second.try_lock()?);
+        Ok(())
+    }
+
+    #[test]
+    fn the_mode_of_a_new_file_follows_the_umask() -> io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir()?;
+        drop(OsDisk.open_file(&root.path().join("ours"), true)?);
+        std::fs::write(root.path().join("plain"), "")?;
+        let mode = |name: &str| -> io::Result<u32> {
+            Ok(std::fs::metadata(root.path().join(name))?
+                .permissions()
+                .mode())
+        };
+        assert_eq!(mode("ours")?, mode("plain")?);
+        Ok(())
+    }
+}

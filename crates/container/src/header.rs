@@ -1,13 +1,23 @@
-//! Parse and validate a safetensors header, once.
+//! Parse and validate a safetensors header, once (specs/container/safetensors.md, clauses R1-R16).
 
-use crate::{Error, Limits, ReadAt, TensorInfo};
+use std::borrow::Cow;
+
+use crate::json::{MAX_TEXT_BYTES, Reader};
+use crate::{Dtype, Error, Limits, ReadAt, TensorInfo};
+
+/// The length word in front of the JSON.
+const LENGTH_BYTES: u64 = 8;
+
+/// The name that no tensor can have.
+pub(crate) const METADATA: &str = "__metadata__";
 
 /// A validated header: every range lies inside the file, and the ranges tile the data section exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// `N`, the length of the JSON including its padding.
     pub json_len_bytes: u64,
-    /// The tensors, by ascending offset (specs/container/safetensors.md, clause R6).
+    /// The tensors, by ascending offset (specs/container/safetensors.md, clause R11); zero-size tensors at one offset
+    /// keep the order of the file.
     pub tensors: Vec<TensorInfo>,
     /// `__metadata__`, in the order of the file; `None` if absent or null.
     pub metadata: Option<Vec<(String, String)>>,
@@ -16,9 +26,410 @@ pub struct Header {
 impl Header {
     /// Reads and validates the header of `source`; `file` is the name that errors carry.
     ///
+    /// The declared length is compared with the real one before anything is allocated, and no tensor data is read.
+    /// Memory stays below 8 times the header's bytes, whatever it declares.
+    ///
     /// # Errors
-    /// A named condition for every rule of specs/container/safetensors.md.
-    pub fn read(_source: &dyn ReadAt, _file: &str, _limits: &Limits) -> Result<Self, Error> {
-        unimplemented!()
+    /// A named condition for every rule of specs/container/safetensors.md: `TooSmall`, `HeaderTooLarge`,
+    /// `HeaderBeyondFile`, `ForeignFormat`, `NotUtf8`, `Json*`, `DuplicateKey`, `Metadata`, `Field*`, `UnknownDtype`,
+    /// `OffsetsReversed`, `Overlap`, `Hole`, `SizeOverflow`, `FractionalBytes`, `SizeMismatch`, `Truncated`,
+    /// `Trailing`, `OutOfMemory`, `Io`.
+    pub fn read(source: &dyn ReadAt, file: &str, limits: &Limits) -> Result<Self, Error> {
+        let malformed = |error: Error| match (&error, foreign_format(source)) {
+            (Error::Io { .. } | Error::OutOfMemory { .. }, _) | (_, None) => error,
+            (_, Some(found)) => Error::ForeignFormat {
+                file: file.to_owned(),
+                found,
+            },
+        };
+        let bytes = read_json(source, file, limits).map_err(malformed)?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| Error::NotUtf8 {
+            file: file.to_owned(),
+            offset: error.valid_up_to() as u64,
+        });
+        let mut header = text
+            .and_then(|text| parse(file, text, limits))
+            .map_err(malformed)?;
+        drop(bytes);
+        validate(&mut header, file, source.len_bytes())?;
+        Ok(header)
     }
+
+    /// Where the data section begins, relative to the start of the file.
+    pub fn data_start(&self) -> u64 {
+        LENGTH_BYTES + self.json_len_bytes
+    }
+
+    /// The value of a key of `__metadata__`.
+    pub fn metadata_value(&self, key: &str) -> Option<&str> {
+        let entries = self.metadata.as_deref()?;
+        entries
+            .iter()
+            .find(|(found, _)| found == key)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// The JSON text of the header, its length checked against limit and file.
+fn read_json(source: &dyn ReadAt, file: &str, limits: &Limits) -> Result<Vec<u8>, Error> {
+    let len_bytes = source.len_bytes();
+    let Some(rest) = len_bytes.checked_sub(LENGTH_BYTES) else {
+        return Err(Error::TooSmall {
+            file: file.to_owned(),
+            len_bytes,
+        });
+    };
+    let mut word = [0; 8];
+    source
+        .read_exact_at(0, &mut word)
+        .map_err(|error| Error::io(file, error))?;
+    let found = u64::from_le_bytes(word);
+    let limit = limits.max_header_bytes.min(MAX_TEXT_BYTES);
+    if found > limit {
+        return Err(Error::HeaderTooLarge {
+            file: file.to_owned(),
+            found,
+            limit,
+        });
+    }
+    if found > rest {
+        return Err(Error::HeaderBeyondFile {
+            file: file.to_owned(),
+            found,
+            len_bytes,
+        });
+    }
+    read_range(source, file, LENGTH_BYTES, found)
+}
+
+/// Reads `len_bytes` bytes, a length that the caller has compared with the source's; fails instead of aborting if
+/// there is no memory.
+pub(crate) fn read_range(
+    source: &dyn ReadAt,
+    file: &str,
+    offset: u64,
+    len_bytes: u64,
+) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    match usize::try_from(len_bytes) {
+        Ok(len) if bytes.try_reserve_exact(len).is_ok() => bytes.resize(len, 0),
+        Ok(_) | Err(_) => {
+            return Err(Error::OutOfMemory {
+                file: file.to_owned(),
+                len_bytes,
+            });
+        }
+    }
+    source
+        .read_exact_at(offset, &mut bytes)
+        .map_err(|error| Error::io(file, error))?;
+    Ok(bytes)
+}
+
+/// What a file is that fails as safetensors, if its first bytes tell. Asked only after a failure: each of these could
+/// begin a valid file.
+fn foreign_format(source: &dyn ReadAt) -> Option<&'static str> {
+    const SIGNATURES: &[(&[u8], &str)] = &[
+        (
+            b"version https://git-lfs",
+            "a Git LFS pointer: fetch the file itself with `git lfs pull`",
+        ),
+        (b"gguf", "a GGUF file"),
+        (
+            b"pk\x03\x04",
+            "a zip archive, perhaps a PyTorch checkpoint: pickles are never opened",
+        ),
+        (
+            b"\x80\x02",
+            "a pickle, perhaps a PyTorch checkpoint: pickles are never opened",
+        ),
+        (b"\x80\x03", "a pickle: pickles are never opened"),
+        (b"\x80\x04", "a pickle: pickles are never opened"),
+        (b"\x80\x05", "a pickle: pickles are never opened"),
+        (b"\x89hdf", "an HDF5 file"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"<!doctype", "an HTML page: the download failed"),
+        (b"<html", "an HTML page: the download failed"),
+        (b"<?xml", "an XML page: the download failed"),
+        (b"{\"error", "a JSON error message: the download failed"),
+    ];
+    let mut head = [0; 32];
+    let len = source.len_bytes().min(head.len() as u64);
+    let head = &mut head[..usize::try_from(len).ok()?];
+    source.read_exact_at(0, head).ok()?;
+    head.make_ascii_lowercase();
+    let text = head.trim_ascii_start();
+    SIGNATURES
+        .iter()
+        .find(|(magic, _)| text.starts_with(magic))
+        .map(|&(_, name)| name)
+}
+
+/// Parses the JSON; the ranges are still relative to the data section, unchecked and in the order of the file.
+fn parse(file: &str, text: &str, limits: &Limits) -> Result<Header, Error> {
+    let mut reader = Reader::new(file, text, limits.max_json_depth);
+    let mut tensors: Vec<TensorInfo> = Vec::new();
+    let mut metadata = None;
+    reader.object(|reader, name| {
+        if name == METADATA {
+            metadata = parse_metadata(reader, file)?;
+            return Ok(());
+        }
+        if tensors.len() == tensors.capacity() && tensors.try_reserve(1).is_err() {
+            return Err(reader.out_of_memory(tensors.len() * 2 * size_of::<TensorInfo>()));
+        }
+        tensors.push(parse_entry(reader, file, name)?);
+        Ok(())
+    })?;
+    reader.end()?;
+    Ok(Header {
+        json_len_bytes: text.len() as u64,
+        tensors,
+        metadata,
+    })
+}
+
+fn parse_metadata(
+    reader: &mut Reader<'_>,
+    file: &str,
+) -> Result<Option<Vec<(String, String)>>, Error> {
+    let not_strings = |reader: &Reader<'_>| Error::Metadata {
+        file: file.to_owned(),
+        offset: reader.position(),
+    };
+    match reader.peek() {
+        Some(b'n') => reader.literal("null").map(|()| None),
+        Some(b'{') => {
+            let mut entries = Vec::new();
+            reader.object(|reader, key| {
+                if reader.peek() != Some(b'"') {
+                    return Err(not_strings(reader));
+                }
+                entries.push((key.into_owned(), reader.string()?.into_owned()));
+                Ok(())
+            })?;
+            Ok(Some(entries))
+        }
+        Some(_) | None => Err(not_strings(reader)),
+    }
+}
+
+fn parse_entry(
+    reader: &mut Reader<'_>,
+    file: &str,
+    name: Cow<'_, str>,
+) -> Result<TensorInfo, Error> {
+    let wrong = |field, expected| Error::Field {
+        file: file.to_owned(),
+        tensor: name.clone().into_owned(),
+        field,
+        expected,
+    };
+    if reader.peek() != Some(b'{') {
+        return Err(wrong("entry", "an object"));
+    }
+    let (mut dtype, mut shape, mut offsets) = (None, None, None);
+    reader.object(|reader, key| {
+        match &*key {
+            "dtype" => dtype = Some(parse_dtype(reader, file, &name)?),
+            "shape" => {
+                let expected = "a list of plain integers from 0 to 2^64 - 1";
+                shape = Some(parse_shape(reader)?.ok_or_else(|| wrong("shape", expected))?);
+            }
+            "data_offsets" => {
+                let expected = "a list of two plain integers from 0 to 2^64 - 1";
+                let pair = parse_offsets(reader)?;
+                offsets = Some(pair.ok_or_else(|| wrong("data_offsets", expected))?);
+            }
+            _ => reader.skip_value()?,
+        }
+        Ok(())
+    })?;
+    let missing = |field| Error::FieldMissing {
+        file: file.to_owned(),
+        tensor: name.clone().into_owned(),
+        field,
+    };
+    let dtype = dtype.ok_or_else(|| missing("dtype"))?;
+    let shape = shape.ok_or_else(|| missing("shape"))?;
+    let [start, end] = offsets.ok_or_else(|| missing("data_offsets"))?;
+    Ok(TensorInfo {
+        name: name.into_owned(),
+        dtype,
+        shape,
+        range: start..end,
+    })
+}
+
+fn parse_dtype(reader: &mut Reader<'_>, file: &str, tensor: &str) -> Result<Dtype, Error> {
+    if reader.peek() != Some(b'"') {
+        return Err(Error::Field {
+            file: file.to_owned(),
+            tensor: tensor.to_owned(),
+            field: "dtype",
+            expected: "a string",
+        });
+    }
+    let spelling = reader.string()?;
+    Dtype::from_name(&spelling).ok_or_else(|| Error::UnknownDtype {
+        file: file.to_owned(),
+        tensor: tensor.to_owned(),
+        found: spelling.into_owned(),
+    })
+}
+
+/// A list of plain integers; `None` if there is anything else in it.
+fn parse_shape(reader: &mut Reader<'_>) -> Result<Option<Vec<u64>>, Error> {
+    if reader.peek() != Some(b'[') {
+        return Ok(None);
+    }
+    let n_dims = reader.count_integers_ahead();
+    let mut shape = Vec::new();
+    if shape.try_reserve_exact(n_dims).is_err() {
+        return Err(reader.out_of_memory(n_dims * size_of::<u64>()));
+    }
+    Ok(parse_integers(reader, |dim| shape.push(dim))?.then_some(shape))
+}
+
+fn parse_offsets(reader: &mut Reader<'_>) -> Result<Option<[u64; 2]>, Error> {
+    if reader.peek() != Some(b'[') {
+        return Ok(None);
+    }
+    let mut pair = [0; 2];
+    let mut n_read = 0_usize;
+    let all_plain = parse_integers(reader, |offset| {
+        if let Some(place) = pair.get_mut(n_read) {
+            *place = offset;
+        }
+        n_read += 1;
+    })?;
+    Ok((all_plain && n_read == 2).then_some(pair))
+}
+
+/// Hands each integer of a list to `take`; `false` at the first value that is none (the rest is not read then).
+fn parse_integers(reader: &mut Reader<'_>, mut take: impl FnMut(u64)) -> Result<bool, Error> {
+    let mut all_plain = true;
+    let outcome = reader.array(|reader| {
+        if let Some(value) = reader.u64() {
+            take(value);
+            return Ok(());
+        }
+        all_plain = false;
+        Err(reader.expected("a plain integer"))
+    });
+    if all_plain {
+        outcome.map(|()| true)
+    } else {
+        Ok(false)
+    }
+}
+
+/// Sorts the tensors, checks that they tile the data section, and makes their ranges relative to the file.
+fn validate(header: &mut Header, file: &str, len_bytes: u64) -> Result<(), Error> {
+    let data_start = header.data_start();
+    // Stable, so that the order of zero-size tensors at one offset is that of the file.
+    header
+        .tensors
+        .sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    let mut running_end = 0;
+    for tensor in &header.tensors {
+        check_tensor(tensor, running_end, file)?;
+        running_end = tensor.range.end;
+    }
+    let found = len_bytes;
+    let expected = data_start.saturating_add(running_end);
+    if found < expected {
+        return Err(Error::Truncated {
+            file: file.to_owned(),
+            expected,
+            found,
+        });
+    }
+    if found > expected {
+        return Err(Error::Trailing {
+            file: file.to_owned(),
+            expected,
+            found,
+        });
+    }
+    for tensor in &mut header.tensors {
+        // No overflow: every range ends at or before the end of the file.
+        tensor.range = tensor.range.start + data_start..tensor.range.end + data_start;
+    }
+    Ok(())
+}
+
+fn check_tensor(tensor: &TensorInfo, expected: u64, file: &str) -> Result<(), Error> {
+    let (begin, end) = (tensor.range.start, tensor.range.end);
+    let name = || (file.to_owned(), tensor.name.clone());
+    if end < begin {
+        let (file, tensor) = name();
+        return Err(Error::OffsetsReversed {
+            file,
+            tensor,
+            begin,
+            end,
+        });
+    }
+    if begin < expected {
+        let (file, tensor) = name();
+        return Err(Error::Overlap {
+            file,
+            tensor,
+            expected,
+            found: begin,
+        });
+    }
+    if begin > expected {
+        let (file, tensor) = name();
+        return Err(Error::Hole {
+            file,
+            tensor,
+            expected,
+            found: begin,
+        });
+    }
+    let expected = size_bytes(file, &tensor.name, tensor.dtype, &tensor.shape)?;
+    if end - begin != expected {
+        let (file, tensor) = name();
+        return Err(Error::SizeMismatch {
+            file,
+            tensor,
+            expected,
+            found: end - begin,
+        });
+    }
+    Ok(())
+}
+
+/// THE size function: bytes of a tensor, multiplied in the order of the shape, as the official parser does it
+/// (`[0, 2^32, 2^32]` is fine, `[2^32, 2^32, 0]` overflows).
+pub(crate) fn size_bytes(
+    file: &str,
+    tensor: &str,
+    dtype: Dtype,
+    shape: &[u64],
+) -> Result<u64, Error> {
+    let n_elements = shape
+        .iter()
+        .try_fold(1_u64, |product, &dim| product.checked_mul(dim));
+    let bits = n_elements.and_then(|n| n.checked_mul(dtype.bits()));
+    let (file, tensor, shape) = match bits {
+        Some(bits) if bits.is_multiple_of(8) => return Ok(bits / 8),
+        Some(_) | None => (file.to_owned(), tensor.to_owned(), shape.to_vec()),
+    };
+    Err(match bits {
+        Some(_) => Error::FractionalBytes {
+            file,
+            tensor,
+            dtype,
+            shape,
+        },
+        None => Error::SizeOverflow {
+            file,
+            tensor,
+            dtype,
+            shape,
+        },
+    })
 }

@@ -9,6 +9,8 @@ mod disk;
 mod dtype;
 mod error;
 mod header;
+mod index;
+mod json;
 mod limits;
 mod logical;
 mod manifest;
@@ -19,16 +21,17 @@ mod source;
 mod tensor;
 mod writer;
 
-pub use checkpoint::{Checkpoint, CheckpointKind, Shard, Sidecar, TensorRef};
+pub use checkpoint::{Checkpoint, CheckpointKind, Shard, Sidecar};
 pub use disk::{Disk, DiskFile, Entry, OsDisk};
 pub use dtype::Dtype;
 pub use error::{Error, ErrorGroup};
 pub use header::Header;
+pub use index::Index;
 pub use limits::Limits;
 pub use logical::{Carrier, LogicalDtype};
 pub use manifest::{Manifest, ManifestEntry};
 #[cfg(feature = "mmap")]
 pub use mmap::MmapSource;
 pub use source::{BytesSource, FileSource, ReadAt};
-pub use tensor::{TensorInfo, TensorView};
+pub use tensor::{TensorInfo, TensorRef, TensorView};
 pub use writer::{CheckpointPlan, FilePlan, FileWriter, PlannedTensor, TensorGroup};

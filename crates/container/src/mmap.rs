@@ -1,3 +1,90 @@
-//! Memory-mapped sources.
-/// A mapped file.
-pub struct MmapSource;
+//! Memory-mapped sources, for callers that take the responsibility for the file.
+//!
+//! A load from a mapping beyond the end of a file that somebody cut short is a SIGBUS: it ends the process, and no
+//! error handling sees it. Therefore [`crate::ReadAt`] for [`MmapSource`] reads with `pread` from the same descriptor,
+//! and the mapped slice is only to be had through an `unsafe` function whose contract says what must not happen
+//! (docs/adr/0002-pread-by-default.md).
+#![expect(unsafe_code, reason = "the one module of this crate that maps files")]
+
+use std::io;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::{FileSource, ReadAt};
+
+/// A regular file that is mapped as well as opened.
+#[derive(Debug)]
+pub struct MmapSource {
+    source: FileSource,
+    map: Mmap,
+}
+
+impl MmapSource {
+    /// Opens a path given by the user, under the rules of [`FileSource::open`].
+    ///
+    /// # Errors
+    /// As [`FileSource::open`]; whatever the system answers to the mapping; `UnexpectedEof` if the file shrank
+    /// meanwhile.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let source = FileSource::open(path)?;
+        let len = usize::try_from(source.len_bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // SAFETY: a mapping as such is no access to it. Nothing in this module or crate reads through `map`, whose
+        // bytes could change or vanish; the only way to them is `as_slice`, whose caller promises that they do not.
+        let map = unsafe { memmap2::MmapOptions::new().len(len).map(source.file())? };
+        Ok(Self { source, map })
+    }
+
+    /// The whole file.
+    ///
+    /// # Errors
+    /// As [`ReadAt::verify_unchanged`]: size, modification time and inode are checked at each call.
+    ///
+    /// # Safety
+    /// As long as the slice lives:
+    /// - nobody, in this process or another, may truncate the file (a load beyond its end is a SIGBUS);
+    /// - nobody may write to it (a `&[u8]` must not change);
+    /// - its medium must not fail (a page that cannot be read is a SIGBUS as well): no network file system.
+    pub unsafe fn as_slice(&self) -> io::Result<&[u8]> {
+        self.source.verify_unchanged()?;
+        Ok(&self.map)
+    }
+}
+
+impl ReadAt for MmapSource {
+    fn len_bytes(&self) -> u64 {
+        self.source.len_bytes()
+    }
+
+    fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.source.read_exact_at(offset, out)
+    }
+
+    fn verify_unchanged(&self) -> io::Result<()> {
+        self.source.verify_unchanged()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slice_is_the_file_until_the_file_changes() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("file");
+        std::fs::write(&path, b"0123456789")?;
+        let source = MmapSource::open(&path)?;
+        // SAFETY: the file lies in a fresh temporary folder of this test, and the slice is gone before it is cut short.
+        assert_eq!(unsafe { source.as_slice() }?, b"0123456789");
+        std::fs::write(&path, b"01")?;
+        let mut out = [0; 10];
+        let outcome = source
+            .read_exact_at(0, &mut out)
+            .map_err(|error| error.kind());
+        assert_eq!(outcome, Err(io::ErrorKind::UnexpectedEof));
+        // SAFETY: the check fails, so that there is no slice.
+        assert!(unsafe { source.as_slice() }.is_err());
+        Ok(())
+    }
+}

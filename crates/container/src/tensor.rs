@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::Dtype;
+use crate::{Dtype, Error, Shard};
 
 /// A tensor as its header describes it, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,4 +38,137 @@ pub struct TensorView<'a> {
     pub shape: &'a [u64],
     /// Exactly the tensor's bytes.
     pub bytes: &'a [u8],
+}
+
+/// A tensor of a checkpoint together with the shard that holds it.
+#[derive(Clone, Copy)]
+pub struct TensorRef<'a> {
+    /// The file.
+    pub shard: &'a Shard,
+    /// What its header says.
+    pub info: &'a TensorInfo,
+}
+
+impl<'a> TensorRef<'a> {
+    /// The tensor's name.
+    pub fn name(self) -> &'a str {
+        &self.info.name
+    }
+
+    /// Element type.
+    pub fn dtype(self) -> Dtype {
+        self.info.dtype
+    }
+
+    /// Dimensions, outermost first.
+    pub fn shape(self) -> &'a [u64] {
+        &self.info.shape
+    }
+
+    /// Fills `out` with the bytes from `offset` (relative to the tensor's first byte) on.
+    ///
+    /// # Errors
+    /// An I/O error that names shard and tensor; a range outside the tensor is refused before anything is read.
+    pub fn read_exact_at(self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+        self.check_range(offset, out.len() as u64)?;
+        self.read_checked(offset, out)
+    }
+
+    fn check_range(self, offset: u64, len_bytes: u64) -> Result<(), Error> {
+        let end = offset.checked_add(len_bytes);
+        if end.is_some_and(|end| end <= self.info.len_bytes()) {
+            return Ok(());
+        }
+        Err(Error::OutsideTensor {
+            file: self.shard.name.clone(),
+            tensor: self.info.name.clone(),
+            offset,
+            len_bytes,
+            tensor_len_bytes: self.info.len_bytes(),
+        })
+    }
+
+    fn read_checked(self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+        let read = self
+            .shard
+            .source
+            .read_exact_at(self.info.range.start + offset, out);
+        read.map_err(|source| Error::TensorIo {
+            file: self.shard.name.clone(),
+            tensor: self.info.name.clone(),
+            source,
+        })
+    }
+
+    /// Reads a rectangle of a tensor seen as rows of `row_len_bytes`: rows `rows`, bytes `columns` of each, one after
+    /// the other into `out`. Adjacent rows are fetched in one request where the rectangle spans them whole.
+    ///
+    /// # Errors
+    /// As [`TensorRef::read_exact_at`].
+    ///
+    /// # Panics
+    /// If `out.len()` is not the rectangle's size, or if `columns` do not lie within a row: the caller's bug.
+    pub fn read_rectangle(
+        self,
+        row_len_bytes: u64,
+        rows: Range<u64>,
+        columns: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
+        assert!(
+            columns.end <= row_len_bytes,
+            "columns {columns:?} of rows of {row_len_bytes}"
+        );
+        let width = columns.end.saturating_sub(columns.start);
+        let n_rows = rows.end.saturating_sub(rows.start);
+        let size = n_rows.checked_mul(width);
+        assert_eq!(
+            size,
+            Some(out.len() as u64),
+            "length of rows {rows:?}, columns {columns:?}"
+        );
+        if out.is_empty() {
+            return Ok(());
+        }
+        // The end of the last row bounds all other offsets.
+        self.check_range((rows.end - 1).saturating_mul(row_len_bytes), columns.end)?;
+        let mut offset = rows.start * row_len_bytes + columns.start;
+        if width == row_len_bytes {
+            return self.read_checked(offset, out);
+        }
+        let width = usize::try_from(width).expect("not more than the output's length");
+        for row in out.chunks_exact_mut(width) {
+            self.read_checked(offset, row)?;
+            offset += row_len_bytes;
+        }
+        Ok(())
+    }
+
+    /// The whole tensor, if it has at most `max_len_bytes`.
+    ///
+    /// # Errors
+    /// As [`TensorRef::read_exact_at`], or a limit error that names both lengths.
+    pub fn read_all(self, max_len_bytes: u64) -> Result<Vec<u8>, Error> {
+        let found = self.info.len_bytes();
+        if found > max_len_bytes {
+            return Err(Error::TensorTooLarge {
+                file: self.shard.name.clone(),
+                tensor: self.info.name.clone(),
+                found,
+                limit: max_len_bytes,
+            });
+        }
+        let mut bytes = Vec::new();
+        match usize::try_from(found) {
+            Ok(len) if bytes.try_reserve_exact(len).is_ok() => bytes.resize(len, 0),
+            Ok(_) | Err(_) => {
+                return Err(Error::OutOfMemory {
+                    file: self.shard.name.clone(),
+                    len_bytes: found,
+                });
+            }
+        }
+        self.read_checked(0, &mut bytes)?;
+        Ok(bytes)
+    }
 }
