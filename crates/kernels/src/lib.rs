@@ -25,6 +25,8 @@ pub mod codebook;
 pub mod minifloat;
 pub mod packing;
 pub mod portable;
+#[cfg(test)]
+mod tests;
 
 pub use backend::{BACKENDS, Backend, PORTABLE};
 pub use codebook::Codebook;

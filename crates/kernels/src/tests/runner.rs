@@ -1,0 +1,236 @@
+//! Runs each operation of each available backend beside portable, bit for bit.
+
+use super::cases::{self, LENGTHS, OFFSETS};
+use crate::{Backend, Codebook, Float, Minifloat, PORTABLE, Packing};
+
+/// Calls `check` for each backend, length and offset, and says how many cases each backend had.
+fn run(operation: &str, check: impl Fn(&Backend, usize, usize)) {
+    let mut backends = 0;
+    for backend in Backend::available() {
+        let mut visited = 0;
+        for &len in LENGTHS {
+            for &offset in OFFSETS {
+                check(backend, len, offset);
+                visited += 1;
+            }
+        }
+        assert_eq!(visited, LENGTHS.len() * OFFSETS.len());
+        println!(
+            "{operation}: {} equals portable in {visited} cases",
+            backend.name
+        );
+        backends += 1;
+    }
+    assert_eq!(
+        backends,
+        crate::BACKENDS
+            .iter()
+            .filter(|b| (b.is_available)())
+            .count()
+    );
+    assert!(backends >= 1, "no backend ran");
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// As [`bits`], with one NaN: payloads of NaN products are the processor's choice.
+fn bits_one_nan(values: &[f32]) -> Vec<u32> {
+    values
+        .iter()
+        .map(|v| {
+            if v.is_nan() {
+                f32::NAN.to_bits()
+            } else {
+                v.to_bits()
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn unpack_and_pack() {
+    for packing in Packing::all() {
+        run(&format!("{packing:?}"), |backend, len, offset| {
+            let packed = cases::bytes(offset + packing.packed_len_bytes(len, 8));
+            let mut outs = [vec![0xa5; offset + len + 1], vec![0xa5; offset + len + 1]];
+            for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                (table.unpack)(packing, &packed[offset..], &mut out[offset..offset + len]);
+            }
+            assert_eq!(
+                outs[0], outs[1],
+                "{} unpack {packing:?} {len} {offset}",
+                backend.name
+            );
+            let codes = &outs[1][offset..offset + len];
+            let mut packs = [vec![0xa5; packed.len() + 1], vec![0xa5; packed.len() + 1]];
+            for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut packs) {
+                (table.pack)(packing, codes, &mut out[offset..packed.len()]);
+            }
+            assert_eq!(
+                packs[0], packs[1],
+                "{} pack {packing:?} {len} {offset}",
+                backend.name
+            );
+        });
+    }
+}
+
+#[test]
+fn dequantize_integer() {
+    run("dequantize_integer", |backend, len, offset| {
+        let codes = cases::bytes(offset + len);
+        for (zero, scale) in [
+            (0, 0.0123),
+            (8, -1.5),
+            (128, 3e-41),
+            (-7, 3e38),
+            (i32::MIN, 1.0),
+        ] {
+            let mut outs = [vec![0.0; offset + len], vec![0.0; offset + len]];
+            for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                (table.dequantize_integer)(&codes[offset..], zero, scale, &mut out[offset..]);
+            }
+            assert_eq!(
+                bits(&outs[0]),
+                bits(&outs[1]),
+                "{} {len} {offset} {zero}",
+                backend.name
+            );
+        }
+    });
+}
+
+#[test]
+fn dequantize_table() {
+    run("dequantize_table", |backend, len, offset| {
+        let codes = cases::bytes(offset + len);
+        let minifloats = Minifloat::ALL.iter().map(|format| format.table());
+        for table in minifloats.chain(Codebook::ALL.iter().map(|book| book.table())) {
+            for scale in [1.0, -0.037, 3e38] {
+                let mut outs = [vec![0.0; offset + len], vec![0.0; offset + len]];
+                for (functions, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                    (functions.dequantize_table)(
+                        &codes[offset..],
+                        table,
+                        scale,
+                        &mut out[offset..],
+                    );
+                }
+                let (ours, expected) = (bits_one_nan(&outs[0]), bits_one_nan(&outs[1]));
+                assert_eq!(ours, expected, "{} {len} {offset} {scale}", backend.name);
+            }
+        }
+    });
+}
+
+#[test]
+fn widen_and_round() {
+    for &float in Float::ALL {
+        run(&format!("{float:?}"), |backend, len, offset| {
+            let size = float.size_bytes();
+            let values = cases::floats(offset + len);
+            let mut bytes = [
+                vec![0xa5; offset + len * size],
+                vec![0xa5; offset + len * size],
+            ];
+            for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut bytes) {
+                (table.round)(float, &values[offset..], &mut out[offset..]);
+            }
+            assert_eq!(
+                bytes[0], bytes[1],
+                "{} round {float:?} {len} {offset}",
+                backend.name
+            );
+            let mut wide = [vec![0.0; offset + len], vec![0.0; offset + len]];
+            for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut wide) {
+                (table.widen)(float, &bytes[1][offset..], &mut out[offset..]);
+            }
+            assert_eq!(
+                bits(&wide[0]),
+                bits(&wide[1]),
+                "{} widen {float:?} {len}",
+                backend.name
+            );
+        });
+    }
+}
+
+#[test]
+fn encode_minifloat() {
+    for &format in Minifloat::ALL {
+        run(&format!("encode {format:?}"), |backend, len, offset| {
+            let values = cases::floats(offset + len);
+            for (overflow, nan) in cases::rules() {
+                let mut outs = [vec![0xa5; offset + len], vec![0xa5; offset + len]];
+                for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                    let (values, out) = (&values[offset..], &mut out[offset..]);
+                    (table.encode_minifloat)(format, overflow, nan, values, out);
+                }
+                let case = format!("{} {format:?} {overflow:?} {nan:?} {len}", backend.name);
+                assert_eq!(outs[0], outs[1], "{case}");
+            }
+        });
+    }
+}
+
+#[test]
+fn quantize() {
+    for &arith in Float::ALL {
+        run(&format!("quantize in {arith:?}"), |backend, len, offset| {
+            for values in [cases::weights(offset + len), cases::floats(offset + len)] {
+                let values = &values[offset..];
+                for (scale, zero, low, high) in [
+                    (0.133, 0, -8, 7),
+                    (0.01, 7, 0, 15),
+                    (0.008, 0, -128, 127),
+                    (0.3, 3, 0, 3),
+                ] {
+                    let mut outs = [vec![0xa5; len], vec![0xa5; len]];
+                    for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                        (table.quantize_integer)(arith, values, scale, zero, low, high, out);
+                    }
+                    assert_eq!(outs[0], outs[1], "{} {arith:?} {len} {scale}", backend.name);
+                }
+                for &format in Minifloat::ALL {
+                    let mut outs = [vec![0xa5; len], vec![0xa5; len]];
+                    for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                        (table.quantize_minifloat)(arith, format, values, 0.0021, out);
+                    }
+                    assert_eq!(
+                        outs[0], outs[1],
+                        "{} {arith:?} {format:?} {len}",
+                        backend.name
+                    );
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn scans() {
+    run("scans", |backend, len, offset| {
+        let mut values = cases::weights(offset + len);
+        // The first round is finite; then one bad value or a zero of either sign wanders through.
+        for bad in [1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0] {
+            if len > 0 {
+                values[offset + (len * 5) / 7] = bad;
+            }
+            let values = &values[offset..];
+            let (low, high) = (backend.min_max)(values);
+            let (expected_low, expected_high) = (PORTABLE.min_max)(values);
+            let case = format!("{} {len} {offset} {bad}", backend.name);
+            assert_eq!(
+                bits(&[low, high]),
+                bits(&[expected_low, expected_high]),
+                "{case}"
+            );
+            let largest = [(backend.absmax)(values), (PORTABLE.absmax)(values)];
+            assert_eq!(largest[0].to_bits(), largest[1].to_bits(), "{case}");
+            let expected = (PORTABLE.first_non_finite)(values);
+            assert_eq!((backend.first_non_finite)(values), expected, "{case}");
+        }
+    });
+}
