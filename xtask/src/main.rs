@@ -1,2 +1,61 @@
-//! The project's own tasks: `cargo xtask check|test|generate|fixtures|interop`.
-fn main() {}
+//! The project's own tasks: `cargo xtask check|test|generate|fixtures|interop|fuzz`.
+//!
+//! Everything here runs from a fresh clone with Rust alone; what needs Python makes its own virtual environment below
+//! `target/`. Each task prints what it visited, so that a walk over nothing cannot pass for a success.
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a task's report is its output")]
+
+mod check;
+mod conventions;
+mod fixtures;
+mod fuzz;
+mod imports;
+mod interop;
+mod process;
+mod python;
+mod rust_source;
+mod testing;
+mod tidy;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+usage: cargo xtask TASK
+
+  check [--no-test] [--only STEP]   everything CI runs: fmt, clippy, tests, docs, generated files, import table, tidy,
+                                    fixtures, deny
+  test [ARGS]                       cargo test --workspace, then Python's safetensors over what we write
+  generate [--check]                docs/conventions.md from the registries
+  fixtures [--update]               fixtures/MANIFEST.toml against the files; --update recomputes the digests
+  interop [--all] [--venv PATH]     what we write, read by compressed-tensors and transformers
+  fuzz [--seconds N] [--target T] [--prepare]   the fuzz targets, one after the other
+";
+
+/// What a task answers: a message that says what is wrong and what to do.
+type Outcome = Result<(), String>;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let outcome = match args.split_first() {
+        Some((&"check", rest)) => check::run(rest),
+        Some((&"test", rest)) => testing::run(rest),
+        Some((&"generate", rest)) => conventions::run(rest),
+        Some((&"fixtures", rest)) => fixtures::run(rest),
+        Some((&"interop", rest)) => interop::run(rest),
+        Some((&"fuzz", rest)) => fuzz::run(rest),
+        Some((&("help" | "--help" | "-h"), _)) => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some((task, _)) => Err(format!("no task `{task}`\n\n{HELP}")),
+        None => Err(HELP.to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

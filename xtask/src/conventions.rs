@@ -1,0 +1,90 @@
+//! `cargo xtask generate`: the pages of `docs/` that come from the registries.
+
+use std::fmt::Write as _;
+
+use safequant::schemes::{CONVENTIONS, Convention, PRESETS, Preset};
+
+use crate::Outcome;
+use crate::process::root;
+
+const PAGE: &str = "docs/conventions.md";
+
+/// Writes the page, or with `--check` compares it with what stands there.
+pub(crate) fn run(args: &[&str]) -> Outcome {
+    let page = page();
+    let path = root().join(PAGE);
+    match args {
+        [] => {
+            std::fs::write(&path, page).map_err(|e| format!("{PAGE}: {e}"))?;
+            println!(
+                "{PAGE}: {} conventions, {} schemes",
+                CONVENTIONS.len(),
+                PRESETS.len()
+            );
+            Ok(())
+        }
+        ["--check"] => {
+            let stands = std::fs::read_to_string(&path).map_err(|e| format!("{PAGE}: {e}"))?;
+            if stands != page {
+                return Err(format!("{PAGE} is not current: run `cargo xtask generate`"));
+            }
+            println!(
+                "{PAGE} is current: {} conventions, {} schemes",
+                CONVENTIONS.len(),
+                PRESETS.len()
+            );
+            Ok(())
+        }
+        _ => Err(format!("generate: unexpected arguments {args:?}")),
+    }
+}
+
+fn page() -> String {
+    let mut out = String::from(
+        "# Conventions and schemes\n\n\
+         Generated from the registries by `cargo xtask generate`; do not edit.\n\n\
+         A *scheme* is what the numbers mean, a *convention* how one toolchain spells it.\n\n\
+         ## Conventions\n\n\
+         In the order in which evidence is looked for.\n\n\
+         | id | read | write | schemes it can hold | what it is |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for convention in CONVENTIONS {
+        out.push_str(&convention_row(*convention));
+    }
+    out.push_str(
+        "\n## Schemes\n\n| scheme | written by default as | what it is |\n| --- | --- | --- |\n",
+    );
+    for preset in PRESETS {
+        out.push_str(&preset_row(preset));
+    }
+    out
+}
+
+fn convention_row(convention: &dyn Convention) -> String {
+    let writer = convention.writer();
+    let presets = writer.map_or(&[][..], |w| w.presets());
+    let names = presets
+        .iter()
+        .map(|p| format!("`{p}`"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let write = if writer.is_some() { "yes" } else { "no" };
+    let mut row = String::new();
+    let _ = writeln!(
+        row,
+        "| `{}` | yes | {write} | {names} | {} |",
+        convention.id(),
+        convention.summary()
+    );
+    row
+}
+
+fn preset_row(preset: &Preset) -> String {
+    let mut row = String::new();
+    let _ = writeln!(
+        row,
+        "| `{}` | `{}` | {} |",
+        preset.name, preset.default_convention, preset.summary
+    );
+    row
+}
