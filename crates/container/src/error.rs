@@ -3,9 +3,8 @@
 //! Every name that comes from a file passes through [`Shown`] on its way into a message: control and bidirectional
 //! characters are written as `\u{..}`, and long names are cut (reliability.md, P9). The fields keep the raw text.
 
-use std::fmt;
-
 use crate::Dtype;
+use crate::shown::{Shown, ShownShape};
 
 /// Whose fault an error is; decides the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -575,55 +574,10 @@ impl Error {
     }
 }
 
-/// Characters of a name that a message shows at most.
-const MAX_SHOWN_CHARS: usize = 200;
-
-/// A hostile string, made fit for a terminal: no control, no bidirectional override, not too long.
-pub(crate) struct Shown<'a, T: AsRef<str> + ?Sized>(pub(crate) &'a T);
-
-impl<T: AsRef<str> + ?Sized> fmt::Display for Shown<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.as_ref();
-        if text.is_empty() {
-            return f.write_str("\"\"");
-        }
-        for (i, char) in text.chars().enumerate() {
-            if i == MAX_SHOWN_CHARS {
-                return f.write_str("...");
-            }
-            match char {
-                // C0, DEL, C1; zero-width and bidirectional marks; line separators; byte order mark.
-                '\0'..='\x1f'
-                | '\x7f'..='\u{9f}'
-                | '\u{61c}'
-                | '\u{200b}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}' => {
-                    write!(f, "{}", char.escape_unicode())?;
-                }
-                _ => write!(f, "{char}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A shape of any rank, cut to the first dimensions.
-struct ShownShape<'a>(&'a [u64]);
-
-impl fmt::Display for ShownShape<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.get(..9) {
-            Some(head) => write!(f, "{head:?} and {} more dimensions", self.0.len() - 9),
-            None => write!(f, "{:?}", self.0),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shown::MAX_SHOWN_CHARS;
 
     #[test]
     fn messages_never_carry_control_characters_and_are_short() {

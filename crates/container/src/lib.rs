@@ -17,6 +17,7 @@ mod manifest;
 #[cfg(feature = "mmap")]
 mod mmap;
 mod paths;
+mod shown;
 mod source;
 mod tensor;
 mod writer;

@@ -36,7 +36,7 @@ pub trait ReadAt: Send + Sync {
         Ok(())
     }
 
-    /// What tells this object from a later one of the same length, cheaply (a modification time, an ETag); `None` where
+    /// What tells this object from a later one of the same length, cheaply (a modification time, an `ETag`); `None` where
     /// nothing does. Equal stamps make equal content likely, never certain.
     fn stamp(&self) -> Option<String> {
         None
@@ -197,6 +197,16 @@ impl ReadAt for FileSource {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.file.read_exact_at(out, offset)
+    }
+
+    fn stamp(&self) -> Option<String> {
+        let Identity {
+            device,
+            inode,
+            len_bytes,
+            modified: (seconds, nanos),
+        } = self.identity;
+        Some(format!("{device}:{inode}:{len_bytes}:{seconds}.{nanos}"))
     }
 
     fn verify_unchanged(&self) -> io::Result<()> {
