@@ -3,5 +3,6 @@
 mod cli;
 mod hostile;
 mod interop;
+mod quantize;
 mod registries;
 mod rewrite;

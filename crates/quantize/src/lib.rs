@@ -2,10 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod grid;
 pub mod quantizer;
 pub mod quantizers;
 pub mod report;
+mod rule;
 
 pub use error::Error;
-pub use quantizer::{Division, QUANTIZERS, Quantizer, Rows, ScaleRule, Statistics, Target};
+pub use quantizer::{
+    Division, NonFinite, QUANTIZERS, Quantizer, Rows, ScaleRule, Statistics, Target,
+};
+pub use quantizers::RoundToNearest;
 pub use report::Loss;

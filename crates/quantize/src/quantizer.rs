@@ -4,6 +4,7 @@ use safequant_kernels::{Backend, Float};
 use safequant_schemes::{CodeTile, Granularity, Scheme};
 
 use crate::Error;
+use crate::quantizers::RoundToNearest;
 
 /// What to quantize to.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +24,7 @@ pub struct Target {
 pub enum ScaleRule {
     /// compressed-tensors' `calculate_qparams` (formats: compressed-tensors §5).
     CompressedTensors,
-    /// GPTQModel's `find_params` (formats: gptq §7).
+    /// `GPTQModel`'s `find_params` (formats: gptq §7).
     Gptq,
     /// transformers' `Fp8Quantize` (formats: fp8 §4).
     FineGrainedFp8,
@@ -62,6 +63,21 @@ pub struct Rows<'a> {
     pub source: Float,
 }
 
+impl Rows<'_> {
+    /// How many rows there are: 0 if they have no input features.
+    ///
+    /// # Panics
+    /// If the values are no whole number of rows.
+    pub fn n_rows(&self) -> usize {
+        let Some(rest) = self.values.len().checked_rem(self.in_features) else {
+            assert!(self.values.is_empty(), "values without input features");
+            return 0;
+        };
+        assert_eq!(rest, 0, "the values must be whole rows");
+        self.values.len() / self.in_features
+    }
+}
+
 /// What must be known of the whole weight (or of fused siblings together) before a row can be quantized. Merging is
 /// order-free, so tiles can be observed in parallel.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,7 +89,8 @@ pub struct Statistics {
 impl Statistics {
     /// Merges another part's statistics into these.
     pub fn merge(&mut self, other: &Statistics) {
-        self.extremes.resize(self.extremes.len().max(other.extremes.len()), (0.0, 0.0));
+        self.extremes
+            .resize(self.extremes.len().max(other.extremes.len()), (0.0, 0.0));
         for (mine, theirs) in self.extremes.iter_mut().zip(&other.extremes) {
             *mine = (mine.0.min(theirs.0), mine.1.max(theirs.1));
         }
@@ -118,4 +135,4 @@ pub trait Quantizer: Sync {
 }
 
 /// Every quantizer.
-pub static QUANTIZERS: &[&dyn Quantizer] = &[];
+pub static QUANTIZERS: &[&dyn Quantizer] = &[&RoundToNearest];

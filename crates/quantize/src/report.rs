@@ -1,5 +1,11 @@
 //! What quantizing a weight lost.
 
+use safequant_kernels::{Backend, Float};
+use safequant_schemes::{Arithmetic, Code, CodeTile, ScaleDirection, Scheme, ZeroPoint};
+
+use crate::grid::Grid;
+use crate::{Error, Rows};
+
 /// Sums over a weight and its dequantized form; rows are added in order, so the figures do not depend on threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Loss {
@@ -16,6 +22,9 @@ pub struct Loss {
 impl Loss {
     /// Signal-to-quantization-noise ratio in decibels; infinite for an exact result.
     pub fn sqnr_db(&self) -> f64 {
+        if self.noise == 0.0 {
+            return f64::INFINITY;
+        }
         10.0 * (self.signal / self.noise).log10()
     }
 
@@ -25,5 +34,146 @@ impl Loss {
         self.noise += other.noise;
         self.max_error = self.max_error.max(other.max_error);
         self.n_values += other.n_values;
+    }
+
+    /// The loss of one run of values, added from the first to the last in F64. Values that are not finite (clamped ones)
+    /// count as lost wholly or not at all: they are left out.
+    pub fn of(original: &[f32], dequantized: &[f32]) -> Self {
+        let mut loss = Loss::default();
+        for (&a, &b) in original.iter().zip(dequantized) {
+            if !a.is_finite() {
+                continue;
+            }
+            let (a, b) = (f64::from(a), f64::from(b));
+            let error = (a - b).abs();
+            loss.signal += a * a;
+            loss.noise += error * error;
+            loss.max_error = loss.max_error.max(error);
+            loss.n_values += 1;
+        }
+        loss
+    }
+}
+
+/// The values a reader of the convention gets from a tile, `[rows, in_features]`: the scheme's arithmetic, rounded to
+/// `output` (the tensor's reference dtype), widened to F32.
+///
+/// `rows` gives the geometry; its values are not looked at.
+///
+/// # Errors
+/// [`Error::UnsupportedScheme`] for activation order and dividing scales, which no quantizer here writes.
+///
+/// # Panics
+/// If the tile was not made from rows of this geometry.
+pub fn dequantize_tile(
+    scheme: &Scheme,
+    output: Float,
+    rows: &Rows<'_>,
+    tile: &CodeTile,
+    backend: &'static Backend,
+) -> Result<Vec<f32>, Error> {
+    if scheme.direction == ScaleDirection::Divide {
+        return Err(Error::UnsupportedScheme {
+            reason: "scales that divide are only read",
+        });
+    }
+    let table = table(scheme.code);
+    let mut out = vec![0.0; tile.codes.len()];
+    for (index, cell) in Grid::new(scheme.granularity, rows)?.cells().enumerate() {
+        let scale = tile.scales[index];
+        let zero = match scheme.zero_point {
+            ZeroPoint::Fixed(zero) => zero,
+            ZeroPoint::Stored(_) => tile.zeros[index],
+        };
+        for row in cell.rows.clone() {
+            let start = row * rows.in_features;
+            let run = start + cell.columns.start..start + cell.columns.end;
+            let (codes, out) = (&tile.codes[run.clone()], &mut out[run]);
+            match &table {
+                Some(table) => (backend.dequantize_table)(codes, table, scale, out),
+                None => (backend.dequantize_integer)(codes, zero, scale, out),
+            }
+        }
+    }
+    if let Arithmetic::RoundedTo(dtype) = scheme.arithmetic {
+        round_all(dtype, &mut out);
+    }
+    round_all(output, &mut out);
+    Ok(out)
+}
+
+/// The loss of each row of a tile, in order.
+///
+/// Fold them with [`Loss::add`] in the order of the weight's rows: the figures then do not depend on how the weight was
+/// cut into tiles.
+///
+/// # Errors
+/// As [`dequantize_tile`].
+///
+/// # Panics
+/// As [`dequantize_tile`].
+pub fn row_losses(
+    scheme: &Scheme,
+    output: Float,
+    rows: &Rows<'_>,
+    tile: &CodeTile,
+    backend: &'static Backend,
+) -> Result<Vec<Loss>, Error> {
+    let dequantized = dequantize_tile(scheme, output, rows, tile, backend)?;
+    let width = rows.in_features.max(1);
+    let pairs = rows.values.chunks(width).zip(dequantized.chunks(width));
+    Ok(pairs
+        .map(|(original, dequantized)| Loss::of(original, dequantized))
+        .collect())
+}
+
+fn table(code: Code) -> Option<[f32; 256]> {
+    match code {
+        Code::Integer { .. } => None,
+        Code::Minifloat(format) => Some(*format.table()),
+        Code::Codebook(book) => {
+            let values = book.values();
+            Some(std::array::from_fn(|code| values[code & 0xF]))
+        }
+    }
+}
+
+fn round_all(dtype: Float, values: &mut [f32]) {
+    if dtype != Float::F32 {
+        for value in values {
+            *value = dtype.nearest(*value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exact_result_has_infinite_sqnr_even_if_all_is_zero() {
+        assert_eq!(
+            Loss::of(&[0.0, 0.0], &[0.0, 0.0]).sqnr_db().to_bits(),
+            f64::INFINITY.to_bits()
+        );
+        assert_eq!(
+            Loss::of(&[1.0], &[1.0]).sqnr_db().to_bits(),
+            f64::INFINITY.to_bits()
+        );
+    }
+
+    #[test]
+    fn sums_are_squares_and_the_largest_error_is_kept() {
+        let mut loss = Loss::of(&[3.0, -4.0], &[3.5, -4.0]);
+        loss.add(&Loss::of(&[2.0, f32::NAN], &[1.0, 0.0]));
+        assert_eq!(
+            loss,
+            Loss {
+                signal: 29.0,
+                noise: 1.25,
+                max_error: 1.0,
+                n_values: 3
+            }
+        );
     }
 }

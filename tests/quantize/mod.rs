@@ -1,0 +1,6 @@
+//! Quantizers against what the real tools wrote, and against themselves.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod fixture;
+mod reference;
