@@ -163,3 +163,6 @@ fn largest_finite(dtype: Float) -> f32 {
         Float::Bf16 => half::bf16::MAX.to_f32(),
     }
 }
+
+#[cfg(test)]
+mod tests;
