@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::json::{MAX_TEXT_BYTES, Reader};
+use crate::json::{MAX_TEXT_BYTES, Reader, reserve_one};
 use crate::{Dtype, Error, Limits, ReadAt, TensorInfo};
 
 /// The length word in front of the JSON.
@@ -175,8 +175,8 @@ fn parse(file: &str, text: &str, limits: &Limits) -> Result<Header, Error> {
             metadata = parse_metadata(reader, file)?;
             return Ok(());
         }
-        if tensors.len() == tensors.capacity() && tensors.try_reserve(1).is_err() {
-            return Err(reader.out_of_memory(tensors.len() * 2 * size_of::<TensorInfo>()));
+        if reserve_one(&mut tensors).is_err() {
+            return Err(reader.out_of_memory(tensors.len() * size_of::<TensorInfo>()));
         }
         tensors.push(parse_entry(reader, file, name)?);
         Ok(())
@@ -205,7 +205,11 @@ fn parse_metadata(
                 if reader.peek() != Some(b'"') {
                     return Err(not_strings(reader));
                 }
-                entries.push((key.into_owned(), reader.string()?.into_owned()));
+                let value = reader.string()?.into_owned();
+                if reserve_one(&mut entries).is_err() {
+                    return Err(reader.out_of_memory(entries.len() * size_of::<(String, String)>()));
+                }
+                entries.push((key.into_owned(), value));
                 Ok(())
             })?;
             Ok(Some(entries))

@@ -9,10 +9,11 @@
 //! - nesting is limited, and duplicate keys are refused *at every level*, compared after unescaping.
 //!
 //! **Cost.** Time is linear in the text, but for the sort that finds duplicates (`n log n` comparisons of 4-byte hashes,
-//! which are seeded by a digest of the text, so that collisions cannot be prepared). Memory is 12 bytes for each key of
+//! which are seeded by a digest of the text, so that collisions cannot be prepared). Memory is 8 bytes for each key of
 //! the objects that are open at the moment, at least 4 bytes of text each; skipped values take no other memory.
 
 use std::borrow::Cow;
+use std::collections::TryReserveError;
 
 use crate::Error;
 
@@ -22,8 +23,6 @@ struct Key {
     hash: u32,
     /// Where the key's opening quote stands.
     start: u32,
-    /// One past its closing quote.
-    end: u32,
 }
 
 /// A cursor over one JSON text.
@@ -364,14 +363,12 @@ impl<'a> Reader<'a> {
         }
         let start = self.pos;
         let key = self.string()?;
-        let narrow = |pos| u32::try_from(pos).expect("`new` checked that positions fit 32 bits");
-        if self.keys.len() == self.keys.capacity() && self.keys.try_reserve(1).is_err() {
-            return Err(self.out_of_memory(self.keys.len() * 2 * size_of::<Key>()));
+        if reserve_one(&mut self.keys).is_err() {
+            return Err(self.out_of_memory(self.keys.len() * size_of::<Key>()));
         }
         self.keys.push(Key {
             hash: hash(self.seed, key.as_bytes()),
-            start: narrow(start),
-            end: narrow(self.pos),
+            start: u32::try_from(start).expect("`new` checked that positions fit 32 bits"),
         });
         Ok(key)
     }
@@ -386,6 +383,10 @@ impl<'a> Reader<'a> {
 
     /// Ends an object: no two of its keys may be the same string.
     fn close_scope(&mut self, scope: usize) -> Result<(), Error> {
+        if Self::all_differ(&self.keys[scope..]) {
+            self.keys.truncate(scope);
+            return Ok(());
+        }
         let mut keys = std::mem::take(&mut self.keys);
         keys[scope..].sort_unstable_by_key(|key| (key.hash, key.start));
         let duplicate = keys[scope..]
@@ -404,27 +405,50 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The short way for small objects, which are most of them: no two hashes are equal.
+    fn all_differ(keys: &[Key]) -> bool {
+        let differs =
+            |(i, key): (usize, &Key)| keys[..i].iter().all(|other| other.hash != key.hash);
+        keys.len() <= 8 && keys.iter().enumerate().all(differs)
+    }
+
     /// The later of two equal keys among keys of equal hash.
+    ///
+    /// Neighbors first: a flood of equal keys is answered without a list of them. What is left then are the few keys
+    /// that collide by chance.
     fn duplicate_in(&self, run: &[Key]) -> Option<(u64, String)> {
+        let offset = |key: Key| u64::from(key.start);
+        let neighbors = run
+            .windows(2)
+            .find(|pair| self.unescaped(pair[0]) == self.unescaped(pair[1]));
+        if let Some(pair) = neighbors {
+            return Some((offset(pair[1]), self.unescaped(pair[1]).into_owned()));
+        }
         let mut names: Vec<_> = run
             .iter()
-            .map(|&key| (self.unescaped(key), key.start))
+            .map(|&key| (self.unescaped(key), offset(key)))
             .collect();
         names.sort_unstable();
         let pair = names.windows(2).find(|pair| pair[0].0 == pair[1].0)?;
-        Some((u64::from(pair[1].1), pair[1].0.clone().into_owned()))
+        Some((pair[1].1, pair[1].0.clone().into_owned()))
     }
 
     fn unescaped(&self, key: Key) -> Cow<'a, str> {
-        let span = &self.text[key.start as usize..key.end as usize];
         let mut reader = Reader {
-            text: span,
-            pos: 0,
+            pos: key.start as usize,
             keys: Vec::new(),
             ..*self
         };
         reader.string().expect("it was read once already")
     }
+}
+
+/// Makes room for one more item: a quarter more than before and not double, so that memory stays close to what is used.
+pub(crate) fn reserve_one<T>(items: &mut Vec<T>) -> Result<(), TryReserveError> {
+    if items.len() < items.capacity() {
+        return Ok(());
+    }
+    items.try_reserve_exact((items.len() / 4).max(16))
 }
 
 /// How many bytes from the start need no attention in a string: no quote, no backslash, no control character.
