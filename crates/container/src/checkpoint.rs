@@ -499,7 +499,19 @@ fn match_names(
     index: Option<&Index>,
 ) -> Result<Vec<(u32, u32)>, Error> {
     let narrow = |i: usize| u32::try_from(i).expect("headers and numbers of shards are limited");
-    let mut stored: Vec<(&str, u32, u32)> = Vec::new();
+    let n_stored = shards.iter().map(|shard| shard.header.tensors.len()).sum();
+    let (mut stored, mut places) = (Vec::<(&str, u32, u32)>::new(), Vec::new());
+    if stored
+        .try_reserve_exact(n_stored)
+        .and(places.try_reserve_exact(n_stored))
+        .is_err()
+    {
+        let len_bytes = n_stored as u64 * 32;
+        return Err(Error::OutOfMemory {
+            file: checkpoint.to_owned(),
+            len_bytes,
+        });
+    }
     for (i, shard) in shards.iter().enumerate() {
         let tensors = shard.header.tensors.iter().enumerate();
         stored.extend(tensors.map(|(j, tensor)| (tensor.name.as_str(), narrow(i), narrow(j))));
@@ -509,7 +521,6 @@ fn match_names(
         .map_or(&[][..], |index| &index.weight_map)
         .iter()
         .peekable();
-    let mut places = Vec::with_capacity(stored.len());
     for same in stored.chunk_by(|a, b| a.0 == b.0) {
         let name = same[0].0;
         if let Some((missing, shard)) = listed.next_if(|(tensor, _)| tensor.as_str() < name) {

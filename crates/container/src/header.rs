@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::json::{MAX_TEXT_BYTES, Reader, reserve_one};
+use crate::json::{MAX_TEXT_BYTES, Reader, reserve_one, to_string};
 use crate::{Dtype, Error, Limits, ReadAt, TensorInfo};
 
 /// The length word in front of the JSON.
@@ -205,11 +205,15 @@ fn parse_metadata(
                 if reader.peek() != Some(b'"') {
                     return Err(not_strings(reader));
                 }
-                let value = reader.string()?.into_owned();
+                let value = reader.string()?;
+                let lengths = key.len() + value.len();
+                let (Ok(key), Ok(value)) = (to_string(key), to_string(value)) else {
+                    return Err(reader.out_of_memory(lengths));
+                };
                 if reserve_one(&mut entries).is_err() {
                     return Err(reader.out_of_memory(entries.len() * size_of::<(String, String)>()));
                 }
-                entries.push((key.into_owned(), value));
+                entries.push((key, value));
                 Ok(())
             })?;
             Ok(Some(entries))

@@ -443,6 +443,19 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The string itself or a copy; an error instead of an abort if there is no memory for one.
+pub(crate) fn to_string(text: Cow<'_, str>) -> Result<String, TryReserveError> {
+    match text {
+        Cow::Owned(text) => Ok(text),
+        Cow::Borrowed(text) => {
+            let mut copy = String::new();
+            copy.try_reserve_exact(text.len())?;
+            copy.push_str(text);
+            Ok(copy)
+        }
+    }
+}
+
 /// Makes room for one more item: a quarter more than before and not double, so that memory stays close to what is used.
 pub(crate) fn reserve_one<T>(items: &mut Vec<T>) -> Result<(), TryReserveError> {
     if items.len() < items.capacity() {

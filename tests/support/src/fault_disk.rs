@@ -262,6 +262,7 @@ impl DiskFile for FaultFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safequant_container::{Dtype, Error, ErrorGroup, FilePlan, FileWriter, PlannedTensor};
 
     fn work(disk: &FaultDisk, root: &Path) -> io::Result<()> {
         let file = disk.open_file(&root.join("a"), true)?;
@@ -291,6 +292,51 @@ mod tests {
             );
         }
         Ok(())
+    }
+
+    fn write_checkpoint_file(disk: &FaultDisk, path: &Path) -> Result<(), Error> {
+        let tensors = ["a", "b"].map(|name| PlannedTensor {
+            name: name.to_owned(),
+            dtype: Dtype::U8,
+            shape: vec![3],
+        });
+        let plan = FilePlan::new("out.safetensors", tensors.to_vec(), &[])?;
+        let open = |source| Error::Io {
+            path: "out.safetensors".to_owned(),
+            source,
+        };
+        let writer = FileWriter::create(plan, disk.open_file(path, true).map_err(open)?)?;
+        writer.write_at(1, 0, b"xyz")?;
+        writer.write_at(0, 0, b"abc")?;
+        writer.read_at(0, 0, &mut [0; 3])?;
+        writer.seal()
+    }
+
+    #[test]
+    fn the_writer_of_the_container_reports_every_failing_operation() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let path = root.path().join("out.safetensors");
+        let mut n_failures = 0;
+        loop {
+            let disk = FaultDisk::new(Fault::Fail {
+                at: n_failures,
+                kind: io::ErrorKind::Other,
+            });
+            let outcome = write_checkpoint_file(&disk, &path);
+            if !disk.was_hit() {
+                assert!(outcome.is_ok());
+                break;
+            }
+            let error = outcome.expect_err("no failure is swallowed");
+            assert_eq!(error.group(), ErrorGroup::Io);
+            assert!(
+                error.to_string().starts_with("out.safetensors: "),
+                "{error}"
+            );
+            n_failures += 1;
+        }
+        // open, set_len twice, prefix, two writes, read, sync
+        assert_eq!(n_failures, 8);
     }
 
     #[test]
