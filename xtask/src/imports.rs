@@ -55,6 +55,7 @@ const TABLE: &[Row] = &[
             "globset",
             "half",
             "ndarray",
+            "serde",
             "serde_json",
             "thiserror",
         ],

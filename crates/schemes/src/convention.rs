@@ -91,4 +91,14 @@ pub struct ConfigEdit {
 }
 
 /// Every convention, in the order in which evidence is looked for.
-pub static CONVENTIONS: &[&dyn Convention] = &[];
+pub static CONVENTIONS: &[&dyn Convention] = &[
+    &crate::conventions::compressed_tensors::CompressedTensors,
+    &crate::conventions::gptq::Gptq,
+    &crate::conventions::gptq::GptqV2,
+    &crate::conventions::fp8::Fp8,
+];
+
+/// The convention with this id, if there is one.
+pub fn convention(id: &str) -> Option<&'static dyn Convention> {
+    CONVENTIONS.iter().copied().find(|c| c.id() == id)
+}

@@ -3,6 +3,7 @@
 use safequant_container::{Checkpoint, TensorInfo};
 
 use crate::Error;
+use crate::config::{self, Settings};
 
 /// The evidence a convention binds from.
 #[derive(Clone, Copy)]
@@ -35,7 +36,32 @@ impl<'a> Headers<'a> {
     ///
     /// # Errors
     /// If there is no such tensor, it is too large, or it cannot be read.
-    pub fn descriptor(self, _name: &str) -> Result<Vec<u8>, Error> {
-        unimplemented!()
+    pub fn descriptor(self, name: &str) -> Result<Vec<u8>, Error> {
+        let tensor = self
+            .checkpoint
+            .tensor(name)
+            .ok_or_else(|| Error::MissingPart {
+                module: name.to_owned(),
+                part: name.to_owned(),
+            })?;
+        Ok(tensor.read_all(self.checkpoint.limits().max_descriptor_bytes)?)
+    }
+
+    /// The quantization settings that documents state, in the field's order of lookup: `quantize_config.json`,
+    /// `quant_config.json`, `hf_quant_config.json`, and `config.json` (`quantization_config`, `compression_config`,
+    /// `quantization`; at the top, one level deeper, or in a sub-model's configuration).
+    ///
+    /// # Errors
+    /// If a document is no JSON (tolerantly: `NaN` and `Infinity` are read as null) or has a key twice.
+    pub fn settings(self) -> Result<Vec<Settings>, Error> {
+        config::find_settings(self)
+    }
+
+    /// The dtype that `config.json` gives for the dense model (`dtype`, `torch_dtype`; top level or `text_config`).
+    ///
+    /// # Errors
+    /// As [`Headers::settings`].
+    pub fn model_dtype(self) -> Result<Option<safequant_kernels::Float>, Error> {
+        config::model_dtype(self)
     }
 }

@@ -6,11 +6,15 @@
 //! and know no convention. So N conventions cost N folders, and conversions need no pairs.
 #![forbid(unsafe_code)]
 
+mod binding;
+pub mod config;
 pub mod convention;
 pub mod conventions;
 pub mod decode;
 pub mod encode;
 mod error;
+mod foreign;
+mod grid;
 pub mod headers;
 pub mod model;
 pub mod pattern;
@@ -18,15 +22,19 @@ pub mod preset;
 pub mod quantized;
 pub mod scheme;
 
-pub use convention::{CONVENTIONS, ConfigEdit, Convention, ConventionWriter, Recognized};
+pub use config::Settings;
+pub use convention::{
+    CONVENTIONS, ConfigEdit, Convention, ConventionWriter, Recognized, convention,
+};
 pub use decode::{Decoder, RowsOut};
 pub use encode::{CodeTile, EncodedRegion};
 pub use error::{Error, ErrorGroup};
 pub use headers::Headers;
 pub use model::Model;
-pub use preset::{Activations, PRESETS, Preset};
+pub use pattern::Pattern;
+pub use preset::{Activations, PRESETS, Preset, PresetGranularity, WeightCode};
 pub use quantized::{Axes, Axis, Part, QuantizedTensor, Role, Storage};
 pub use scheme::{
-    Arithmetic, Code, Granularity, IntegerEncoding, ScaleCoding, ScaleDirection, Scheme, ZeroCoding,
-    ZeroPoint,
+    Arithmetic, Code, Granularity, IntegerEncoding, ScaleCoding, ScaleDirection, Scheme,
+    ZeroCoding, ZeroPoint,
 };

@@ -1,8 +1,11 @@
 //! The logical weights of a checkpoint: which modules are quantized and how, and which tensors are plain.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use safequant_container::Checkpoint;
 
-use crate::{Error, QuantizedTensor};
+use crate::convention::CONVENTIONS;
+use crate::{Error, Headers, QuantizedTensor, Storage, foreign};
 
 /// A checkpoint as weights instead of tensors.
 #[derive(Clone, Debug, Default)]
@@ -21,8 +24,88 @@ impl Model {
     /// Recognizes and binds everything in a checkpoint.
     ///
     /// # Errors
-    /// The first module that does not bind, or a tensor that two conventions claim.
-    pub fn bind(_checkpoint: &Checkpoint) -> Result<Self, Error> {
-        unimplemented!()
+    /// The first module that does not bind, a tensor that two conventions claim, or [`Error::Unsupported`] for a
+    /// quantized checkpoint whose convention we do not know: it is never taken for a dense one.
+    pub fn bind(checkpoint: &Checkpoint) -> Result<Self, Error> {
+        let headers = Headers::new(checkpoint);
+        let settings = headers.settings()?;
+        let mut model = Model::default();
+        let mut claims = Claims::default();
+        let mut orphans = BTreeSet::new();
+        for convention in CONVENTIONS {
+            let Some(recognized) = convention.recognize(headers)? else {
+                continue;
+            };
+            for module in recognized.modules() {
+                let tensor = recognized.bind(module)?;
+                claims.add(&tensor)?;
+                model.quantized.push(tensor);
+            }
+            orphans.extend(recognized.orphans().iter().cloned());
+            model
+                .conventions
+                .push((convention.id(), recognized.evidence().to_vec()));
+        }
+        orphans.retain(|name| !claims.owner.contains_key(name));
+        for info in headers.tensors() {
+            if !claims.owner.contains_key(&info.name) && !orphans.contains(&info.name) {
+                model.plain.push(info.name.clone());
+            }
+        }
+        foreign::check(headers, &settings, &model)?;
+        model.orphans = orphans.into_iter().collect();
+        model.quantized.sort_by(|a, b| a.module.cmp(&b.module));
+        Ok(model)
+    }
+
+    /// The quantized weight of this module.
+    pub fn module(&self, name: &str) -> Option<&QuantizedTensor> {
+        let at = self
+            .quantized
+            .binary_search_by(|t| t.module.as_str().cmp(name))
+            .ok()?;
+        self.quantized.get(at)
+    }
+}
+
+/// Who owns which tensor.
+#[derive(Default)]
+struct Claims {
+    owner: BTreeMap<String, (String, Sharing)>,
+}
+
+/// Whether several modules may own a tensor together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Alone,
+    Shared,
+}
+
+impl Claims {
+    fn add(&mut self, tensor: &QuantizedTensor) -> Result<(), Error> {
+        let me = format!("{} ({})", tensor.module, tensor.convention);
+        for part in &tensor.parts {
+            let sharing = match part.storage {
+                Storage::SharedElements { .. } => Sharing::Shared,
+                Storage::Elements { .. }
+                | Storage::Packed { .. }
+                | Storage::PackedConstant { .. }
+                | Storage::Vector => Sharing::Alone,
+            };
+            match self.owner.get(&part.name) {
+                Some((first, other)) if sharing == Sharing::Alone || *other == Sharing::Alone => {
+                    return Err(Error::ClaimedTwice {
+                        tensor: part.name.clone(),
+                        first: first.clone(),
+                        second: me,
+                    });
+                }
+                Some(_) => {}
+                None => {
+                    self.owner.insert(part.name.clone(), (me.clone(), sharing));
+                }
+            }
+        }
+        Ok(())
     }
 }

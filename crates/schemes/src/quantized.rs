@@ -42,7 +42,10 @@ impl QuantizedTensor {
 
     /// Matrices in the stack: 1 for a plain weight.
     pub fn n_matrices(&self) -> u64 {
-        self.shape.len().checked_sub(2).map_or(1, |i| self.shape[..i].iter().product())
+        self.shape
+            .len()
+            .checked_sub(2)
+            .map_or(1, |i| self.shape[..i].iter().product())
     }
 
     /// Rows of the whole stack, `n_matrices * out_features`: what tiles are cut from.
@@ -100,6 +103,24 @@ pub enum Storage {
         packing: Packing,
         /// The logical axis that a run follows.
         along: Axis,
+    },
+    /// One element per grid entry, `[out, in]`, contiguous from element `first` on in a tensor that other modules share:
+    /// the fused `experts.<proj>_scale_inv` beside per-expert codes.
+    SharedElements {
+        /// Index of the grid's first entry, counted over the whole stored tensor.
+        first: u64,
+    },
+    /// As [`Storage::Packed`], but every lane holds the same number, and [`Scheme::zero_point`] is fixed: the zero points
+    /// of a symmetric GPTQ module. Written once, never read.
+    PackedConstant {
+        /// Which logical axis comes first in the stored matrix.
+        axes: Axes,
+        /// The bit layout of one run.
+        packing: Packing,
+        /// The logical axis that a run follows.
+        along: Axis,
+        /// The number in every lane (lanes beyond the grid are zero).
+        lane: u8,
     },
     /// One element per input feature ([`Role::GroupIndex`]), or free content ([`Role::Shape`], [`Role::Auxiliary`]).
     Vector,

@@ -1,6 +1,9 @@
 //! The numeric meaning of a quantized tensor: closed enums, no producer, no name.
 
+use safequant_container::Dtype;
 use safequant_kernels::{Codebook, Float, Minifloat};
+
+pub use safequant_kernels::Packing;
 
 /// What the codes, scales and zero points of a tensor mean.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,4 +126,72 @@ pub enum Arithmetic {
     /// As [`Arithmetic::ScaledDifference`], but the product is first rounded to this dtype (the scale's), and only then
     /// to the output, where that differs.
     RoundedTo(Float),
+    /// As [`Arithmetic::ScaledDifference`], but the scale is first rounded to this dtype: GPTQModel's FP8 modules hold
+    /// their F32 scales in the model's dtype. Holds for every output dtype, because the module has no other scale.
+    RoundedScale(Float),
+}
+
+/// The dense float type of a header's dtype, where we compute with it.
+pub const fn float_of(dtype: Dtype) -> Option<Float> {
+    match dtype {
+        Dtype::F32 => Some(Float::F32),
+        Dtype::F16 => Some(Float::F16),
+        Dtype::BF16 => Some(Float::Bf16),
+        Dtype::Bool
+        | Dtype::F4
+        | Dtype::F6E2M3
+        | Dtype::F6E3M2
+        | Dtype::U8
+        | Dtype::I8
+        | Dtype::F8E5M2
+        | Dtype::F8E4M3
+        | Dtype::F8E8M0
+        | Dtype::F8E4M3Fnuz
+        | Dtype::F8E5M2Fnuz
+        | Dtype::I16
+        | Dtype::U16
+        | Dtype::I32
+        | Dtype::U32
+        | Dtype::C64
+        | Dtype::F64
+        | Dtype::I64
+        | Dtype::U64 => None,
+    }
+}
+
+/// The header's dtype of a dense float type.
+pub const fn dtype_of(float: Float) -> Dtype {
+    match float {
+        Float::F32 => Dtype::F32,
+        Float::F16 => Dtype::F16,
+        Float::Bf16 => Dtype::BF16,
+    }
+}
+
+/// The minifloat of an 8-bit float dtype that codes are stored in; not `F8_E8M0`, which holds scales.
+pub const fn minifloat_of(dtype: Dtype) -> Option<Minifloat> {
+    match dtype {
+        Dtype::F8E4M3 => Some(Minifloat::E4M3),
+        Dtype::F8E5M2 => Some(Minifloat::E5M2),
+        Dtype::F8E4M3Fnuz => Some(Minifloat::E4M3Fnuz),
+        Dtype::F8E5M2Fnuz => Some(Minifloat::E5M2Fnuz),
+        Dtype::Bool
+        | Dtype::F4
+        | Dtype::F6E2M3
+        | Dtype::F6E3M2
+        | Dtype::U8
+        | Dtype::I8
+        | Dtype::F8E8M0
+        | Dtype::I16
+        | Dtype::U16
+        | Dtype::F16
+        | Dtype::BF16
+        | Dtype::I32
+        | Dtype::U32
+        | Dtype::F32
+        | Dtype::C64
+        | Dtype::F64
+        | Dtype::I64
+        | Dtype::U64 => None,
+    }
 }

@@ -1,1 +1,5 @@
 //! One folder per toolchain: `mod.rs` (recognize, bind), `config.rs`, `write.rs`. No folder imports another.
+
+pub mod compressed_tensors;
+pub mod fp8;
+pub mod gptq;

@@ -1,0 +1,83 @@
+//! What conventions share: no spelling of any of them, only the way parts are looked up and described.
+
+use safequant_container::{Dtype, TensorInfo};
+
+use crate::{Error, Headers, Part, Role, Storage};
+
+/// The header of a part that must be there.
+pub(crate) fn required<'a>(
+    headers: Headers<'a>,
+    module: &str,
+    part: &str,
+) -> Result<&'a TensorInfo, Error> {
+    headers.tensor(part).ok_or_else(|| Error::MissingPart {
+        module: module.to_owned(),
+        part: part.to_owned(),
+    })
+}
+
+/// A part as the header describes it.
+pub(crate) fn part(role: Role, info: &TensorInfo, storage: Storage) -> Part {
+    Part {
+        role,
+        name: info.name.clone(),
+        dtype: info.dtype,
+        shape: info.shape.clone(),
+        storage,
+    }
+}
+
+/// The error for a dtype that a role does not allow.
+pub(crate) fn wrong_dtype(module: &str, info: &TensorInfo, expected: &str) -> Error {
+    Error::PartDtype {
+        module: module.to_owned(),
+        part: info.name.clone(),
+        expected: expected.to_owned(),
+        found: info.dtype,
+    }
+}
+
+/// The error for a shape that does not fit.
+pub(crate) fn wrong_shape(module: &str, info: &TensorInfo, expected: String) -> Error {
+    Error::PartShape {
+        module: module.to_owned(),
+        part: info.name.clone(),
+        expected,
+        found: info.shape.clone(),
+    }
+}
+
+/// Checks a dtype.
+pub(crate) fn check_dtype(module: &str, info: &TensorInfo, allowed: &[Dtype]) -> Result<(), Error> {
+    if allowed.contains(&info.dtype) {
+        return Ok(());
+    }
+    let names: Vec<&str> = allowed.iter().map(|d| d.name()).collect();
+    Err(wrong_dtype(module, info, &names.join(" or ")))
+}
+
+/// The error for what we cannot read yet.
+pub(crate) fn unsupported(module: &str, format: &str, detail: &str) -> Error {
+    Error::Unsupported {
+        module: module.to_owned(),
+        format: format.to_owned(),
+        detail: detail.to_owned(),
+    }
+}
+
+/// A planned part.
+pub(crate) fn planned(
+    role: Role,
+    name: String,
+    dtype: Dtype,
+    shape: Vec<u64>,
+    storage: Storage,
+) -> Part {
+    Part {
+        role,
+        name,
+        dtype,
+        shape,
+        storage,
+    }
+}

@@ -1,0 +1,590 @@
+//! compressed-tensors: llm-compressor's and vLLM's own format (`specs/conventions/compressed_tensors.md`).
+
+mod config;
+mod write;
+
+use std::collections::BTreeSet;
+
+use safequant_container::{Dtype, TensorInfo};
+
+use self::config::{Config, Kind, Order, Strategy, WeightArgs, Zero};
+use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
+use crate::scheme::{Packing, float_of, minifloat_of};
+use crate::{
+    Arithmetic, Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers,
+    IntegerEncoding, Part, QuantizedTensor, Recognized, Role, ScaleCoding, ScaleDirection, Scheme,
+    Storage, ZeroCoding, ZeroPoint,
+};
+
+/// See the module.
+pub struct CompressedTensors;
+
+/// The id.
+const ID: &str = "compressed-tensors";
+
+impl Convention for CompressedTensors {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn summary(&self) -> &'static str {
+        "llm-compressor and vLLM: packed integers of 1 to 8 bits, int8 and FP8, per tensor, channel, group or block"
+    }
+
+    fn recognize<'a>(
+        &self,
+        headers: Headers<'a>,
+    ) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
+        let Some(config) = Config::find(headers)? else {
+            return Ok(None);
+        };
+        let found = Found::new(headers, config);
+        let is_ours = found.config.place.is_some() || !found.modules.is_empty();
+        Ok(is_ours.then(|| Box::new(found) as Box<dyn Recognized + 'a>))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
+    }
+}
+
+/// Endings of tensors that belong to a module beside its codes.
+const COMPANIONS: [&str; 11] = [
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+    "weight_global_scale",
+    "input_scale",
+    "input_zero_point",
+    "input_global_scale",
+    "input_g_idx",
+    "output_scale",
+    "output_zero_point",
+];
+/// Endings of attention and KV-cache scales.
+const ATTENTION: [&str; 10] = [
+    "k_scale",
+    "v_scale",
+    "q_scale",
+    "kv_scale",
+    "k_zero_point",
+    "v_zero_point",
+    "q_zero_point",
+    "k_global_scale",
+    "v_global_scale",
+    "q_global_scale",
+];
+
+/// What was found.
+struct Found<'a> {
+    headers: Headers<'a>,
+    config: Config,
+    modules: Vec<String>,
+    orphans: Vec<String>,
+    evidence: Vec<String>,
+}
+
+impl<'a> Found<'a> {
+    fn new(headers: Headers<'a>, config: Config) -> Self {
+        let mut modules = BTreeSet::new();
+        for info in headers.tensors() {
+            if let Some(module) = module_of(headers, info, &config) {
+                modules.insert(module.to_owned());
+            }
+        }
+        let orphans = headers
+            .tensors()
+            .filter(|info| {
+                info.name.rsplit_once('.').is_some_and(|(module, ending)| {
+                    ATTENTION.contains(&ending)
+                        || (COMPANIONS.contains(&ending) && !modules.contains(module))
+                })
+            })
+            .map(|info| info.name.clone())
+            .collect();
+        let mut found = Self {
+            headers,
+            config,
+            modules: modules.into_iter().collect(),
+            orphans,
+            evidence: Vec::new(),
+        };
+        if found.config.place.is_none() && found.modules.is_empty() {
+            found.orphans.clear();
+        }
+        found.evidence = found.describe();
+        found
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(place) = &self.config.place {
+            let format = self.config.format.as_deref().unwrap_or("none");
+            lines.push(format!("{place} is of compressed-tensors, format {format}"));
+        }
+        let packed = |m: &&String| self.headers.tensor(&format!("{m}.weight_packed")).is_some();
+        let n_packed = self.modules.iter().filter(packed).count();
+        if n_packed > 0 {
+            lines.push(format!("{n_packed} modules with weight_packed"));
+        }
+        if self.modules.len() > n_packed {
+            let n = self.modules.len() - n_packed;
+            lines.push(format!(
+                "{n} modules with an 8-bit weight beside weight_scale"
+            ));
+        }
+        lines
+    }
+}
+
+/// The module of which a tensor holds the codes.
+fn module_of<'i>(headers: Headers<'_>, info: &'i TensorInfo, config: &Config) -> Option<&'i str> {
+    if let Some(module) = info.name.strip_suffix(".weight_packed") {
+        // Without a configuration, only the layout that explains itself.
+        let explains = headers.tensor(&format!("{module}.weight_shape")).is_some();
+        return (config.place.is_some() || explains).then_some(module);
+    }
+    let module = info.name.strip_suffix(".weight")?;
+    let is_small = info.dtype == Dtype::I8 || minifloat_of(info.dtype).is_some();
+    (config.place.is_some() && is_small).then_some(module)
+}
+
+impl Recognized for Found<'_> {
+    fn modules(&self) -> &[String] {
+        &self.modules
+    }
+
+    fn orphans(&self) -> &[String] {
+        &self.orphans
+    }
+
+    fn evidence(&self) -> &[String] {
+        &self.evidence
+    }
+
+    fn bind(&self, module: &str) -> Result<QuantizedTensor, Error> {
+        if let Some(codes) = self.headers.tensor(&format!("{module}.weight_packed")) {
+            self.bind_packed(module, codes)
+        } else {
+            let codes = required(self.headers, module, &format!("{module}.weight"))?;
+            self.bind_unpacked(module, codes)
+        }
+    }
+}
+
+impl Found<'_> {
+    /// The weights' arguments that the configuration gives, checked against the kind of codes found.
+    fn args(&self, module: &str, kind: Kind, format: &str) -> Result<Option<WeightArgs>, Error> {
+        if self.config.place.is_none() {
+            return Ok(None);
+        }
+        let contradiction = |config: String| Error::Contradiction {
+            module: module.to_owned(),
+            config,
+            tensors: format!("it is {format}"),
+        };
+        let group = self.config.group(module)?;
+        let group = group.ok_or_else(|| contradiction("no group targets the module".to_owned()))?;
+        if self.config.is_ignored(module)? {
+            return Err(contradiction("the module is on the ignore list".to_owned()));
+        }
+        let args = group.weights.clone();
+        let args = args.ok_or_else(|| contradiction(format!("{} has no weights", group.name)))?;
+        if args.kind != kind {
+            return Err(contradiction(format!(
+                "{} has type {:?}",
+                group.name, args.kind
+            )));
+        }
+        let declared = group.format.as_deref().or(self.config.format.as_deref());
+        let fits = match declared {
+            None | Some("mixed-precision" | "fakequant" | "dense") => true,
+            Some("naive-quantized") => format != "pack-quantized",
+            Some(declared) => declared == format,
+        };
+        if !fits {
+            return Err(contradiction(format!(
+                "format {}",
+                declared.unwrap_or_default()
+            )));
+        }
+        Ok(Some(args))
+    }
+
+    /// `weight_packed`: integers in I32 words. U8 words are FP4.
+    fn bind_packed(&self, module: &str, codes: &TensorInfo) -> Result<QuantizedTensor, Error> {
+        if self
+            .headers
+            .tensor(&format!("{module}.scale_packed"))
+            .is_some()
+        {
+            return Err(unsupported(module, "compressed-tensors marlin-24", ""));
+        }
+        if codes.dtype == Dtype::U8 {
+            let global = self
+                .headers
+                .tensor(&format!("{module}.weight_global_scale"));
+            let format = if global.is_some() {
+                "nvfp4-pack-quantized"
+            } else {
+                "mxfp4-pack-quantized"
+            };
+            return Err(unsupported(module, format, "FP4 weights"));
+        }
+        check_dtype(module, codes, &[Dtype::I32])?;
+        let (shape, descriptor) = self.shape(module)?;
+        let [rows, columns] = shape;
+        let args = match self.args(module, Kind::Integer, "pack-quantized")? {
+            Some(args) => args,
+            None => self.infer(module, codes, shape)?,
+        };
+        let packing = self.packing(args.bits, columns, last(codes));
+        let packing = packing.filter(|_| codes.shape.len() == 2 && codes.shape[0] == rows);
+        let packing = packing.ok_or_else(|| {
+            let width = (columns.saturating_mul(u64::from(args.bits))).div_ceil(32);
+            let expected = format!("[{rows}, {width}] for {}-bit codes of {shape:?}", args.bits);
+            wrong_shape(module, codes, expected)
+        })?;
+        let storage = Storage::Packed {
+            axes: Axes::OutIn,
+            packing,
+            along: Axis::In,
+        };
+        let encoding = IntegerEncoding::Unsigned;
+        let code = Code::Integer {
+            bits: args.bits,
+            encoding,
+        };
+        let parts = vec![
+            part(Role::Codes, codes, storage),
+            part(Role::Shape, descriptor, Storage::Vector),
+        ];
+        self.finish(module, shape, code, &args, parts)
+    }
+
+    /// `weight` in I8 or FP8.
+    fn bind_unpacked(&self, module: &str, codes: &TensorInfo) -> Result<QuantizedTensor, Error> {
+        let &[rows, columns] = codes.shape.as_slice() else {
+            let detail = format!("a weight of shape {:?}", codes.shape);
+            return Err(unsupported(
+                module,
+                "compressed-tensors other than matrices",
+                &detail,
+            ));
+        };
+        let float = minifloat_of(codes.dtype);
+        let (kind, format) = match float {
+            Some(_) => (Kind::Float, "float-quantized"),
+            None => (Kind::Integer, "int-quantized"),
+        };
+        let scale = required(self.headers, module, &format!("{module}.weight_scale"))?;
+        if matches!(scale.dtype, Dtype::U8 | Dtype::F8E8M0) {
+            return Err(unsupported(module, "mxfp8-quantized", ""));
+        }
+        let args = self.args(module, kind, format)?;
+        let args = args.ok_or_else(|| unsupported(module, format, "without a configuration"))?;
+        let code = match float {
+            Some(minifloat) if args.bits == 8 => Code::Minifloat(minifloat),
+            Some(_) => {
+                return Err(Error::Contradiction {
+                    module: module.to_owned(),
+                    config: format!("{} bits", args.bits),
+                    tensors: format!("the weight is {}", codes.dtype),
+                });
+            }
+            None => Code::Integer {
+                bits: args.bits,
+                encoding: IntegerEncoding::TwosComplement,
+            },
+        };
+        let storage = Storage::Elements { axes: Axes::OutIn };
+        self.finish(
+            module,
+            [rows, columns],
+            code,
+            &args,
+            vec![part(Role::Codes, codes, storage)],
+        )
+    }
+
+    /// Adds scales, zero points and the rest.
+    fn finish(
+        &self,
+        module: &str,
+        shape: [u64; 2],
+        code: Code,
+        args: &WeightArgs,
+        mut parts: Vec<Part>,
+    ) -> Result<QuantizedTensor, Error> {
+        let scale = required(self.headers, module, &format!("{module}.weight_scale"))?;
+        let Some(scale_float) = float_of(scale.dtype) else {
+            return Err(wrong_dtype(module, scale, "F32, F16 or BF16"));
+        };
+        let strategy = match args.strategy {
+            Some(strategy) => strategy,
+            None => strategy_of(module, shape, scale)?,
+        };
+        let grid = grid(strategy, shape);
+        check_grid(module, scale, strategy, grid)?;
+        parts.push(part(
+            Role::Scale,
+            scale,
+            Storage::Elements { axes: Axes::OutIn },
+        ));
+        let zero_point = self.zero_point(module, code, args, grid, &mut parts)?;
+        let granularity = self.granularity(module, strategy, args.order, &mut parts)?;
+        for ending in COMPANIONS {
+            let name = format!("{module}.{ending}");
+            if let Some(info) = self.headers.tensor(&name)
+                && parts.iter().all(|p| p.name != name)
+            {
+                parts.push(part(Role::Auxiliary, info, Storage::Vector));
+            }
+        }
+        Ok(QuantizedTensor {
+            module: module.to_owned(),
+            weight: format!("{module}.weight"),
+            convention: ID,
+            shape: shape.to_vec(),
+            scheme: Scheme {
+                code,
+                granularity,
+                scale: ScaleCoding::Float(scale_float),
+                direction: ScaleDirection::Multiply,
+                zero_point,
+                arithmetic: Arithmetic::ScaledDifference,
+            },
+            reference_dtype: scale_float,
+            parts,
+        })
+    }
+
+    /// The zero point, and its part. What is stored wins over `symmetric`: the library subtracts it in any case.
+    fn zero_point(
+        &self,
+        module: &str,
+        code: Code,
+        args: &WeightArgs,
+        grid: [u64; 2],
+        parts: &mut Vec<Part>,
+    ) -> Result<ZeroPoint, Error> {
+        let name = format!("{module}.weight_zero_point");
+        let stored = self.headers.tensor(&name);
+        let Code::Integer { bits, .. } = code else {
+            return match stored {
+                None => Ok(ZeroPoint::Fixed(0)),
+                Some(_) => Err(unsupported(module, "float codes with zero points", "")),
+            };
+        };
+        let Some(info) = stored else {
+            return match args.zero {
+                Zero::Symmetric => Ok(ZeroPoint::Fixed(1 << (bits - 1))),
+                Zero::Asymmetric => Err(Error::MissingPart {
+                    module: module.to_owned(),
+                    part: name,
+                }),
+            };
+        };
+        check_dtype(module, info, &[Dtype::I8, Dtype::I32])?;
+        let axes = Axes::OutIn;
+        let (storage, coding) = if info.dtype == Dtype::I8 {
+            (Storage::Elements { axes }, ZeroCoding::Signed)
+        } else {
+            let lanes = info.shape.first().copied().unwrap_or(0);
+            let packing = self.packing(bits, grid[0], lanes).ok_or_else(|| {
+                wrong_shape(module, info, format!("[{}, {}] packed", grid[0], grid[1]))
+            })?;
+            (
+                Storage::Packed {
+                    axes,
+                    packing,
+                    along: Axis::Out,
+                },
+                ZeroCoding::Direct,
+            )
+        };
+        let last_fits = info.shape.len() < 2 || last(info) == grid[1];
+        let elements = info.dtype != Dtype::I8 || info.n_elements() == grid[0] * grid[1];
+        if !last_fits || !elements {
+            return Err(wrong_shape(
+                module,
+                info,
+                format!("{grid:?}, or packed along its rows"),
+            ));
+        }
+        parts.push(part(Role::ZeroPoint, info, storage));
+        Ok(ZeroPoint::Stored(coding))
+    }
+
+    fn granularity(
+        &self,
+        module: &str,
+        strategy: Strategy,
+        order: Order,
+        parts: &mut Vec<Part>,
+    ) -> Result<Granularity, Error> {
+        Ok(match strategy {
+            Strategy::Tensor => Granularity::Tensor,
+            Strategy::Channel => Granularity::Channel,
+            Strategy::Block(rows, columns) => Granularity::Block { rows, columns },
+            Strategy::Group(size) => {
+                let index = self.headers.tensor(&format!("{module}.weight_g_idx"));
+                match (order, index) {
+                    (Order::Indexed, Some(info)) => {
+                        check_dtype(module, info, &[Dtype::I32, Dtype::I64])?;
+                        parts.push(part(Role::GroupIndex, info, Storage::Vector));
+                        Granularity::IndexedGroup { size }
+                    }
+                    (Order::Indexed | Order::Natural, _) => Granularity::Group { size },
+                }
+            }
+        })
+    }
+
+    /// The logical shape, from `weight_shape`.
+    fn shape(&self, module: &str) -> Result<([u64; 2], &TensorInfo), Error> {
+        let name = format!("{module}.weight_shape");
+        let info = required(self.headers, module, &name)?;
+        check_dtype(module, info, &[Dtype::I64, Dtype::I32])?;
+        if info.n_elements() != 2 {
+            return Err(wrong_shape(module, info, "two numbers".to_owned()));
+        }
+        let bytes = self.headers.descriptor(&name)?;
+        let numbers: Vec<i64> = if info.dtype == Dtype::I64 {
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| i64::from_le_bytes(b))
+                .collect()
+        } else {
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| i64::from(i32::from_le_bytes(b)))
+                .collect()
+        };
+        let sides: Option<Vec<u64>> = numbers
+            .iter()
+            .map(|&n| u64::try_from(n).ok().filter(|&n| n > 0))
+            .collect();
+        match sides.as_deref() {
+            // Each side is bounded by what is stored before anything is calculated with it.
+            Some(&[rows, columns]) if rows < 1 << 40 && columns < 1 << 40 => {
+                Ok(([rows, columns], info))
+            }
+            _ => Err(Error::Contradiction {
+                module: module.to_owned(),
+                config: "weight_shape must hold two positive sizes".to_owned(),
+                tensors: format!("it holds {numbers:?}"),
+            }),
+        }
+    }
+
+    /// The packing in which `n` codes take `width` words: dense since 0.18, before that without straddling. Where both
+    /// fit, the bytes differ only for 3, 5, 6 and 7 bits, and the version decides.
+    fn packing(&self, bits: u32, n: u64, width: u64) -> Option<Packing> {
+        let dense = n.checked_mul(u64::from(bits)).map(|b| b.div_ceil(32)) == Some(width);
+        let old = n.div_ceil(u64::from(32 / bits)) == width;
+        let is_new = self.config.version.is_some_and(|v| v >= (0, 18));
+        match (dense, old) {
+            (true, true) if 32 % bits != 0 && !is_new => Some(Packing::LsbFirstNoStraddle { bits }),
+            (true, _) => Some(Packing::LsbFirst { bits }),
+            (false, true) => Some(Packing::LsbFirstNoStraddle { bits }),
+            (false, false) => None,
+        }
+    }
+
+    /// Bits, groups and zero points from shapes alone: a file without configuration.
+    fn infer(
+        &self,
+        module: &str,
+        codes: &TensorInfo,
+        shape: [u64; 2],
+    ) -> Result<WeightArgs, Error> {
+        let scale = required(self.headers, module, &format!("{module}.weight_scale"))?;
+        let width = last(codes);
+        let fits: Vec<u32> = (1..=8)
+            .filter(|&b| (shape[1] * u64::from(b)).div_ceil(32) == width)
+            .collect();
+        let &[bits] = fits.as_slice() else {
+            let detail = format!("bits cannot be told from {width} words per row");
+            return Err(unsupported(
+                module,
+                "pack-quantized without a configuration",
+                &detail,
+            ));
+        };
+        let zero = self.headers.tensor(&format!("{module}.weight_zero_point"));
+        Ok(WeightArgs {
+            bits,
+            kind: Kind::Integer,
+            zero: if zero.is_some() {
+                Zero::Asymmetric
+            } else {
+                Zero::Symmetric
+            },
+            strategy: Some(strategy_of(module, shape, scale)?),
+            order: Order::Indexed,
+        })
+    }
+}
+
+fn last(info: &TensorInfo) -> u64 {
+    info.shape.last().copied().unwrap_or(1)
+}
+
+/// The scale grid of a strategy.
+fn grid(strategy: Strategy, [rows, columns]: [u64; 2]) -> [u64; 2] {
+    match strategy {
+        Strategy::Tensor => [1, 1],
+        Strategy::Channel => [rows, 1],
+        Strategy::Group(size) => [rows, columns.div_ceil(size.max(1))],
+        Strategy::Block(height, width) => {
+            [rows.div_ceil(height.max(1)), columns.div_ceil(width.max(1))]
+        }
+    }
+}
+
+fn check_grid(
+    module: &str,
+    scale: &TensorInfo,
+    strategy: Strategy,
+    grid: [u64; 2],
+) -> Result<(), Error> {
+    let fits = match strategy {
+        Strategy::Tensor => scale.n_elements() == 1,
+        Strategy::Channel => scale.shape == grid || scale.shape == grid[..1],
+        Strategy::Group(_) | Strategy::Block(..) => scale.shape == grid,
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(wrong_shape(
+        module,
+        scale,
+        format!("{grid:?} for {strategy:?}"),
+    ))
+}
+
+/// What the scale's shape says, where the configuration leaves it open. Groups must divide the row.
+fn strategy_of(module: &str, shape: [u64; 2], scale: &TensorInfo) -> Result<Strategy, Error> {
+    let [rows, columns] = shape;
+    match *scale.shape.as_slice() {
+        [] | [1] | [1, 1] => Ok(Strategy::Tensor),
+        [n, 1] if n == rows => Ok(Strategy::Channel),
+        [n, g] if n == rows && g > 0 && columns.is_multiple_of(g) => {
+            Ok(Strategy::Group(columns / g))
+        }
+        [n, g] if n == rows.div_ceil(128) && g == columns.div_ceil(128) => {
+            Ok(Strategy::Block(128, 128))
+        }
+        _ => Err(wrong_shape(
+            module,
+            scale,
+            format!("scales of a weight of shape {shape:?}"),
+        )),
+    }
+}

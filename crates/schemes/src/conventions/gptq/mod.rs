@@ -1,0 +1,352 @@
+//! GPTQ: AutoGPTQ, GPTQModel and everyone who took over their layout (specs/conventions/gptq.md).
+
+mod config;
+mod write;
+
+use safequant_container::{Dtype, TensorInfo};
+
+use self::config::{Config, Format, ModuleArgs, Writer};
+use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
+use crate::config::GroupSize;
+use crate::scheme::{Packing, float_of};
+use crate::{
+    Arithmetic, Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers,
+    IntegerEncoding, QuantizedTensor, Recognized, Role, ScaleCoding, ScaleDirection, Scheme,
+    Storage, ZeroCoding, ZeroPoint,
+};
+
+/// GPTQ v1, which stores zero points minus one, and GPTQModel's planar variant of it, which does not.
+pub struct Gptq;
+
+/// GPTQ v2: zero points as they are.
+pub struct GptqV2;
+
+impl Convention for Gptq {
+    fn id(&self) -> &'static str {
+        "gptq"
+    }
+
+    fn summary(&self) -> &'static str {
+        "AutoGPTQ and GPTQModel: 2 to 8 bits in groups, transposed, zero points stored minus one; with act-order"
+    }
+
+    fn recognize<'a>(
+        &self,
+        headers: Headers<'a>,
+    ) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
+        recognize(headers, self.id(), &[Format::V1, Format::Planar])
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::V1)
+    }
+}
+
+impl Convention for GptqV2 {
+    fn id(&self) -> &'static str {
+        "gptq_v2"
+    }
+
+    fn summary(&self) -> &'static str {
+        "GPTQModel's second format: as gptq, but zero points are stored as they are"
+    }
+
+    fn recognize<'a>(
+        &self,
+        headers: Headers<'a>,
+    ) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
+        recognize(headers, self.id(), &[Format::V2])
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::V2)
+    }
+}
+
+fn recognize<'a>(
+    headers: Headers<'a>,
+    id: &'static str,
+    formats: &[Format],
+) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
+    let modules: Vec<String> = headers
+        .tensors()
+        .filter_map(|info| info.name.strip_suffix(".qweight"))
+        .filter(|module| looks_like_gptq(headers, module))
+        .map(str::to_owned)
+        .collect();
+    let Some(config) = Config::find(headers)? else {
+        // The tensors alone do not say whether zero points are stored minus one.
+        let has_settings = !headers.settings()?.is_empty();
+        return match modules.first() {
+            Some(module) if !has_settings => Err(unsupported(
+                module,
+                "GPTQ without a configuration",
+                "only its checkpoint_format tells how zero points are stored",
+            )),
+            _ => Ok(None),
+        };
+    };
+    if !formats.contains(&config.format) {
+        return Ok(None);
+    }
+    let evidence = vec![
+        format!(
+            "{} is of {:?}, written by {:?}",
+            config.place, config.format, config.writer
+        ),
+        format!("{} modules with qweight, qzeros and scales", modules.len()),
+    ];
+    Ok(Some(Box::new(Found {
+        headers,
+        id,
+        config,
+        modules,
+        evidence,
+    })))
+}
+
+/// GPTQ's columns are output features in codes and scales alike; AWQ packs eight of them into one word.
+fn looks_like_gptq(headers: Headers<'_>, module: &str) -> bool {
+    let columns = |part: &str| {
+        let info = headers.tensor(&format!("{module}.{part}"))?;
+        (info.shape.len() == 2).then(|| info.shape[1])
+    };
+    match (columns("qweight"), columns("scales")) {
+        (Some(codes), Some(scales)) => codes == scales || scales != codes.saturating_mul(8),
+        _ => true,
+    }
+}
+
+/// What was found.
+struct Found<'a> {
+    headers: Headers<'a>,
+    id: &'static str,
+    config: Config,
+    modules: Vec<String>,
+    evidence: Vec<String>,
+}
+
+/// The parts of a module.
+struct Parts<'a> {
+    qweight: &'a TensorInfo,
+    qzeros: &'a TensorInfo,
+    scales: &'a TensorInfo,
+    g_idx: Option<&'a TensorInfo>,
+    /// Bytes of a packed word.
+    word: u64,
+}
+
+impl Recognized for Found<'_> {
+    fn modules(&self) -> &[String] {
+        &self.modules
+    }
+
+    fn orphans(&self) -> &[String] {
+        &[]
+    }
+
+    fn evidence(&self) -> &[String] {
+        &self.evidence
+    }
+
+    fn bind(&self, module: &str) -> Result<QuantizedTensor, Error> {
+        let args = self.config.module(module)?;
+        let contradiction = |config: &str, tensors: &str| Error::Contradiction {
+            module: module.to_owned(),
+            config: config.to_owned(),
+            tensors: tensors.to_owned(),
+        };
+        let args =
+            args.ok_or_else(|| contradiction("dynamic leaves it dense", "it has a qweight"))?;
+        let parts = self.parts(module)?;
+        let dense = format!("{module}.weight");
+        if self.headers.tensor(&dense).is_some() {
+            return Err(contradiction(
+                "it is quantized",
+                "it has both a weight and a qweight",
+            ));
+        }
+        let bits = args
+            .bits
+            .ok_or_else(|| contradiction("no bits", "it has a qweight"))?;
+        let packing = self.packing(module, bits, &parts)?;
+        let shape = shape_of(module, packing, &parts)?;
+        let size = group_size(module, args, shape[1], &parts)?;
+        let scale_float = float_of(parts.scales.dtype)
+            .ok_or_else(|| wrong_dtype(module, parts.scales, "F16, BF16 or F32"))?;
+        Ok(QuantizedTensor {
+            module: module.to_owned(),
+            weight: dense,
+            convention: self.id,
+            shape: shape.to_vec(),
+            scheme: Scheme {
+                code: Code::Integer {
+                    bits,
+                    encoding: IntegerEncoding::Unsigned,
+                },
+                granularity: match parts.g_idx {
+                    Some(_) => Granularity::IndexedGroup { size },
+                    None => Granularity::Group { size },
+                },
+                scale: ScaleCoding::Float(scale_float),
+                direction: ScaleDirection::Multiply,
+                zero_point: ZeroPoint::Stored(self.zero_coding(bits)),
+                arithmetic: Arithmetic::ScaledDifference,
+            },
+            reference_dtype: scale_float,
+            parts: parts.bound(packing),
+        })
+    }
+}
+
+impl<'a> Found<'a> {
+    /// The parts of a module, their dtypes and ranks checked.
+    fn parts(&self, module: &str) -> Result<Parts<'a>, Error> {
+        let get = |ending: &str| required(self.headers, module, &format!("{module}.{ending}"));
+        let (qweight, qzeros, scales) = (get("qweight")?, get("qzeros")?, get("scales")?);
+        check_dtype(module, qweight, &[Dtype::I32, Dtype::I16, Dtype::I8])?;
+        check_dtype(module, qzeros, &[qweight.dtype])?;
+        for info in [qweight, qzeros, scales] {
+            if info.shape.len() != 2 {
+                return Err(wrong_shape(module, info, "a matrix".to_owned()));
+            }
+        }
+        let g_idx = self.headers.tensor(&format!("{module}.g_idx"));
+        // Very old files hold an empty one.
+        let g_idx = g_idx.filter(|i| i.n_elements() > 0);
+        if let Some(info) = g_idx {
+            check_dtype(module, info, &[Dtype::I32, Dtype::I64])?;
+            if info.shape.len() != 1 {
+                return Err(wrong_shape(
+                    module,
+                    info,
+                    "one group per input feature".to_owned(),
+                ));
+            }
+        }
+        Ok(Parts {
+            qweight,
+            qzeros,
+            scales,
+            g_idx,
+            word: qweight.dtype.bits() / 8,
+        })
+    }
+
+    fn packing(&self, module: &str, bits: u32, parts: &Parts<'_>) -> Result<Packing, Error> {
+        let stream = matches!(bits, 2 | 3 | 4 | 8);
+        match self.config.format {
+            Format::Planar if parts.word == 4 => Ok(Packing::Planar { bits }),
+            Format::V1 | Format::V2 if stream && (bits != 3 || parts.word == 4) => {
+                Ok(Packing::LsbFirst { bits })
+            }
+            format @ (Format::V1 | Format::V2 | Format::Planar) => Err(unsupported(
+                module,
+                &format!(
+                    "GPTQ {format:?} with {bits} bits in words of {} bytes",
+                    parts.word
+                ),
+                "",
+            )),
+        }
+    }
+
+    /// How zero points are stored (gptq.md, section 4). The three rules of v1 differ only where some zero point is 0.
+    fn zero_coding(&self, bits: u32) -> ZeroCoding {
+        match (self.config.format, self.config.writer) {
+            (Format::V2 | Format::Planar, _) => ZeroCoding::Direct,
+            (Format::V1, _) if bits == 3 => ZeroCoding::MinusOneModulo,
+            (Format::V1, Writer::GptqModel) => ZeroCoding::MinusOneWord,
+            (Format::V1, Writer::Other) => ZeroCoding::MinusOne,
+        }
+    }
+}
+
+impl Parts<'_> {
+    fn bound(&self, packing: Packing) -> Vec<crate::Part> {
+        let axes = Axes::InOut;
+        let packed = |along| Storage::Packed {
+            axes,
+            packing,
+            along,
+        };
+        let mut parts = vec![
+            part(Role::Codes, self.qweight, packed(Axis::In)),
+            part(Role::ZeroPoint, self.qzeros, packed(Axis::Out)),
+            part(Role::Scale, self.scales, Storage::Elements { axes }),
+        ];
+        if let Some(info) = self.g_idx {
+            parts.push(part(Role::GroupIndex, info, Storage::Vector));
+        }
+        parts
+    }
+}
+
+/// Words that a run takes.
+fn words(packing: Packing, n: u64, word: u64) -> u64 {
+    let (codes, bytes) = packing.codes_per_unit();
+    let (codes, bytes) = (crate::grid::to_u64(codes), crate::grid::to_u64(bytes));
+    let rest = (n % codes)
+        .saturating_mul(u64::from(packing.bits()))
+        .div_ceil(8);
+    let rest = if matches!(packing, Packing::LsbFirst { .. }) {
+        rest
+    } else {
+        bytes * u64::from(!n.is_multiple_of(codes))
+    };
+    (n / codes)
+        .saturating_mul(bytes)
+        .saturating_add(rest)
+        .div_ceil(word)
+}
+
+/// `[out_features, in_features]`: in from the group index (or from full words), out from the scales.
+fn shape_of(module: &str, packing: Packing, parts: &Parts<'_>) -> Result<[u64; 2], Error> {
+    let rows = parts.qweight.shape[0];
+    let out_features = parts.scales.shape[1];
+    let in_features = match parts.g_idx {
+        Some(info) => info.n_elements(),
+        None => rows.saturating_mul(parts.word * 8) / u64::from(packing.bits()),
+    };
+    let expected = words(packing, in_features, parts.word);
+    if rows != expected || parts.qweight.shape[1] != out_features {
+        let expected = format!("[{expected}, {out_features}]");
+        return Err(wrong_shape(module, parts.qweight, expected));
+    }
+    let (groups, columns) = (
+        parts.scales.shape[0],
+        words(packing, out_features, parts.word),
+    );
+    if parts.qzeros.shape != [groups, columns] {
+        return Err(wrong_shape(
+            module,
+            parts.qzeros,
+            format!("[{groups}, {columns}]"),
+        ));
+    }
+    Ok([out_features, in_features])
+}
+
+/// Input features per group, agreeing with the number of scales.
+fn group_size(
+    module: &str,
+    args: ModuleArgs,
+    in_features: u64,
+    parts: &Parts<'_>,
+) -> Result<u64, Error> {
+    let groups = parts.scales.shape[0];
+    let size = match args.group_size {
+        Some(GroupSize::WholeRow) => in_features.max(1),
+        Some(GroupSize::Features(size)) => size,
+        None if groups > 0 => in_features.div_ceil(groups).max(1),
+        None => 1,
+    };
+    if in_features.div_ceil(size) == groups {
+        return Ok(size);
+    }
+    let expected = format!(
+        "{} groups of {size} of {in_features} input features",
+        in_features.div_ceil(size)
+    );
+    Err(wrong_shape(module, parts.scales, expected))
+}

@@ -1,0 +1,157 @@
+//! Quantized checkpoints of conventions that are not here yet: they must be reported, never taken for dense ones.
+
+use safequant_container::{Dtype, TensorInfo};
+
+use crate::{Error, Headers, Model, Settings};
+
+/// Name endings that only one family of formats uses.
+const MARKERS: &[(&str, &str)] = &[
+    (".quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
+    (".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
+    (".weight_quant_state", "bitsandbytes as GPTQModel writes it"),
+    (".SCB", "bitsandbytes int8"),
+    (".weight_scb", "bitsandbytes int8 as GPTQModel writes it"),
+    ("_weight_qdata", "torchao"),
+    (".W_q", "HQQ"),
+    (".weight._data", "quanto"),
+    (".comfy_quant", "ComfyUI"),
+    (".wscales", "Nunchaku SVDQuant"),
+    (".qweight", "an AWQ, GPTQ or related layout"),
+    (".trellis", "EXL3"),
+    (".weight_scale_2", "ModelOpt NVFP4"),
+    ("_blocks", "MXFP4 (gpt-oss)"),
+    (".scale_weight", "ComfyUI scaled FP8"),
+    (".bitmask", "compressed-tensors sparse"),
+    (".scale_packed", "compressed-tensors marlin-24"),
+    (".weight_packed", "a compressed-tensors packed layout"),
+];
+
+/// What is left over must look dense.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming format and tensor or document.
+pub(crate) fn check(
+    headers: Headers<'_>,
+    settings: &[Settings],
+    model: &Model,
+) -> Result<(), Error> {
+    for name in &model.plain {
+        let Some(info) = headers.tensor(name) else {
+            continue;
+        };
+        if let Some(format) = marker(headers, info) {
+            return Err(unsupported(name, format, ""));
+        }
+    }
+    for info in settings {
+        announced(info, model)?;
+    }
+    for name in &model.plain {
+        let Some(info) = headers.tensor(name) else {
+            continue;
+        };
+        if let Some(format) = suspicious(headers, info) {
+            return Err(unsupported(
+                name,
+                &format,
+                "its scale, if it has one, was not recognized",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn unsupported(module: &str, format: &str, detail: &str) -> Error {
+    Error::Unsupported {
+        module: module.to_owned(),
+        format: format.to_owned(),
+        detail: detail.to_owned(),
+    }
+}
+
+/// A tensor that only quantized checkpoints of another convention have.
+fn marker(headers: Headers<'_>, info: &TensorInfo) -> Option<&'static str> {
+    let name = info.name.as_str();
+    if name == "scaled_fp8" || name.ends_with(".scaled_fp8") {
+        return Some("ComfyUI scaled FP8");
+    }
+    let (ending, format) = MARKERS.iter().find(|(ending, _)| name.ends_with(ending))?;
+    match *ending {
+        // Ordinary names that mean quantization only together with their companion.
+        "_blocks" => {
+            let scales = format!("{}_scales", name.strip_suffix("_blocks")?);
+            (info.dtype == Dtype::U8 && headers.tensor(&scales).is_some()).then_some(*format)
+        }
+        _ => Some(format),
+    }
+}
+
+/// A configuration that announces a convention of which nothing was recognized.
+fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
+    let is_mlx =
+        settings.place.ends_with(": quantization") || settings.place.ends_with(".quantization");
+    let modelopt = settings
+        .map
+        .get("quantization")
+        .and_then(|q| q.get("quant_algo"));
+    let format = match settings.method() {
+        Some(method) => method,
+        None if modelopt.is_some_and(|a| !a.is_null()) => "modelopt".to_owned(),
+        None if is_mlx && settings.map.contains_key("bits") => "mlx".to_owned(),
+        None => return Ok(()),
+    };
+    // A convention that recognized its own announcement may well have found no quantized weight.
+    let known: &[&str] = match format.as_str() {
+        "compressed-tensors" => &["compressed-tensors"],
+        "gptq" => &["gptq", "gptq_v2"],
+        "fp8" | "fbgemm_fp8" => &["fp8"],
+        _ => &[],
+    };
+    if model.conventions.iter().any(|(id, _)| known.contains(id)) {
+        return Ok(());
+    }
+    Err(unsupported(&settings.place, &format, ""))
+}
+
+/// A weight in a dtype that no dense model uses.
+fn suspicious(headers: Headers<'_>, info: &TensorInfo) -> Option<String> {
+    let format = || {
+        Some(format!(
+            "a {} weight without a known convention",
+            info.dtype
+        ))
+    };
+    match info.dtype {
+        Dtype::F4
+        | Dtype::F6E2M3
+        | Dtype::F6E3M2
+        | Dtype::F8E5M2
+        | Dtype::F8E4M3
+        | Dtype::F8E8M0
+        | Dtype::F8E4M3Fnuz
+        | Dtype::F8E5M2Fnuz => format(),
+        Dtype::U32 if info.name.ends_with(".weight") => {
+            let scales = format!("{}.scales", info.name.strip_suffix(".weight")?);
+            headers.tensor(&scales).map(|_| "MLX".to_owned())
+        }
+        Dtype::U8 | Dtype::I8 | Dtype::I32
+            if info.name.ends_with(".weight") && info.shape.len() > 1 =>
+        {
+            format()
+        }
+        Dtype::Bool
+        | Dtype::U8
+        | Dtype::I8
+        | Dtype::I16
+        | Dtype::U16
+        | Dtype::F16
+        | Dtype::BF16
+        | Dtype::I32
+        | Dtype::U32
+        | Dtype::F32
+        | Dtype::C64
+        | Dtype::F64
+        | Dtype::I64
+        | Dtype::U64 => None,
+    }
+}

@@ -1,0 +1,613 @@
+//! A logical grid (codes, scales, zero points of one matrix) inside a stored part: which bytes hold some of its rows,
+//! and the way between those bytes and one code per byte, row-major. Convention-free; no arithmetic but shifts.
+
+use std::ops::Range;
+
+use safequant_container::TensorRef;
+use safequant_kernels::{Backend, Packing};
+
+use crate::encode::EncodedRegion;
+use crate::{Axes, Axis, Error, Granularity, Part, QuantizedTensor, Role, Storage};
+
+/// Converts a size, or says that this machine cannot address it.
+pub(crate) fn to_usize(module: &str, what: &'static str, value: u64) -> Result<usize, Error> {
+    usize::try_from(value).map_err(|_| Error::TooLarge {
+        module: module.to_owned(),
+        what,
+    })
+}
+
+/// `u64` of a `usize`: lossless on every machine Rust supports.
+pub(crate) fn to_u64(value: usize) -> u64 {
+    u64::try_from(value).expect("usize has at most 64 bits")
+}
+
+/// Rows and columns of a grid: `[out-like, in-like]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
+/// The grid of a role in one matrix of `tensor`.
+pub(crate) fn grid_of(tensor: &QuantizedTensor, role: Role) -> Result<Grid, Error> {
+    let (out, cols) = (tensor.out_features(), tensor.in_features());
+    let (rows, columns) = match (role, tensor.scheme.granularity) {
+        (Role::Codes, _) => (out, cols),
+        (_, Granularity::Tensor) => (1, 1),
+        (_, Granularity::Channel) => (out, 1),
+        (_, Granularity::Group { size } | Granularity::IndexedGroup { size }) => {
+            (out, cols.div_ceil(size.max(1)))
+        }
+        (_, Granularity::Block { rows, columns }) => {
+            (out.div_ceil(rows.max(1)), cols.div_ceil(columns.max(1)))
+        }
+    };
+    Ok(Grid {
+        rows: to_usize(&tensor.module, "the grid", rows)?,
+        columns: to_usize(&tensor.module, "the grid", columns)?,
+    })
+}
+
+/// Rows of the scale grid that rows `rows` of a matrix need.
+pub(crate) fn scale_rows(granularity: Granularity, rows: &Range<usize>) -> Range<usize> {
+    match granularity {
+        Granularity::Tensor => 0..usize::from(!rows.is_empty()),
+        Granularity::Channel | Granularity::Group { .. } | Granularity::IndexedGroup { .. } => {
+            rows.clone()
+        }
+        Granularity::Block { rows: block, .. } => {
+            let block = usize::try_from(block.max(1)).unwrap_or(usize::MAX);
+            rows.start / block..rows.end.div_ceil(block)
+        }
+    }
+}
+
+/// Cuts rows of a stack where its matrices end: `(matrix, rows of that matrix)`.
+pub(crate) fn segments(
+    module: &str,
+    rows: &Range<u64>,
+    out_features: u64,
+) -> Result<Vec<(u64, Range<usize>)>, Error> {
+    let mut found = Vec::new();
+    let mut at = rows.start;
+    while at < rows.end && out_features > 0 {
+        let matrix = at / out_features;
+        let end = ((matrix + 1) * out_features).min(rows.end);
+        let base = matrix * out_features;
+        let local = to_usize(module, "a row", at - base)?..to_usize(module, "a row", end - base)?;
+        found.push((matrix, local));
+        at = end;
+    }
+    Ok(found)
+}
+
+/// Where the grids of a stack lie in a part; lengths checked against the header.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    grid: Grid,
+    axes: Axes,
+    /// Packing and the axis of its runs; `None` for one element per entry.
+    packing: Option<(Packing, Axis)>,
+    /// Bytes of an element or word.
+    word: usize,
+    /// Byte offset of the first matrix.
+    base: u64,
+    /// Rows of one stored matrix.
+    n_stored_rows: usize,
+    /// Bytes of a stored row.
+    row_len: usize,
+    /// Elements in the last dimension of the part.
+    last: u64,
+}
+
+/// Adds a constant to whole words: GPTQ v1 as GPTQModel writes it (gptq.md, section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WordShift {
+    /// As stored.
+    None,
+    /// The constant `0..01` repeated in every lane of this many bits.
+    PerLane(u32),
+}
+
+impl Stored {
+    /// Resolves a part's storage.
+    ///
+    /// # Errors
+    /// [`Error::PartShape`] if the header's shape does not hold the grids exactly.
+    pub(crate) fn new(tensor: &QuantizedTensor, part: &Part) -> Result<Self, Error> {
+        let grid = grid_of(tensor, part.role)?;
+        let word = to_usize(&tensor.module, "an element", part.dtype.bits() / 8)?.max(1);
+        let (axes, packing, first) = match part.storage {
+            Storage::Elements { axes } => (axes, None, 0),
+            Storage::SharedElements { first } => (Axes::OutIn, None, first),
+            Storage::Packed {
+                axes,
+                packing,
+                along,
+            }
+            | Storage::PackedConstant {
+                axes,
+                packing,
+                along,
+                ..
+            } => (axes, Some((packing, along)), 0),
+            Storage::Vector => (Axes::OutIn, None, 0),
+        };
+        let mut stored = Self {
+            grid,
+            axes,
+            packing,
+            word,
+            base: first.saturating_mul(to_u64(word)),
+            n_stored_rows: 0,
+            row_len: 0,
+            last: part.shape.last().copied().unwrap_or(1),
+        };
+        (stored.n_stored_rows, stored.row_len) = stored.stored_shape();
+        stored.check(tensor, part)?;
+        Ok(stored)
+    }
+
+    /// Rows and row bytes of one stored matrix.
+    fn stored_shape(&self) -> (usize, usize) {
+        let Grid { rows, columns } = self.grid;
+        let (first, second, axis) = match self.axes {
+            Axes::OutIn => (rows, columns, Axis::Out),
+            Axes::InOut => (columns, rows, Axis::In),
+        };
+        match self.packing {
+            None => (first, second.saturating_mul(self.word)),
+            Some((packing, along)) if along == axis => {
+                let words = packing.packed_len_bytes(first, self.word) / self.word;
+                (words, second.saturating_mul(self.word))
+            }
+            Some((packing, _)) => (first, packing.packed_len_bytes(second, self.word)),
+        }
+    }
+
+    fn check(&self, tensor: &QuantizedTensor, part: &Part) -> Result<(), Error> {
+        let bytes = |shape: &[u64]| {
+            let n = shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d));
+            n.and_then(|n| n.checked_mul(to_u64(self.word)))
+        };
+        let needed = self.matrix_len().checked_mul(tensor.n_matrices());
+        let (found, end) = (
+            bytes(&part.shape),
+            needed.and_then(|n| n.checked_add(self.base)),
+        );
+        let shared = matches!(part.storage, Storage::SharedElements { .. });
+        let fits = match (found, end) {
+            (Some(found), Some(end)) => found == end || (shared && end <= found),
+            _ => false,
+        };
+        // The last dimension is what tells a row from the next one.
+        let row = to_u64(self.row_len / self.word);
+        let is_flat = self.packing.is_none() && self.axes == Axes::OutIn;
+        if fits && (is_flat || self.last == row || found == Some(0)) {
+            return Ok(());
+        }
+        Err(Error::PartShape {
+            module: tensor.module.clone(),
+            part: part.name.clone(),
+            expected: format!(
+                "{} matrices of [{}, {row}]",
+                tensor.n_matrices(),
+                self.n_stored_rows
+            ),
+            found: part.shape.clone(),
+        })
+    }
+
+    /// Bytes of one stored matrix.
+    pub(crate) fn matrix_len(&self) -> u64 {
+        to_u64(self.n_stored_rows).saturating_mul(to_u64(self.row_len))
+    }
+
+    /// Rows of one matrix between two places where a stored word begins.
+    pub(crate) fn row_unit(&self) -> usize {
+        match self.packing {
+            Some((packing, Axis::Out)) => packing.codes_per_word_unit(self.word).0,
+            Some((_, Axis::In)) | None => 1,
+        }
+    }
+
+    /// Upper bound of the bytes that [`Stored::read`] allocates for `n_rows` rows, the result included.
+    pub(crate) fn scratch_bytes(&self, n_rows: u64) -> u64 {
+        let columns = to_u64(self.grid.columns);
+        match self.packing {
+            None => n_rows
+                .saturating_mul(columns)
+                .saturating_mul(2 * to_u64(self.word)),
+            Some((packing, along)) => {
+                let slack = 2 * to_u64(self.row_unit());
+                let rows = n_rows.saturating_add(if along == Axis::Out { slack } else { 0 });
+                let codes = rows.saturating_mul(columns);
+                // Packed words at most double the codes (no straddling, short rows), read and transposed.
+                let run = match along {
+                    Axis::In => to_u64(packing.packed_len_bytes(self.grid.columns, self.word))
+                        .saturating_mul(rows),
+                    Axis::Out => codes.saturating_add(columns.saturating_mul(64)),
+                };
+                codes
+                    .saturating_mul(2)
+                    .saturating_add(run.saturating_mul(2))
+            }
+        }
+    }
+
+    /// Reads rows `rows` of one matrix, row-major: one code per byte, or the bytes of the elements.
+    pub(crate) fn read(
+        &self,
+        tensor: TensorRef<'_>,
+        matrix: u64,
+        rows: &Range<usize>,
+        backend: &'static Backend,
+        shift: WordShift,
+    ) -> Result<Vec<u8>, Error> {
+        if rows.is_empty() || self.grid.columns == 0 {
+            return Ok(Vec::new());
+        }
+        match self.packing {
+            None => self.read_elements(tensor, matrix, rows),
+            Some((packing, Axis::In)) => self.read_along_in(packing, tensor, matrix, rows, backend),
+            Some((packing, Axis::Out)) => {
+                self.read_along_out(packing, tensor, matrix, rows, backend, shift)
+            }
+        }
+    }
+
+    /// Bytes `columns` of stored rows `rows` of one matrix.
+    fn rectangle(
+        &self,
+        tensor: TensorRef<'_>,
+        matrix: u64,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; rows.len() * columns.len()];
+        let first = matrix * to_u64(self.n_stored_rows);
+        tensor.read_rectangle(
+            to_u64(self.row_len),
+            first + to_u64(rows.start)..first + to_u64(rows.end),
+            to_u64(columns.start)..to_u64(columns.end),
+            &mut bytes,
+        )?;
+        Ok(bytes)
+    }
+
+    fn read_elements(
+        &self,
+        tensor: TensorRef<'_>,
+        matrix: u64,
+        rows: &Range<usize>,
+    ) -> Result<Vec<u8>, Error> {
+        let columns = self.grid.columns;
+        match self.axes {
+            Axes::OutIn => {
+                let mut bytes = vec![0; rows.len() * self.row_len];
+                let start = self.base + matrix * self.matrix_len();
+                tensor.read_exact_at(start + to_u64(rows.start * self.row_len), &mut bytes)?;
+                Ok(bytes)
+            }
+            Axes::InOut => {
+                let cut = rows.start * self.word..rows.end * self.word;
+                let bytes = self.rectangle(tensor, matrix, 0..columns, cut)?;
+                Ok(transpose(&bytes, columns, rows.len(), self.word))
+            }
+        }
+    }
+
+    /// Runs follow the input features: one run per wanted row.
+    fn read_along_in(
+        &self,
+        packing: Packing,
+        tensor: TensorRef<'_>,
+        matrix: u64,
+        rows: &Range<usize>,
+        backend: &'static Backend,
+    ) -> Result<Vec<u8>, Error> {
+        let runs = match self.axes {
+            Axes::OutIn => self.rectangle(tensor, matrix, rows.clone(), 0..self.row_len)?,
+            Axes::InOut => {
+                let cut = rows.start * self.word..rows.end * self.word;
+                let words = self.rectangle(tensor, matrix, 0..self.n_stored_rows, cut)?;
+                transpose(&words, self.n_stored_rows, rows.len(), self.word)
+            }
+        };
+        Ok(unpack_runs(
+            packing,
+            &runs,
+            rows.len(),
+            self.grid.columns,
+            backend,
+        ))
+    }
+
+    /// Runs follow the output features: a piece of every run, cut at whole units.
+    fn read_along_out(
+        &self,
+        packing: Packing,
+        tensor: TensorRef<'_>,
+        matrix: u64,
+        rows: &Range<usize>,
+        backend: &'static Backend,
+        shift: WordShift,
+    ) -> Result<Vec<u8>, Error> {
+        let columns = self.grid.columns;
+        let start = rows.start - rows.start % self.row_unit();
+        let cut = packing.packed_len_bytes(start, self.word)
+            ..packing.packed_len_bytes(rows.end, self.word);
+        let mut runs = match self.axes {
+            Axes::OutIn => {
+                let cut = cut.start / self.word..cut.end / self.word;
+                let n_words = cut.len();
+                let words = self.rectangle(tensor, matrix, cut, 0..self.row_len)?;
+                transpose(&words, n_words, columns, self.word)
+            }
+            Axes::InOut => self.rectangle(tensor, matrix, 0..columns, cut)?,
+        };
+        shift_words(&mut runs, self.word, shift, u64::wrapping_add);
+        let covering = rows.end - start;
+        let codes = unpack_runs(packing, &runs, columns, covering, backend);
+        let mut by_row = transpose(&codes, columns, covering, 1);
+        by_row.drain(..(rows.start - start) * columns);
+        Ok(by_row)
+    }
+
+    /// The bytes that rows `rows` of one matrix become; `entries` as [`Stored::read`] gives them.
+    pub(crate) fn write(
+        &self,
+        part: usize,
+        matrix: u64,
+        rows: &Range<usize>,
+        entries: &[u8],
+        backend: &'static Backend,
+        shift: WordShift,
+    ) -> Vec<EncodedRegion> {
+        if rows.is_empty() || self.grid.columns == 0 {
+            return Vec::new();
+        }
+        let columns = self.grid.columns;
+        let Some((packing, along)) = self.packing else {
+            return self.write_elements(part, matrix, rows, entries);
+        };
+        let cut = rows.start * self.word..rows.end * self.word;
+        let whole = 0..self.row_len;
+        let (stored_rows, stored_columns, bytes) = match (along, self.axes) {
+            (Axis::In, Axes::OutIn) => {
+                let runs = pack_runs(packing, entries, rows.len(), columns, self.word, backend);
+                (rows.clone(), whole, runs)
+            }
+            (Axis::In, Axes::InOut) => {
+                let runs = pack_runs(packing, entries, rows.len(), columns, self.word, backend);
+                let words = transpose(&runs, rows.len(), self.n_stored_rows, self.word);
+                (0..self.n_stored_rows, cut, words)
+            }
+            (Axis::Out, axes) => {
+                let by_column = transpose(entries, rows.len(), columns, 1);
+                let mut runs =
+                    pack_runs(packing, &by_column, columns, rows.len(), self.word, backend);
+                shift_words(&mut runs, self.word, shift, u64::wrapping_sub);
+                let cut = packing.packed_len_bytes(rows.start, self.word)
+                    ..packing.packed_len_bytes(rows.end, self.word);
+                match axes {
+                    Axes::InOut => (0..columns, cut, runs),
+                    Axes::OutIn => {
+                        let words = cut.start / self.word..cut.end / self.word;
+                        let turned = transpose(&runs, columns, words.len(), self.word);
+                        (words, whole, turned)
+                    }
+                }
+            }
+        };
+        vec![self.region(part, matrix, &stored_rows, &stored_columns, bytes)]
+    }
+
+    fn region(
+        &self,
+        part: usize,
+        matrix: u64,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        bytes: Vec<u8>,
+    ) -> EncodedRegion {
+        let first = matrix * to_u64(self.n_stored_rows);
+        EncodedRegion {
+            part,
+            rows: first + to_u64(rows.start)..first + to_u64(rows.end),
+            columns: to_u64(columns.start)..to_u64(columns.end),
+            bytes,
+        }
+    }
+
+    fn write_elements(
+        &self,
+        part: usize,
+        matrix: u64,
+        rows: &Range<usize>,
+        entries: &[u8],
+    ) -> Vec<EncodedRegion> {
+        match self.axes {
+            Axes::OutIn => {
+                let start =
+                    self.base + matrix * self.matrix_len() + to_u64(rows.start * self.row_len);
+                flat_regions(part, self.last.max(1) * to_u64(self.word), start, entries)
+            }
+            Axes::InOut => {
+                let bytes = transpose(entries, rows.len(), self.grid.columns, self.word);
+                let cut = rows.start * self.word..rows.end * self.word;
+                vec![self.region(part, matrix, &(0..self.grid.columns), &cut, bytes)]
+            }
+        }
+    }
+}
+
+/// Regions for consecutive bytes of a tensor whose rows have `row_len` bytes: at most a partial row, whole rows, and
+/// another partial one.
+fn flat_regions(part: usize, row_len: u64, start: u64, bytes: &[u8]) -> Vec<EncodedRegion> {
+    let mut regions = Vec::new();
+    let (mut at, mut rest) = (start, bytes);
+    while !rest.is_empty() {
+        let (row, column) = (at / row_len, at % row_len);
+        let left = to_u64(rest.len());
+        let (n_rows, len) = if column == 0 && left >= row_len {
+            (left / row_len, left - left % row_len)
+        } else {
+            (1, left.min(row_len - column))
+        };
+        let (head, tail) = rest.split_at(usize::try_from(len).expect("at most the slice's length"));
+        regions.push(EncodedRegion {
+            part,
+            rows: row..row + n_rows,
+            columns: column..column + len / n_rows,
+            bytes: head.to_vec(),
+        });
+        (at, rest) = (at + len, tail);
+    }
+    regions
+}
+
+/// One code per byte: `n_runs` runs of equal length lie one after the other in `runs`.
+fn unpack_runs(
+    packing: Packing,
+    runs: &[u8],
+    n_runs: usize,
+    n_codes: usize,
+    backend: &'static Backend,
+) -> Vec<u8> {
+    let mut codes = vec![0; n_runs * n_codes];
+    let run_len = runs.len() / n_runs.max(1);
+    if run_len > 0 && n_codes > 0 {
+        for (run, out) in runs
+            .chunks_exact(run_len)
+            .zip(codes.chunks_exact_mut(n_codes))
+        {
+            (backend.unpack)(packing, run, out);
+        }
+    }
+    codes
+}
+
+/// The reverse of [`unpack_runs`]; each run is padded to whole words.
+fn pack_runs(
+    packing: Packing,
+    codes: &[u8],
+    n_runs: usize,
+    n_codes: usize,
+    word: usize,
+    backend: &'static Backend,
+) -> Vec<u8> {
+    let run_len = packing.packed_len_bytes(n_codes, word);
+    let mut runs = vec![0; n_runs * run_len];
+    if run_len > 0 && n_codes > 0 {
+        for (codes, run) in codes
+            .chunks_exact(n_codes)
+            .zip(runs.chunks_exact_mut(run_len))
+        {
+            (backend.pack)(packing, codes, run);
+        }
+    }
+    runs
+}
+
+/// Adds or subtracts the lane constant to little-endian words.
+fn shift_words(bytes: &mut [u8], word: usize, shift: WordShift, op: fn(u64, u64) -> u64) {
+    let WordShift::PerLane(bits) = shift else {
+        return;
+    };
+    let constant = (0..64)
+        .step_by(bits.max(1) as usize)
+        .fold(0_u64, |c, at| c | 1 << at);
+    for chunk in bytes.chunks_exact_mut(word) {
+        let mut wide = [0; 8];
+        wide[..word].copy_from_slice(chunk);
+        // What overflows into the bytes above the word is dropped: arithmetic modulo the word.
+        let shifted = op(u64::from_le_bytes(wide), constant).to_le_bytes();
+        chunk.copy_from_slice(&shifted[..word]);
+    }
+}
+
+/// `[rows, columns]` elements of `size` bytes to `[columns, rows]`.
+pub(crate) fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> {
+    if rows == 1 || columns == 1 {
+        return bytes.to_vec();
+    }
+    match size {
+        1 => transpose_of::<1>(bytes, rows, columns),
+        2 => transpose_of::<2>(bytes, rows, columns),
+        4 => transpose_of::<4>(bytes, rows, columns),
+        _ => transpose_of::<8>(bytes, rows, columns),
+    }
+}
+
+/// In squares, so that both sides stay in the cache.
+fn transpose_of<const SIZE: usize>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    const SIDE: usize = 32;
+    let mut out = vec![0; bytes.len()];
+    let (from, _) = bytes.as_chunks::<SIZE>();
+    let (to, _) = out.as_chunks_mut::<SIZE>();
+    for r0 in (0..rows).step_by(SIDE) {
+        for c0 in (0..columns).step_by(SIDE) {
+            for r in r0..rows.min(r0 + SIDE) {
+                for c in c0..columns.min(c0 + SIDE) {
+                    to[c * rows + r] = from[r * columns + c];
+                }
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposing_twice_is_the_identity() {
+        for size in [1, 2, 4, 8] {
+            for (rows, columns) in [(1, 5), (5, 1), (33, 65), (64, 32), (0, 4)] {
+                let bytes: Vec<u8> = (0_u8..251).cycle().take(rows * columns * size).collect();
+                let turned = transpose(&bytes, rows, columns, size);
+                assert_eq!(
+                    transpose(&turned, columns, rows, size),
+                    bytes,
+                    "{size} {rows} {columns}"
+                );
+                if rows > 1 && columns > 1 {
+                    assert_eq!(
+                        turned[size..2 * size],
+                        bytes[columns * size..(columns + 1) * size]
+                    );
+                }
+            }
+        }
+    }
+
+    /// gptq.md, section 4: z = 3,0,5,7,1,2,9,15 in GPTQModel's v1.
+    #[test]
+    fn words_are_shifted_as_a_whole() {
+        let mut word = 0xf921_7503_u32.to_le_bytes();
+        shift_words(&mut word, 4, WordShift::PerLane(4), u64::wrapping_sub);
+        assert_eq!(u32::from_le_bytes(word), 0xe810_63f2);
+        shift_words(&mut word, 4, WordShift::PerLane(4), u64::wrapping_add);
+        assert_eq!(u32::from_le_bytes(word), 0xf921_7503);
+    }
+
+    #[test]
+    fn flat_bytes_become_partial_and_whole_rows() {
+        let regions = flat_regions(0, 4, 6, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        let shapes: Vec<_> = regions
+            .iter()
+            .map(|r| (r.rows.clone(), r.columns.clone()))
+            .collect();
+        assert_eq!(shapes, [(1..2, 2..4), (2..4, 0..4), (4..5, 0..1)]);
+    }
+
+    #[test]
+    fn rows_are_cut_where_matrices_end() {
+        let cut = segments("m", &(3..9), 4).unwrap();
+        assert_eq!(cut, [(0, 3..4), (1, 0..4), (2, 0..1)]);
+        assert_eq!(segments("m", &(0..3), 0).unwrap(), []);
+    }
+}
