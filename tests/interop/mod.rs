@@ -1,1 +1,7 @@
 //! What real tools wrote: every fixture is opened, bound, decoded and compared with the numbers of its producer.
+
+mod decoding;
+mod encoding;
+mod fixture;
+mod refusals;
+mod writing;

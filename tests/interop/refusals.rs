@@ -1,0 +1,401 @@
+//! Checkpoints that are broken, contradictory, or of a format we do not know: a typed error, never a wrong decode.
+
+use safequant::container::Dtype;
+use safequant::kernels::Backend;
+use safequant::schemes::{Decoder, Error, ErrorGroup, Model};
+use serde_json::{Value, json};
+
+use super::fixture::{Dense, Draft};
+
+const CT: &str = "llm-compressor/ct-w4a16-asym";
+const CT_ORDER: &str = "llm-compressor/ct-old-w4a16-actorder-group";
+const GPTQ: &str = "gptqmodel/gptq-w4g32-descact";
+const FP8: &str = "composed/deepseek-odd-dims";
+const GPTQ_FP8: &str = "gptqmodel/gptqmodel-fp8-block";
+const Q: &str = "model.layers.0.self_attn.q_proj";
+
+/// Binds, and prepares to decode every module.
+fn outcome(draft: Draft) -> Result<(), Error> {
+    let checkpoint = draft.open();
+    let model = Model::bind(&checkpoint)?;
+    for tensor in &model.quantized {
+        Decoder::new(tensor, &checkpoint, Backend::detect())?.codes(0..tensor.n_rows())?;
+    }
+    Ok(())
+}
+
+fn refused(what: &str, draft: Draft) -> Error {
+    match outcome(draft) {
+        Err(e) => e,
+        Ok(()) => panic!("{what} was accepted"),
+    }
+}
+
+#[test]
+fn the_drafts_themselves_are_fine() {
+    for name in [CT, CT_ORDER, GPTQ, FP8, GPTQ_FP8] {
+        outcome(Draft::of(name)).unwrap();
+    }
+}
+
+#[test]
+fn a_missing_part_is_named() {
+    for (name, ending) in [
+        (CT, ".weight_scale"),
+        (CT, ".weight_zero_point"),
+        (CT, ".weight_shape"),
+        (GPTQ, ".scales"),
+        (GPTQ, ".qzeros"),
+        (FP8, ".weight_scale_inv"),
+    ] {
+        let e = refused(ending, Draft::of(name).without(ending));
+        assert!(matches!(e, Error::MissingPart { .. }), "{ending}: {e}");
+        assert!(
+            e.to_string().contains(ending.trim_start_matches('.')),
+            "{e}"
+        );
+    }
+}
+
+#[test]
+fn a_group_index_without_which_columns_cannot_be_counted_may_be_absent() {
+    // Very old files have none; the groups are then consecutive.
+    outcome(Draft::of(GPTQ).without(".g_idx")).unwrap();
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    // Dimensions swapped or merged: the bytes stay the same.
+    let swap = |d: &mut Dense| d.shape.reverse();
+    let flat = |d: &mut Dense| d.shape = vec![d.shape.iter().product()];
+    let down = "model.layers.0.mlp.down_proj";
+    let parts = [
+        (CT, format!("{down}.weight_packed")),
+        (CT, format!("{down}.weight_scale")),
+        (CT, format!("{down}.weight_zero_point")),
+        (GPTQ, format!("{down}.qweight")),
+        (GPTQ, format!("{down}.qzeros")),
+        (GPTQ, format!("{down}.scales")),
+        (FP8, format!("{down}.weight_scale_inv")),
+        (GPTQ_FP8, format!("{down}.weight_scale_inv")),
+    ];
+    for (name, part) in parts {
+        for change in [swap, flat] {
+            let e = refused(&part, Draft::of(name).change(&part, change));
+            assert!(
+                matches!(e, Error::PartShape { .. } | Error::Unsupported { .. }),
+                "{part}: {e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn wrong_dtypes_are_refused() {
+    let scales = |d: &mut Dense| d.dtype = Dtype::I16;
+    let codes = |d: &mut Dense| d.dtype = Dtype::F32;
+    for (name, part) in [(CT, "weight_scale"), (GPTQ, "scales")] {
+        let e = refused(part, Draft::of(name).change(&format!("{Q}.{part}"), scales));
+        assert!(matches!(e, Error::PartDtype { .. }), "{part}: {e}");
+    }
+    for (name, part) in [
+        (CT, "weight_packed"),
+        (GPTQ, "qweight"),
+        (GPTQ, "g_idx"),
+        (CT, "weight_zero_point"),
+    ] {
+        let e = refused(part, Draft::of(name).change(&format!("{Q}.{part}"), codes));
+        assert!(matches!(e, Error::PartDtype { .. }), "{part}: {e}");
+    }
+}
+
+#[test]
+fn group_indices_out_of_range_are_refused() {
+    for (name, part) in [(GPTQ, "g_idx"), (CT_ORDER, "weight_g_idx")] {
+        for value in [-1_i32, i32::MIN, i32::MAX, 1000] {
+            let draft = Draft::of(name).change(&format!("{Q}.{part}"), |d| {
+                d.bytes[8..12].copy_from_slice(&value.to_le_bytes());
+            });
+            let e = refused(part, draft);
+            assert!(
+                matches!(e, Error::GroupIndexRange { position: 2, .. }),
+                "{value}: {e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_shape_descriptor_cannot_ask_for_more_than_is_stored() {
+    for shape in [
+        [-1, 256],
+        [256, 0],
+        [1 << 50, 1 << 50],
+        [i64::MAX, i64::MAX],
+        [256, 255],
+        [255, 256],
+        [0, 0],
+    ] {
+        let draft = Draft::of(CT).change(&format!("{Q}.weight_shape"), |d| {
+            d.bytes = shape.iter().flat_map(|n| n.to_le_bytes()).collect();
+        });
+        // 255 columns fill as many words as 256.
+        if shape != [256, 255] {
+            refused(&format!("{shape:?}"), draft);
+        }
+    }
+}
+
+/// Every number that a configuration could carry instead of a good one.
+fn bad_numbers() -> Vec<Value> {
+    vec![
+        json!(0),
+        json!(-2),
+        json!(i64::MIN),
+        json!(i64::MAX),
+        json!(1_u64 << 31),
+        json!(1_u64 << 63),
+        json!(u64::MAX),
+        json!(1.8e19),
+        json!(1.5),
+        json!("text"),
+        json!([]),
+        json!({}),
+        json!(true),
+    ]
+}
+
+#[test]
+fn every_numeric_field_of_every_configuration_is_checked() {
+    let weights = "/quantization_config/config_groups/group_0/weights";
+    let fields = [
+        (CT, format!("{weights}/num_bits")),
+        (CT, format!("{weights}/group_size")),
+        (GPTQ, "/quantization_config/bits".to_owned()),
+        (GPTQ, "/quantization_config/group_size".to_owned()),
+        (FP8, "/quantization_config/weight_block_size/0".to_owned()),
+        (FP8, "/quantization_config/weight_block_size/1".to_owned()),
+        (FP8, "/quantization_config/weight_block_size".to_owned()),
+    ];
+    let mut visited = 0;
+    for (name, pointer) in fields {
+        for bad in bad_numbers() {
+            let draft =
+                Draft::of(name).configure(|c| *c.pointer_mut(&pointer).unwrap() = bad.clone());
+            let e = refused(&format!("{pointer} = {bad}"), draft);
+            assert!(
+                matches!(e, Error::ConfigValue { .. }),
+                "{pointer} = {bad}: {e}"
+            );
+            visited += 1;
+        }
+    }
+    assert_eq!(visited, 7 * 13);
+}
+
+#[test]
+fn numbers_beyond_a_double_and_keys_twice_are_refused() {
+    for text in [
+        r#"{"quantization_config":{"bits":1e400}}"#,
+        r#"{"a":1,"a":1}"#,
+        "{",
+        "[1,]",
+    ] {
+        let mut draft = Draft::of(GPTQ);
+        draft
+            .documents
+            .insert("config.json".into(), text.as_bytes().to_vec());
+        assert!(
+            matches!(refused(text, draft), Error::Document { .. }),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn documents_must_agree() {
+    let mut draft = Draft::of(GPTQ);
+    let text = String::from_utf8(draft.documents["quantize_config.json"].clone()).unwrap();
+    let text = text.replace("\"group_size\": 32", "\"group_size\": 64");
+    draft
+        .documents
+        .insert("quantize_config.json".into(), text.into_bytes());
+    let e = refused("documents", draft);
+    assert!(matches!(e, Error::ConfigsDisagree { .. }), "{e}");
+}
+
+#[test]
+fn configurations_must_agree_with_the_tensors() {
+    let weights = "/quantization_config/config_groups/group_0/weights";
+    for (name, pointer, value) in [
+        (CT, format!("{weights}/num_bits"), json!(8)),
+        (CT, format!("{weights}/group_size"), json!(64)),
+        (CT, format!("{weights}/type"), json!("float")),
+        (CT, format!("{weights}/strategy"), json!("tensor")),
+        (
+            CT,
+            "/quantization_config/format".to_owned(),
+            json!("int-quantized"),
+        ),
+        (
+            CT,
+            "/quantization_config/ignore".to_owned(),
+            json!(["re:.*q_proj"]),
+        ),
+        (GPTQ, "/quantization_config/bits".to_owned(), json!(8)),
+        (
+            GPTQ,
+            "/quantization_config/group_size".to_owned(),
+            json!(128),
+        ),
+        (
+            FP8,
+            "/quantization_config/weight_block_size".to_owned(),
+            json!([64, 64]),
+        ),
+    ] {
+        // A group's own format stands above the global one.
+        let draft = Draft::of(name).configure(|c| {
+            *c.pointer_mut(&pointer).unwrap() = value.clone();
+            if pointer.ends_with("format") {
+                *c.pointer_mut("/quantization_config/config_groups/group_0/format")
+                    .unwrap() = value.clone();
+            }
+        });
+        let e = refused(&format!("{pointer} = {value}"), draft);
+        assert!(
+            matches!(e, Error::Contradiction { .. } | Error::PartShape { .. }),
+            "{pointer} = {value}: {e}"
+        );
+    }
+}
+
+#[test]
+fn a_module_that_dynamic_leaves_dense_must_be_dense() {
+    let draft = Draft::of(GPTQ)
+        .configure(|c| c["quantization_config"]["dynamic"] = json!({"-:.*q_proj": {}}));
+    assert!(matches!(
+        refused("dynamic", draft),
+        Error::Contradiction { .. }
+    ));
+}
+
+#[test]
+fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
+    let methods = [
+        "modelopt",
+        "awq",
+        "bitsandbytes",
+        "mxfp4",
+        "torchao",
+        "hqq",
+        "quark",
+        "auto-round",
+        "eetq",
+    ];
+    for method in methods {
+        let draft = Draft::of(GPTQ)
+            .configure(|c| c["quantization_config"] = json!({"quant_method": method}));
+        let e = refused(method, draft);
+        assert_eq!(e.group(), ErrorGroup::Unsupported, "{method}: {e}");
+    }
+    let dense = |tensors: Vec<(&str, Dtype, Vec<u64>)>| {
+        let tensor = |(name, dtype, shape): (&str, Dtype, Vec<u64>)| {
+            let len = usize::try_from(shape.iter().product::<u64>() * dtype.bits() / 8).unwrap();
+            (
+                name.to_owned(),
+                Dense {
+                    dtype,
+                    shape,
+                    bytes: vec![1; len],
+                },
+            )
+        };
+        let tensors = tensors.into_iter().map(tensor).collect();
+        Draft {
+            tensors,
+            documents: std::collections::BTreeMap::new(),
+        }
+    };
+    for tensors in [
+        vec![("m.weight", Dtype::F8E4M3, vec![4, 4])],
+        vec![
+            ("m.weight", Dtype::U8, vec![8, 1]),
+            ("m.weight.quant_state.bitsandbytes__nf4", Dtype::U8, vec![4]),
+        ],
+        vec![
+            ("m.weight", Dtype::I8, vec![8, 8]),
+            ("m.SCB", Dtype::F32, vec![8]),
+        ],
+        vec![
+            ("m._weight_qdata", Dtype::I8, vec![8, 8]),
+            ("m._weight_scale", Dtype::F32, vec![8, 1]),
+        ],
+        vec![("m.W_q", Dtype::U8, vec![8, 8])],
+        vec![
+            ("m.weight", Dtype::U32, vec![8, 8]),
+            ("m.scales", Dtype::F16, vec![8, 1]),
+            ("m.biases", Dtype::F16, vec![8, 1]),
+        ],
+        vec![
+            ("e.gate_up_proj_blocks", Dtype::U8, vec![1, 2, 1, 16]),
+            ("e.gate_up_proj_scales", Dtype::U8, vec![1, 2, 1]),
+        ],
+        vec![
+            ("m.weight", Dtype::F8E4M3, vec![8, 8]),
+            ("scaled_fp8", Dtype::F8E4M3, vec![2]),
+        ],
+        vec![
+            ("m.qweight", Dtype::I32, vec![64, 8]),
+            ("m.qzeros", Dtype::I32, vec![1, 8]),
+            ("m.scales", Dtype::F16, vec![1, 64]),
+        ],
+        vec![
+            ("m.qweight", Dtype::I32, vec![8, 64]),
+            ("m.qzeros", Dtype::I32, vec![1, 8]),
+            ("m.scales", Dtype::F16, vec![1, 64]),
+        ],
+        vec![
+            ("m.weight_packed", Dtype::U8, vec![8, 8]),
+            ("m.weight_scale", Dtype::F8E4M3, vec![8, 1]),
+        ],
+        vec![("m.weight", Dtype::F4, vec![8, 8])],
+    ] {
+        let name = tensors[0].0;
+        let e = refused(name, dense(tensors));
+        assert_eq!(e.group(), ErrorGroup::Unsupported, "{name}: {e}");
+    }
+    // And what is dense stays dense.
+    let plain = dense(vec![
+        ("m.weight", Dtype::BF16, vec![4, 4]),
+        ("position_ids", Dtype::I64, vec![1, 4]),
+    ]);
+    let model = Model::bind(&plain.open()).unwrap();
+    assert_eq!(model.plain, ["m.weight", "position_ids"]);
+    assert!(model.quantized.is_empty() && model.conventions.is_empty());
+}
+
+#[test]
+fn fp4_in_compressed_tensors_names_format_and_module() {
+    let draft = Draft::of(CT).change(&format!("{Q}.weight_packed"), |d| {
+        d.dtype = Dtype::U8;
+        d.shape[1] *= 4;
+    });
+    let e = refused("mxfp4", draft);
+    assert_eq!(e.group(), ErrorGroup::Unsupported);
+    assert!(
+        e.to_string().contains(Q) && e.to_string().contains("mxfp4-pack-quantized"),
+        "{e}"
+    );
+}
+
+#[test]
+fn non_json_literals_and_unknown_keys_are_harmless() {
+    let mut draft = Draft::of(FP8);
+    let text = String::from_utf8(draft.documents["config.json"].clone()).unwrap();
+    let text = text.replacen('{', "{\"time_step_limit\": [0.0, Infinity], \"x\": NaN,", 1);
+    draft
+        .documents
+        .insert("config.json".into(), text.into_bytes());
+    outcome(draft).unwrap();
+}

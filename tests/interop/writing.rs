@@ -1,0 +1,321 @@
+//! What our writers lay out is what the real tool laid out, and reads back to the same codes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use safequant::container::Checkpoint;
+use safequant::kernels::Backend;
+use safequant::schemes::encode::{constant_regions, encode, row_unit};
+use safequant::schemes::{
+    Decoder, EncodedRegion, Granularity, Model, Preset, QuantizedTensor, Role, ZeroPoint,
+    convention,
+};
+use serde_json::Value;
+
+use super::fixture::{self, Dense};
+
+/// Fixture, convention, preset, group size.
+const CASES: [(&str, &str, &str, Option<i64>); 16] = [
+    (
+        "llm-compressor/ct-w4a16-g128",
+        "compressed-tensors",
+        "W4A16",
+        None,
+    ),
+    (
+        "llm-compressor/ct-w4a16-asym",
+        "compressed-tensors",
+        "W4A16_ASYM",
+        None,
+    ),
+    (
+        "llm-compressor/ct-w3a16-g64",
+        "compressed-tensors",
+        "W3A16",
+        Some(64),
+    ),
+    (
+        "llm-compressor/ct-w8a16-channel",
+        "compressed-tensors",
+        "W8A16",
+        Some(-1),
+    ),
+    (
+        "llm-compressor/ct-w8a8-int8",
+        "compressed-tensors",
+        "W8A8",
+        None,
+    ),
+    ("llm-compressor/ct-fp8", "compressed-tensors", "FP8", None),
+    (
+        "llm-compressor/ct-fp8-dynamic",
+        "compressed-tensors",
+        "FP8_DYNAMIC",
+        None,
+    ),
+    (
+        "llm-compressor/ct-fp8-block",
+        "compressed-tensors",
+        "FP8_BLOCK",
+        None,
+    ),
+    ("composed/deepseek-odd-dims", "fp8", "FP8_BLOCK", None),
+    ("transformers/fgfp8-block128", "fp8", "FP8_BLOCK", None),
+    ("gptqmodel/gptq-w4g128-sym", "gptq", "W4A16", None),
+    ("gptqmodel/gptq-w3g128-sym", "gptq", "W3A16", None),
+    ("gptqmodel/gptq-w8g128-sym", "gptq", "W8A16", None),
+    ("gptqmodel/gptq-w4-channel", "gptq", "W4A16", Some(-1)),
+    ("gptqmodel/gptq-w4g128-asym", "gptq_v2", "W4A16_ASYM", None),
+    (
+        "gptqmodel/gptq-odd-shapes",
+        "gptq_v2",
+        "W4A16_ASYM",
+        Some(64),
+    ),
+];
+
+fn parts(tensor: &QuantizedTensor) -> BTreeSet<String> {
+    let weight = tensor.parts.iter().filter(|p| p.role != Role::Auxiliary);
+    weight
+        .map(|p| format!("{} {} {:?}", p.name, p.dtype, p.shape))
+        .collect()
+}
+
+fn put(tensor: &QuantizedTensor, region: &EncodedRegion, bytes: &mut [Vec<u8>]) {
+    let part = &tensor.parts[region.part];
+    let row_len = part.shape.last().copied().unwrap_or(1) * part.dtype.bits() / 8;
+    let width = usize::try_from(region.columns.end - region.columns.start).unwrap();
+    for (row, piece) in region.rows.clone().zip(region.bytes.chunks_exact(width)) {
+        let at = usize::try_from(row * row_len + region.columns.start).unwrap();
+        bytes[region.part][at..at + width].copy_from_slice(piece);
+    }
+}
+
+/// The parts of `layout`, filled with the codes of `bound`.
+fn written(
+    bound: &QuantizedTensor,
+    layout: &QuantizedTensor,
+    from: &Checkpoint,
+) -> Vec<(String, Dense)> {
+    let backend = Backend::detect();
+    let decoder = Decoder::new(bound, from, backend).unwrap();
+    let len = |shape: &[u64], bits: u64| {
+        usize::try_from(shape.iter().product::<u64>() * bits / 8).unwrap()
+    };
+    let mut bytes: Vec<Vec<u8>> = layout
+        .parts
+        .iter()
+        .map(|p| vec![0xa5; len(&p.shape, p.dtype.bits())])
+        .collect();
+    let mut at = 0;
+    while at < bound.n_rows() {
+        let end = bound.n_rows().min(at + row_unit(layout));
+        let tile = decoder.codes(at..end).unwrap();
+        for region in encode(layout, &tile, backend).unwrap() {
+            put(layout, &region, &mut bytes);
+        }
+        at = end;
+    }
+    for region in constant_regions(layout) {
+        put(layout, &region, &mut bytes);
+    }
+    let dense = |(p, bytes): (&safequant::schemes::Part, Vec<u8>)| {
+        (
+            p.name.clone(),
+            Dense {
+                dtype: p.dtype,
+                shape: p.shape.clone(),
+                bytes,
+            },
+        )
+    };
+    layout.parts.iter().zip(bytes).map(dense).collect()
+}
+
+#[test]
+fn layouts_are_those_of_the_real_tools_and_read_back() {
+    let mut modules = 0;
+    for (name, id, preset, group_size) in CASES {
+        let fixture = fixture::all().into_iter().find(|f| f.name == name).unwrap();
+        let checkpoint = fixture.open();
+        let model = Model::bind(&checkpoint).unwrap();
+        let writer = convention(id).and_then(|c| c.writer()).unwrap();
+        assert!(writer.presets().contains(&preset), "{id} {preset}");
+        let preset = Preset::by_name(preset)
+            .unwrap()
+            .with_group_size(group_size)
+            .unwrap();
+        let (mut layouts, mut tensors) = (Vec::new(), Vec::new());
+        for bound in &model.quantized {
+            let source = bound.reference_dtype;
+            let layout = writer
+                .lay_out(&bound.module, &bound.shape, &preset, source)
+                .unwrap();
+            assert_eq!(parts(&layout), parts(bound), "{name} as {id}");
+            if id == "compressed-tensors" || id == "fp8" {
+                assert_eq!(layout.scheme, bound.scheme, "{name}");
+            }
+            tensors.extend(written(bound, &layout, &checkpoint));
+            layouts.push(layout);
+            modules += 1;
+        }
+        let edit = writer
+            .config(&preset, &layouts, &["lm_head".to_owned()])
+            .unwrap();
+        let config = serde_json::json!({"dtype": "bfloat16", "quantization_config": edit.quantization_config});
+        let mut documents =
+            BTreeMap::from([("config.json".to_owned(), config.to_string().into_bytes())]);
+        documents.extend(edit.documents);
+        let shard = fixture::safetensors(&tensors);
+        let again = fixture::open(
+            name,
+            BTreeMap::from([("model.safetensors".into(), shard)]),
+            documents,
+        );
+        let read = Model::bind(&again).unwrap_or_else(|e| panic!("{name} as {id}: {e}"));
+        assert_eq!(read.conventions[0].0, id);
+        assert!(read.plain.is_empty(), "{:?}", read.plain);
+        for (bound, ours) in model.quantized.iter().zip(&read.quantized) {
+            assert_eq!((&bound.module, &bound.shape), (&ours.module, &ours.shape));
+            let codes = |t, c| {
+                Decoder::new(t, c, Backend::detect())
+                    .unwrap()
+                    .codes(0..bound.n_rows())
+                    .unwrap()
+            };
+            assert!(
+                codes(bound, &checkpoint) == codes(ours, &again),
+                "{name} as {id}: {}",
+                bound.module
+            );
+        }
+    }
+    assert!(modules > 110, "{modules} modules");
+}
+
+/// Keys of an object and of the objects in it, as paths.
+fn keys(value: &Value, prefix: &str, found: &mut BTreeSet<String>) {
+    if let Value::Object(map) = value {
+        for (key, value) in map {
+            let path = format!("{prefix}/{key}");
+            keys(value, &path, found);
+            found.insert(path);
+        }
+    }
+}
+
+#[test]
+fn compressed_tensors_configs_are_those_of_llm_compressor() {
+    let mut compared = 0;
+    for (name, id, preset, group_size) in CASES {
+        if id != "compressed-tensors" {
+            continue;
+        }
+        let fixture = fixture::all().into_iter().find(|f| f.name == name).unwrap();
+        let config: Value = serde_json::from_slice(&fixture.files().1["config.json"]).unwrap();
+        let mut theirs = config["quantization_config"].clone();
+        let preset = Preset::by_name(preset)
+            .unwrap()
+            .with_group_size(group_size)
+            .unwrap();
+        let writer = convention(id).and_then(|c| c.writer()).unwrap();
+        let edit = writer
+            .config(&preset, &[], &["lm_head".to_owned()])
+            .unwrap();
+        let mut ours = Value::from(edit.quantization_config);
+        // The group's name is free; the model-free entry point leaves `sparsity_config` out.
+        if let Some(group) = theirs["config_groups"]
+            .as_object_mut()
+            .and_then(|g| g.shift_remove(preset.name))
+        {
+            theirs["config_groups"]["group_0"] = group;
+            theirs["sparsity_config"] = serde_json::json!({});
+        }
+        let (mut a, mut b) = (BTreeSet::new(), BTreeSet::new());
+        keys(&theirs, "", &mut a);
+        keys(&ours, "", &mut b);
+        assert_eq!(a, b, "{name}");
+        // How scales were found is not how they are read; static activations need calibration.
+        for config in [&mut theirs, &mut ours] {
+            let group = &mut config["config_groups"]["group_0"];
+            group["weights"]["observer"] = Value::Null;
+            group["weights"]["actorder"] = Value::Null;
+            if preset.name == "FP8" {
+                group["input_activations"] = Value::Null;
+            }
+        }
+        assert_eq!(theirs, ours, "{name}");
+        compared += 1;
+    }
+    assert_eq!(compared, 8);
+}
+
+#[test]
+fn gptq_configs_have_the_keys_of_gptqmodel() {
+    let fixture = fixture::all()
+        .into_iter()
+        .find(|f| f.name == "gptqmodel/gptq-w4g128-sym")
+        .unwrap();
+    let theirs: Value = serde_json::from_slice(&fixture.files().1["quantize_config.json"]).unwrap();
+    for id in ["gptq", "gptq_v2"] {
+        let writer = convention(id).and_then(|c| c.writer()).unwrap();
+        let preset = Preset::by_name("W4A16").unwrap();
+        let edit = writer
+            .config(&preset, &[], &["lm_head".to_owned()])
+            .unwrap();
+        let ours = Value::from(edit.quantization_config.clone());
+        let names = |v: &Value| {
+            v.as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<BTreeSet<_>>()
+        };
+        assert_eq!(names(&theirs), names(&ours));
+        assert_eq!(edit.documents[0].0, "quantize_config.json");
+        assert_eq!(
+            serde_json::from_slice::<Value>(&edit.documents[0].1).unwrap(),
+            ours
+        );
+        let skip = writer.config(&preset, &[], &["a.b".to_owned()]).unwrap();
+        assert!(
+            skip.quantization_config["dynamic"]
+                .get(r"-:^a\.b$")
+                .is_some()
+        );
+    }
+}
+
+#[test]
+fn a_zero_point_of_zero_is_refused_by_the_first_format_only() {
+    let preset = Preset::by_name("W4A16_ASYM").unwrap();
+    let tile = safequant::schemes::CodeTile {
+        rows: 0..8,
+        codes: vec![1; 8 * 128],
+        scales: vec![0.5; 8],
+        zeros: vec![3, 0, 5, 7, 1, 2, 9, 15],
+    };
+    let lay_out = |id| {
+        let writer = convention(id).and_then(|c| c.writer()).unwrap();
+        writer
+            .lay_out("m", &[8, 128], &preset, safequant::kernels::Float::F16)
+            .unwrap()
+    };
+    let v1 = lay_out("gptq");
+    assert_eq!(
+        (v1.scheme.granularity, row_unit(&v1)),
+        (Granularity::Group { size: 128 }, 8)
+    );
+    let e = encode(&v1, &tile, Backend::detect()).unwrap_err();
+    assert!(
+        e.to_string().contains("row 1") && e.to_string().contains("gptq_v2"),
+        "{e}"
+    );
+    let v2 = lay_out("gptq_v2");
+    assert!(matches!(v2.scheme.zero_point, ZeroPoint::Stored(_)));
+    let regions = encode(&v2, &tile, Backend::detect()).unwrap();
+    let zeros = regions
+        .iter()
+        .find(|r| v2.parts[r.part].role == Role::ZeroPoint)
+        .unwrap();
+    assert_eq!(zeros.bytes, 0xf921_7503_u32.to_le_bytes());
+}
