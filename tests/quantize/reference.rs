@@ -136,7 +136,7 @@ fn assert_bytes(
     visited.parts += 1;
 }
 
-fn number(value: &Value) -> Option<u64> {
+pub(super) fn number(value: &Value) -> Option<u64> {
     value.as_u64()
 }
 
