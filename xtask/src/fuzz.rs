@@ -55,18 +55,19 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
     Ok(())
 }
 
-/// `RUSTC_BOOTSTRAP` lets a stable compiler take the flags that cargo-fuzz passes (coverage, sanitizers).
+/// `RUSTC_BOOTSTRAP` lets a stable compiler take the flags that cargo-fuzz passes (coverage).
 fn fuzz(target: &str, dictionary: &str, seconds: &str) -> Outcome {
     let mut fuzz = command("cargo");
     fuzz.current_dir(root().join("fuzz"))
         .env("RUSTC_BOOTSTRAP", "1");
-    fuzz.args(["fuzz", "run", "--sanitizer", "address", target])
+    fuzz.args(["fuzz", "run", "--sanitizer", "none", target])
         .arg(format!("corpus/{target}"));
     fuzz.arg(format!("regressions/{target}"));
     fuzz.args([
         "--",
         &format!("-max_total_time={seconds}"),
         "-timeout=10",
+        "-max_len=16384",
         "-rss_limit_mb=2048",
         "-print_final_stats=1",
     ]);
