@@ -1,0 +1,90 @@
+//! Conventions and presets: ids, summaries, pages, who writes what.
+
+use std::collections::BTreeSet;
+
+use safequant::schemes::{CONVENTIONS, PRESETS};
+
+use super::{assert_ids, assert_summary, is_lower, is_upper, root};
+
+#[test]
+fn conventions_are_unique_and_have_a_page_each() {
+    let ids: Vec<_> = CONVENTIONS.iter().map(|c| c.id()).collect();
+    assert_ids("conventions", &ids, CONVENTION_IDS.len(), is_lower);
+    assert_eq!(
+        ids.iter().collect::<BTreeSet<_>>(),
+        CONVENTION_IDS.iter().collect()
+    );
+    for convention in CONVENTIONS {
+        let id = convention.id();
+        assert_summary("convention", id, convention.summary());
+        // Versions of one convention share a page: gptq_v2 is told in gptq.md.
+        let page = id.strip_suffix("_v2").unwrap_or(id).replace('-', "_");
+        let path = root().join(format!("specs/conventions/{page}.md"));
+        assert!(path.exists(), "{}", path.display());
+        if let Some(writer) = convention.writer() {
+            assert!(!writer.presets().is_empty(), "{id}: writes nothing");
+            for name in writer.presets() {
+                assert!(
+                    PRESETS.iter().any(|p| p.name == *name),
+                    "{id}: no preset {name}"
+                );
+            }
+        }
+    }
+}
+
+/// The conventions of issue 2, written here a second time: one that falls out of the list must be missed.
+const CONVENTION_IDS: &[&str] = &["compressed-tensors", "fp8", "gptq", "gptq_v2"];
+
+#[test]
+fn presets_are_unique_and_their_default_convention_writes_them() {
+    let names: Vec<_> = PRESETS.iter().map(|p| p.name).collect();
+    assert_ids("presets", &names, 9, is_upper);
+    for preset in PRESETS {
+        assert_summary("preset", preset.name, preset.summary);
+        let convention = CONVENTIONS
+            .iter()
+            .find(|c| c.id() == preset.default_convention);
+        let writer = convention.and_then(|c| c.writer());
+        let writer = writer.unwrap_or_else(|| {
+            panic!(
+                "{}: {} does not write",
+                preset.name, preset.default_convention
+            )
+        });
+        assert!(writer.presets().contains(&preset.name), "{}", preset.name);
+    }
+}
+
+/// `cargo xtask generate --check` compares the whole page; this holds where only `cargo test` is run.
+#[test]
+fn the_generated_page_lists_the_registries() {
+    let page = std::fs::read_to_string(root().join("docs/conventions.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(
+        rows,
+        CONVENTIONS.len() + PRESETS.len(),
+        "run `cargo xtask generate`"
+    );
+    for convention in CONVENTIONS {
+        let summary = convention.summary();
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{}` |", convention.id())));
+        assert!(
+            row.is_some_and(|row| row.contains(summary)),
+            "{}: run `cargo xtask generate`",
+            convention.id()
+        );
+    }
+    for preset in PRESETS {
+        assert!(
+            page.contains(&format!(
+                "| `{}` | `{}` |",
+                preset.name, preset.default_convention
+            )),
+            "{}",
+            preset.name
+        );
+    }
+}
