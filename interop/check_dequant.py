@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Our dequantization against what the producing tools computed: every folder with a fixture.json that tells expected values.
+
+usage: check_dequant.py BINARY FIXTURES [--only SUBSTRING]
+
+Copies each checkpoint's own files to a scratch folder, runs `BINARY dequantize COPY -o OUT --dtype auto`, and compares every
+tensor that the fixture expects: dtype, shape and bits, where only the sign of a zero and the payload of a NaN are free.
+Tensors that the fixture holds by digest alone are compared by digest. Ends with the counts; 1 if anything differs or if
+nothing was visited.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from common import DTYPE, Failed, canonical, differing, read, read_file, tool
+
+
+def stage(folder, place):
+    """Copies what belongs to the checkpoint, not what the fixture tells about it."""
+    place.mkdir()
+    for path in folder.iterdir():
+        told = path.name == "fixture.json" or path.name.startswith(("expected", "source", "extra"))
+        if path.is_file() and not told:
+            shutil.copy(path, place)
+
+
+def compare(name, want, stored, got):
+    """How the comparison was made (`full`, `digest`, `shape`), or a sentence that says what differs."""
+    if name not in got:
+        return None, f"{name}: not in the output"
+    dtype, shape, raw = got[name]
+    wanted = DTYPE.get(want["dtype"], want["dtype"])
+    if (dtype, list(shape)) != (wanted, list(want["shape"])):
+        return None, f"{name}: {dtype} {list(shape)}, expected {wanted} {want['shape']}"
+    if name in stored:
+        count = differing(dtype, raw, stored[name][2])
+        return "full", f"{name}: {count} elements differ" if count else None
+    if "sha256" not in want:
+        return "shape", None
+    # The digest is over the reference's own bits; a negative zero of ours is no difference.
+    forms = (raw, canonical(dtype, raw).tobytes())
+    same = any(hashlib.sha256(form).hexdigest() == want["sha256"] for form in forms)
+    return "digest", None if same else f"{name}: the digest differs"
+
+
+def check(binary, folder):
+    """Counts by kind of comparison, and faults; `None` if the fixture expects nothing."""
+    expected = json.loads((folder / "fixture.json").read_text()).get("expected") or {}
+    if not expected:
+        return None
+    stored = folder / "expected.safetensors"
+    stored = read_file(stored) if stored.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        source, out = Path(scratch, "in"), Path(scratch, "out")
+        stage(folder, source)
+        try:
+            tool(binary, "dequantize", source, "-o", out, "--dtype", "auto", "--quiet")
+        except Failed as failed:
+            return {}, [str(failed)]
+        got = read(out)
+    counts, faults = {}, []
+    for name, want in expected.items():
+        kind, fault = compare(name, want, stored, got)
+        if fault:
+            faults.append(fault)
+        else:
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts, faults
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("binary", type=Path)
+    parser.add_argument("fixtures", type=Path)
+    parser.add_argument("--only", default="")
+    args = parser.parse_args()
+    held = short = tensors = 0
+    for path in sorted(args.fixtures.rglob("fixture.json")):
+        name = path.parent.relative_to(args.fixtures).as_posix()
+        result = check(args.binary.resolve(), path.parent) if args.only in name else None
+        if result is None:
+            continue
+        counts, faults = result
+        tensors += sum(counts.values())
+        if faults:
+            short += 1
+            print(f"FAIL {name}: " + "; ".join(faults[:3]) + (f"; {len(faults) - 3} more" if len(faults) > 3 else ""))
+        else:
+            held += 1
+            print(f"ok   {name}: " + ", ".join(f"{n} by {kind}" for kind, n in sorted(counts.items())))
+    print(f"dequantize: {held} fixtures hold, {short} do not, {tensors} tensors compared")
+    return 0 if held and not short else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""GPTQModel's own dequantization of a checkpoint against a dense one; run in an environment with GPTQModel.
+
+usage: read_gptqmodel.py QUANTIZED DENSE
+"""
+
+import sys
+
+import torch
+from gptqmodel import BACKEND, GPTQModel
+from gptqmodel.nn_modules.qlinear import PackableQuantLinear
+from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+from readers import load
+
+
+def main():
+    stored, dense = load(sys.argv[1]), load(sys.argv[2])
+    dtype = next(tensor.dtype for name, tensor in stored.items() if name.endswith(".scales"))
+    model = GPTQModel.load(sys.argv[1], backend=BACKEND.GPTQ_TORCH, device="cpu", dtype=dtype)
+    visited = 0
+    for name, module in model.model.named_modules():
+        if not isinstance(module, TorchLinear):
+            continue
+        visited += 1
+        weight = PackableQuantLinear.dequantize_weight(module).T.contiguous()
+        own = dense[f"{name}.weight"]
+        if weight.dtype != own.dtype or not torch.equal(weight, own):
+            print(f"{name}: {weight.dtype} against {own.dtype}, {int((weight != own).sum())} of {own.numel()} differ")
+            return 1
+    print(f"{visited} weights equal to GPTQModel's, bit for bit")
+    return 0 if visited else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""What safequant writes, read by the field's own libraries.
+
+usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON]
+
+Quantizes tiny Llamas to every scheme of every convention that the tool can write (docs/conventions.md, generated from the
+registries) and compares what the other reader makes of it with what `safequant dequantize` does, bit for bit. Prints one row
+per comparison; 1 if a row fails or if a promised comparison was not made. `--all` adds readers that are too heavy for every
+run: GPTQModel, in an environment of its own (`--gptqmodel`, the path of its interpreter).
+"""
+
+import argparse
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import check_container
+import check_dequant
+import readers
+import tiny_llama
+import torch
+from common import Failed, tool
+
+ROOT = Path(__file__).resolve().parent.parent
+#: The reader that judges a convention's tensors.
+READERS = {"compressed-tensors": readers.compressed_tensors, "gptq": readers.gptq, "gptq_v2": readers.gptq, "fp8": readers.fp8}
+#: What transformers must load and run (issue 2): scheme and convention.
+GENERATES = [("FP8_BLOCK", "fp8"), ("FP8_BLOCK", "compressed-tensors"), ("W4A16", "compressed-tensors")]
+#: Schemes that issue 2 promises; each must have been compared in at least one convention.
+PROMISED = ["W4A16", "W4A16_ASYM", "W8A16", "W3A16", "W2A16", "W8A8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK"]
+
+
+class Table:
+    """Rows of results, printed as they come."""
+
+    def __init__(self):
+        self.failed = 0
+        self.rows = []
+
+    def row(self, model, scheme, convention, reader, verdict, failed=False):
+        self.failed += failed
+        self.rows.append((model, scheme, convention, reader, verdict))
+        mark = "FAIL" if failed else "ok"
+        print(f"{mark:4} {model:10} {scheme:12} {convention:19} {reader:22} {verdict}", flush=True)
+
+
+def writable():
+    """`(convention, scheme)` for everything the tool can write, from the generated page."""
+    page = (ROOT / "docs/conventions.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| yes \| yes \| (.*?) \| .* \|$", page, re.MULTILINE)
+    return [(convention, scheme) for convention, cell in rows for scheme in re.findall(r"`([^`]+)`", cell)]
+
+
+def compare(theirs, ours):
+    """A sentence on the comparison of two sets of weights, and whether they differ."""
+    missing = sorted(set(theirs) - set(ours))
+    if missing or not theirs:
+        return f"not in our output: {missing[:2]}" if missing else "the reader found nothing", True
+    for name, tensor in theirs.items():
+        own = ours[name]
+        if tensor.shape != own.shape or tensor.dtype != own.dtype:
+            return f"{name}: {tensor.dtype} {list(tensor.shape)}, ours {own.dtype} {list(own.shape)}", True
+        if not torch.equal(tensor, own):
+            count = int((tensor != own).sum())
+            worst = float((tensor.float() - own.float()).abs().max())
+            return f"{name}: {count} of {own.numel()} differ, at most by {worst:.3g}", True
+        if not torch.isfinite(own.float()).all():
+            return f"{name}: not finite", True
+    return f"{len(theirs)} weights equal, bit for bit", False
+
+
+def tokens_of(model):
+    """What the model says after a fixed prompt, with its logits."""
+    prompt = torch.tensor([[1, 5, 9, 23, 42]])
+    with torch.no_grad():
+        logits = model(prompt).logits
+        return model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None)[0].tolist(), logits
+
+
+def check_generation(quantized, dense):
+    """transformers loads both, has equal weights, and says the same."""
+    model, reference = readers.transformers_quantized(quantized), readers.transformers_model(dense)
+    theirs, ours = dict(model.named_parameters()), dict(reference.named_parameters())
+    sentence, failed = compare({n: p.data for n, p in theirs.items()}, {n: p.data for n, p in ours.items()})
+    if failed:
+        return sentence, True
+    said, logits = tokens_of(model)
+    if not torch.isfinite(logits).all():
+        return "logits are not finite", True
+    if said != tokens_of(reference)[0]:
+        return f"other tokens than the dense model: {said}", True
+    return f"{sentence}; generates {said[5:9]}... as the dense model", False
+
+
+def one(table, binary, scratch, name, source, scheme, convention, args):
+    """Everything about one output."""
+    quantized, dense = scratch / "quantized", scratch / "dense"
+    options = ["--scheme", scheme, "--convention", convention, "--quiet"]
+    try:
+        tool(binary, "quantize", source, "-o", quantized, *options)
+    except Failed as failed:
+        # A tool may refuse what a convention cannot hold (status 4), and the odd model is there to find such things.
+        expected = failed.status == 4 and (name.startswith("odd") or convention == "gptq")
+        table.row(name, scheme, convention, "quantize", f"refused: {failed}", not expected)
+        return False
+    tool(binary, "dequantize", quantized, "-o", dense, "--dtype", "auto", "--quiet")
+    tensors, _, _ = check_container.check_output(quantized)
+    check_container.check_output(dense)
+    ours = readers.load(dense)
+    sentence, failed = compare(READERS[convention](quantized), ours)
+    table.row(name, scheme, convention, READERS[convention].__name__, f"{sentence}; {tensors} tensors open", failed)
+    if (scheme, convention) in GENERATES and name.startswith("even"):
+        sentence, wrong = check_generation(quantized, dense)
+        table.row(name, scheme, convention, "transformers", sentence, wrong)
+    if args.all and convention.startswith("gptq") and args.gptqmodel:
+        sentence, wrong = heavy_gptq(args.gptqmodel, quantized, dense)
+        table.row(name, scheme, convention, "gptqmodel", sentence, wrong)
+    return not failed
+
+
+def heavy_gptq(python, quantized, dense):
+    """GPTQModel loads the checkpoint and dequantizes it, in its own environment."""
+    done = subprocess.run([python, ROOT / "interop/read_gptqmodel.py", quantized, dense], capture_output=True, text=True)
+    lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
+    return lines[-1][:300], done.returncode != 0
+
+
+def check_fixtures(table, binary):
+    """The repository's own fixtures, as `cargo xtask test` does."""
+    for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
+        result = check_dequant.check(binary, path.parent)
+        if result is not None:
+            counts, faults = result
+            verdict = "; ".join(faults[:2]) or f"{sum(counts.values())} tensors as the producer computes them"
+            table.row("fixture", path.parent.name, path.parent.parent.name, "producer", verdict, bool(faults))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("binary", type=Path)
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--only", default="", help="part of SCHEME/CONVENTION")
+    parser.add_argument("--gptqmodel", type=Path, help="interpreter of an environment with GPTQModel")
+    args = parser.parse_args()
+    args.binary = args.binary.resolve()
+    started = time.monotonic()
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers", "compressed-tensors", "safetensors"))
+    print(f"{tool(args.binary, '--version').strip()}; {versions}; Python {sys.version.split()[0]}")
+    table = Table()
+    pairs = [(c, s) for c, s in writable() if args.only in f"{s}/{c}"]
+    compared = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in tiny_llama.MODELS:
+            source = tiny_llama.make(name, Path(folder, name))
+            for convention, scheme in pairs:
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    try:
+                        if one(table, args.binary, Path(scratch), name, source, scheme, convention, args):
+                            compared.add(scheme)
+                    except Exception as error:  # a reader's own failure is a result, too
+                        table.row(name, scheme, convention, "-", f"{type(error).__name__}: {str(error)[:200]}", True)
+                        if args.only:
+                            traceback.print_exc()
+    if not args.only:
+        check_fixtures(table, args.binary)
+        for scheme in PROMISED:
+            if scheme not in compared:
+                table.row("-", scheme, "-", "-", "promised, and compared with no reader", True)
+    print(f"interop: {len(table.rows)} comparisons, {table.failed} failed, {len(pairs)} pairs of scheme and convention, "
+          f"{time.monotonic() - started:.0f} s")
+    return 1 if table.failed or not compared else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Tiny seeded Llama checkpoints, written by transformers."""
+
+import torch
+import transformers
+
+#: What is made: dtype, and dimensions. `even` tiles into 128 x 128 blocks and 128-groups, `odd` does not tile into blocks.
+MODELS = {
+    "even-bf16": {"dtype": torch.bfloat16, "hidden": 256, "inter": 384, "heads": 4, "kv": 2},
+    "even-f32": {"dtype": torch.float32, "hidden": 256, "inter": 384, "heads": 4, "kv": 2},
+    "odd-bf16": {"dtype": torch.bfloat16, "hidden": 192, "inter": 344, "heads": 6, "kv": 2},
+}
+VOCABULARY = 64
+
+
+def fill(model, seed):
+    """Heavy-tailed weights: rows of different scale, outlier columns, exact zeros, one row of one sign."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim < 2:
+                parameter.copy_(1 + 0.1 * noise)
+                continue
+            weight = 0.03 * noise * torch.exp(0.6 * torch.randn((parameter.shape[0], 1), generator=generator))
+            columns = torch.randperm(parameter.shape[1], generator=generator)[: max(1, parameter.shape[1] // 50)]
+            weight[:, columns] *= 6
+            weight[torch.rand(weight.shape, generator=generator) < 0.01] = 0
+            weight[parameter.shape[0] // 3, :128] = 0
+            weight[parameter.shape[0] // 2] = weight[parameter.shape[0] // 2].abs() + 1e-3
+            parameter.copy_(weight)
+
+
+def make(name, place, seed=20261):
+    """Writes one of `MODELS` and gives back its folder."""
+    told = MODELS[name]
+    config = transformers.LlamaConfig(
+        hidden_size=told["hidden"], intermediate_size=told["inter"], num_hidden_layers=2, num_attention_heads=told["heads"],
+        num_key_value_heads=told["kv"], vocab_size=VOCABULARY, max_position_embeddings=256, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(config).to(told["dtype"])
+    fill(model, seed)
+    model.save_pretrained(place)
+    return place
