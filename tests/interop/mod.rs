@@ -1,5 +1,7 @@
 //! What real tools wrote: every fixture is opened, bound, decoded and compared with the numbers of its producer.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod decoding;
 mod encoding;
 mod fixture;

@@ -359,6 +359,14 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
             ("m.weight_packed", Dtype::U8, vec![8, 8]),
             ("m.weight_scale", Dtype::F8E4M3, vec![8, 1]),
         ],
+        vec![
+            ("m.weight", Dtype::F8E4M3, vec![8, 8]),
+            ("m.weight_scale", Dtype::F32, vec![]),
+        ],
+        vec![
+            ("m.weight._scale", Dtype::BF16, vec![8, 1]),
+            ("m.weight._shift", Dtype::BF16, vec![8, 1]),
+        ],
         vec![("m.weight", Dtype::F4, vec![8, 8])],
     ] {
         let name = tensors[0].0;

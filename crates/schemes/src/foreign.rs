@@ -11,9 +11,10 @@ const MARKERS: &[(&str, &str)] = &[
     (".weight_quant_state", "bitsandbytes as GPTQModel writes it"),
     (".SCB", "bitsandbytes int8"),
     (".weight_scb", "bitsandbytes int8 as GPTQModel writes it"),
-    ("_weight_qdata", "torchao"),
+    ("_qdata", "torchao"),
     (".W_q", "HQQ"),
     (".weight._data", "quanto"),
+    (".weight._scale", "quanto"),
     (".comfy_quant", "ComfyUI"),
     (".wscales", "Nunchaku SVDQuant"),
     (".qweight", "an AWQ, GPTQ or related layout"),
@@ -35,6 +36,13 @@ pub(crate) fn check(
     settings: &[Settings],
     model: &Model,
 ) -> Result<(), Error> {
+    if headers.metadata("_quantization_metadata").is_some() {
+        return Err(unsupported(
+            "__metadata__",
+            "ComfyUI",
+            "_quantization_metadata",
+        ));
+    }
     for name in &model.plain {
         let Some(info) = headers.tensor(name) else {
             continue;
@@ -54,7 +62,7 @@ pub(crate) fn check(
             return Err(unsupported(
                 name,
                 &format,
-                "its scale, if it has one, was not recognized",
+                "no scale and no configuration that say how to read it",
             ));
         }
     }

@@ -27,6 +27,17 @@ impl<'a> Headers<'a> {
         self.checkpoint.tensors().map(|t| t.info)
     }
 
+    /// A value of a shard's `__metadata__`; the first shard that has the key counts.
+    pub fn metadata(self, key: &str) -> Option<&'a str> {
+        let entries = self
+            .checkpoint
+            .shards()
+            .iter()
+            .filter_map(|s| s.header.metadata.as_ref());
+        let mut values = entries.flatten().filter(|(k, _)| k == key);
+        values.next().map(|(_, v)| v.as_str())
+    }
+
     /// A document beside the weights.
     pub fn document(self, name: &str) -> Option<&'a [u8]> {
         self.checkpoint.document(name)

@@ -115,6 +115,14 @@ enum ScaleAt<'a> {
     },
 }
 
+impl<'a> ScaleAt<'a> {
+    fn info(&self) -> &'a TensorInfo {
+        match self {
+            ScaleAt::Own(info) | ScaleAt::Fused { info, .. } => info,
+        }
+    }
+}
+
 fn scale_of<'a>(headers: Headers<'a>, module: &str, codes: &TensorInfo) -> Option<ScaleAt<'a>> {
     if codes.name == module {
         let mut names = FUSED_SCALES.iter().map(|e| format!("{module}{e}"));
@@ -164,12 +172,16 @@ impl<'a> Found<'a> {
         {
             let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
             let scale = scale_of(headers, module, info);
-            // Without a configuration, FP8 without any scale may be anything.
-            if scale.is_none() && found.config.place.is_none() {
+            // Without a configuration only DeepSeek's own name will do: ComfyUI, compressed-tensors and vLLM all say
+            // `weight_scale`, and round differently.
+            let is_known = scale
+                .as_ref()
+                .is_some_and(|s| s.info().name.ends_with("_scale_inv"));
+            if !is_known && found.config.place.is_none() {
                 continue;
             }
-            if let Some(ScaleAt::Own(i) | ScaleAt::Fused { info: i, .. }) = scale {
-                used.insert(i.name.as_str());
+            if let Some(scale) = scale {
+                used.insert(scale.info().name.as_str());
             }
             found.modules.push(module.to_owned());
         }

@@ -89,11 +89,17 @@ fn recognize<'a>(
     if !formats.contains(&config.format) {
         return Ok(None);
     }
+    let format = match config.format {
+        Format::V1 => "gptq, zero points minus one",
+        Format::V2 => "gptq_v2, zero points as they are",
+        Format::Planar => "gptq_p, bit planes",
+    };
+    let writer = match config.writer {
+        Writer::GptqModel => " by GPTQModel",
+        Writer::Other => "",
+    };
     let evidence = vec![
-        format!(
-            "{} is of {:?}, written by {:?}",
-            config.place, config.format, config.writer
-        ),
+        format!("{} is of {format}{writer}", config.place),
         format!("{} modules with qweight, qzeros and scales", modules.len()),
     ];
     Ok(Some(Box::new(Found {
