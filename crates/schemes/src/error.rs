@@ -223,6 +223,30 @@ fn hint(detail: &str) -> String {
 }
 
 impl Error {
+    /// The stable name of the condition, for `--json` and for tests.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Container(e) => e.code(),
+            Error::Document { .. } => "config_json",
+            Error::ConfigValue { .. } => "config_value",
+            Error::ConfigsDisagree { .. } => "configs_disagree",
+            Error::Contradiction { .. } => "contradiction",
+            Error::MissingPart { .. } => "missing_part",
+            Error::PartDtype { .. } => "part_dtype",
+            Error::PartShape { .. } => "part_shape",
+            Error::GroupIndexRange { .. } => "group_index_range",
+            Error::CodeRange { .. } => "code_range",
+            Error::ClaimedTwice { .. } => "claimed_twice",
+            Error::Unsupported { .. } => "unsupported_format",
+            Error::TooLarge { .. } => "too_large",
+            Error::Pattern { .. } => "pattern",
+            Error::UnknownPreset { .. } => "unknown_scheme",
+            Error::PresetOption { .. } => "scheme_option",
+            Error::CannotWrite { .. } => "convention_cannot_hold",
+            Error::Unstorable { .. } => "unstorable_value",
+        }
+    }
+
     /// The group this condition belongs to.
     pub fn group(&self) -> ErrorGroup {
         match self {
