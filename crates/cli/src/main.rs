@@ -1,2 +1,74 @@
 //! The `safequant` command line.
-fn main() {}
+//!
+//! Two steps: `args` is what was typed, `plan` what it means. `commands` has one file per verb, `output` is the one place
+//! that writes text. The program knows no format: dtypes, conventions, schemes and quantizers come from the registries.
+#![forbid(unsafe_code)]
+
+mod args;
+mod collapse;
+mod commands;
+mod describe;
+mod exit;
+mod output;
+mod plan;
+mod progress;
+mod signals;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Color, Verb};
+use crate::exit::{Exit, Failure};
+use crate::output::{Output, Record};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return answer_of_clap(&error).into(),
+    };
+    let output = Output::new(cli.color);
+    match run(cli.verb, output) {
+        Ok(()) => Exit::Done.into(),
+        Err((failure, record)) => {
+            output.failure(&failure, record);
+            failure.exit().into()
+        }
+    }
+}
+
+/// Runs a verb; beside a failure stands whether it is wanted as JSON too.
+fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
+    let record = |json: bool| if json { Record::Json } else { Record::None };
+    match verb {
+        Verb::Inspect(args) => commands::inspect::run(&args, output),
+        Verb::Quantize(args) => {
+            let record = record(args.job.json);
+            let job = plan::quantize(args).map_err(|failure| (failure, record))?;
+            commands::job::run(&job, output).map_err(|failure| (failure, record))
+        }
+        Verb::Dequantize(args) => {
+            let record = record(args.job.json);
+            let job = plan::dequantize(args);
+            commands::job::run(&job, output).map_err(|failure| (failure, record))
+        }
+        Verb::Completions(args) => {
+            commands::completions::run(&args).map_err(|failure| (failure, Record::None))
+        }
+    }
+}
+
+/// Help and version are answers, everything else is a usage error.
+fn answer_of_clap(error: &clap::Error) -> Exit {
+    let wrong_usage = error.use_stderr();
+    let output = Output::new(Color::Auto);
+    match output.clap(error).map_err(Failure::Output) {
+        Ok(()) if wrong_usage => Exit::Usage,
+        Ok(()) => Exit::Done,
+        Err(failure) => {
+            output.failure(&failure, Record::None);
+            failure.exit()
+        }
+    }
+}

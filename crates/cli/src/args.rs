@@ -1,0 +1,323 @@
+//! The command line as typed: what clap parses. Validation that needs a registry's meaning happens in `plan.rs`.
+#![expect(
+    clippy::doc_markdown,
+    reason = "clap shows these comments as they stand"
+)]
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use safequant::quantize::QUANTIZERS;
+use safequant::schemes::{CONVENTIONS, PRESETS};
+
+use crate::size::Size;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "safequant",
+    version,
+    about = "Inspect, quantize and dequantize safetensors checkpoints",
+    long_about = "Inspect, quantize and dequantize safetensors checkpoints: offline, on a CPU, in bounded memory.\n\
+                  Data goes to stdout; progress and messages go to stderr.",
+    after_help = TOP_EXAMPLES,
+    after_long_help = TOP_LONG,
+    disable_help_subcommand = true,
+    subcommand_value_name = "VERB",
+    subcommand_help_heading = "Verbs",
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    /// When to color the output; `auto` means on a terminal, unless NO_COLOR is set
+    #[arg(long, value_enum, value_name = "WHEN", global = true, display_order = 1000, default_value_t = Color::Auto)]
+    pub(crate) color: Color,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// When to color.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Show what a checkpoint is: dtypes, conventions, schemes, parameters, bits per weight
+    ///
+    /// Reads headers and configuration only, never the weights, so it takes as long for 1 GB as for 1 TB. Tensors that
+    /// differ only in their layer or expert number share a row.
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(InspectArgs),
+    /// Write a quantized copy of a checkpoint
+    ///
+    /// Linear weights are quantized; embeddings, norms and lm_head stay as they are, unless --targets names them. Files
+    /// that are no weights travel along, and config.json gets the matching quantization_config. The destination appears
+    /// complete or not at all.
+    #[command(after_help = QUANTIZE_EXAMPLES)]
+    Quantize(QuantizeArgs),
+    /// Write a dense copy of a quantized checkpoint
+    ///
+    /// Every convention that `inspect` recognizes can be read. With --dtype auto the weights are, bit for bit, those of the
+    /// convention's own reference implementation.
+    #[command(after_help = DEQUANTIZE_EXAMPLES)]
+    Dequantize(DequantizeArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionsArgs),
+}
+
+/// `inspect`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A .safetensors file, a directory in the Hugging Face layout, or an index file
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// Print JSON (specs/cli/inspect.schema.json)
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// List every tensor instead of groups of them
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Only modules and tensors that match: a glob (`*.mlp.*`), or `re:` and a regular expression
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) filter: Option<String>,
+}
+
+/// `quantize`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    #[command(flatten)]
+    pub(crate) paths: Paths,
+    /// The scheme to quantize to
+    #[arg(long, value_name = "SCHEME", value_parser = schemes(), ignore_case = true)]
+    pub(crate) scheme: String,
+    /// The convention to write [default: the scheme's own]
+    #[arg(long, value_name = "CONVENTION", value_parser = written_conventions())]
+    pub(crate) convention: Option<String>,
+    /// How codes and scales are chosen
+    #[arg(long, value_name = "METHOD", value_parser = methods(), default_value = "rtn")]
+    pub(crate) method: String,
+    /// Input features that share one scale, for schemes with groups; -1 for one scale per row [default: 128]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) group_size: Option<i64>,
+    /// Modules to quantize instead of all linear ones: a glob, or `re:` and a regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) targets: Vec<String>,
+    /// Modules to leave dense; wins over --targets; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) ignore: Vec<String>,
+    /// Where a weight divided by its scale is rounded
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = DivisionArg::Source)]
+    pub(crate) division: DivisionArg,
+    /// What to do with a NaN or an infinity in a weight
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = NonFiniteArg::Refuse)]
+    pub(crate) nonfinite: NonFiniteArg,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `dequantize`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct DequantizeArgs {
+    #[command(flatten)]
+    pub(crate) paths: Paths,
+    /// The dtype of the dense weights
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeArg::Auto)]
+    pub(crate) dtype: DtypeArg,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `completions`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+/// Where a writing verb reads and writes.
+#[derive(Debug, Args)]
+pub(crate) struct Paths {
+    /// A .safetensors file, a directory in the Hugging Face layout, or an index file; never changed
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The directory to write, or the .safetensors file when SRC is one; must not exist or be empty
+    #[arg(short = 'o', long = "output", value_name = "DST")]
+    pub(crate) destination: PathBuf,
+}
+
+/// Options of every writing verb.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Job")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one per switch of the command line, as typed"
+)]
+pub(crate) struct JobArgs {
+    /// Print what would be written, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Hard budget for buffers (256MiB, 1.5GiB, 5GB or bytes)
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) memory: Size,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) threads: Option<u16>,
+    /// Largest shard (bytes of weights)
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub(crate) max_shard_size: Size,
+    /// Continue an interrupted job
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) resume: bool,
+    /// Replace DST, at the end and atomically, if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print the plan or the summary as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress on stderr
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `--division`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DivisionArg {
+    /// To the weight's dtype, as the reference tools do on a CPU
+    Source,
+    /// To F32, as compressed-tensors does on a GPU
+    F32,
+}
+
+/// `--nonfinite`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NonFiniteArg {
+    /// Refuse, naming the tensor and the place
+    Refuse,
+    /// NaN becomes 0, an infinity the largest finite value
+    Clamp,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// The dtype and bits of the convention's own reference
+    Auto,
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision
+    F16,
+    /// IEEE single precision
+    F32,
+}
+
+/// The schemes of the registry, with their summaries.
+fn schemes() -> PossibleValuesParser {
+    PRESETS
+        .iter()
+        .map(|preset| PossibleValue::new(preset.name).help(preset.summary))
+        .into()
+}
+
+/// The conventions that can be written, with their summaries.
+fn written_conventions() -> PossibleValuesParser {
+    let written = CONVENTIONS
+        .iter()
+        .filter(|convention| convention.writer().is_some());
+    written
+        .map(|c| PossibleValue::new(c.id()).help(c.summary()))
+        .into()
+}
+
+/// The quantizers of the registry, with their summaries.
+fn methods() -> PossibleValuesParser {
+    QUANTIZERS
+        .iter()
+        .map(|q| PossibleValue::new(q.id()).help(q.summary()))
+        .into()
+}
+
+/// Examples are commands: `tests/cli` runs each line that begins with `safequant`.
+const TOP_EXAMPLES: &str = "\
+Examples:
+  safequant inspect model
+  safequant quantize model -o model-w4a16 --scheme W4A16
+  safequant dequantize model-w4a16 -o model-dense
+
+`safequant VERB --help` explains a verb.";
+
+const TOP_LONG: &str = "\
+Examples:
+  safequant inspect model
+  safequant quantize model -o model-w4a16 --scheme W4A16
+  safequant dequantize model-w4a16 -o model-dense
+
+Exit status:
+  0  clean or done
+  1  findings of the level asked for, or differences
+  2  the input is malformed, not supported or beyond a limit
+  3  the environment failed: I/O error, disk full, permission
+  4  usage error, or a refusal: would overwrite or lose something, or was canceled
+
+`safequant VERB --help` explains a verb.";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  safequant inspect model
+  safequant inspect model/model.safetensors --tensors
+  safequant inspect model --filter '*attn*' --tensors
+  safequant inspect model --json";
+
+const QUANTIZE_EXAMPLES: &str = "\
+Examples:
+  safequant quantize model -o model-w4a16 --scheme W4A16 --dry-run
+  safequant quantize model -o model-w4a16 --scheme W4A16
+  safequant quantize model -o model-gptq --scheme W4A16 --convention gptq --group-size 64
+  safequant quantize model -o model-fp8 --scheme FP8_DYNAMIC --ignore '*attn*' --memory 256MiB
+  safequant quantize model -o model-w8a16 --scheme W8A16 --force --json --quiet";
+
+const DEQUANTIZE_EXAMPLES: &str = "\
+Examples:
+  safequant dequantize model-w4a16 -o model-dense
+  safequant dequantize model-w4a16 -o model-f32 --dtype f32 --max-shard-size 2GB
+  safequant dequantize model-w4a16 -o model-dense --force --json --quiet";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  safequant completions bash > safequant.bash
+  safequant completions zsh > _safequant
+  safequant completions fish > safequant.fish";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn resume_and_force_exclude_each_other() {
+        let line = [
+            "safequant",
+            "dequantize",
+            "a",
+            "-o",
+            "b",
+            "--resume",
+            "--force",
+        ];
+        let error = Cli::try_parse_from(line).expect_err("both were accepted");
+        assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict);
+    }
+}

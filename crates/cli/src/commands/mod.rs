@@ -1,0 +1,5 @@
+//! One file per verb; `quantize` and `dequantize` are both a [`job`].
+
+pub(crate) mod completions;
+pub(crate) mod inspect;
+pub(crate) mod job;

@@ -1,0 +1,215 @@
+//! Exit statuses, and the failures that lead to them (specs/cli/exit-status.md).
+
+use std::io;
+use std::process::ExitCode;
+
+use safequant::container::{self, ErrorGroup};
+use safequant::{rewrite, schemes};
+
+/// How the process ends. Never a panic, never 101, never a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Clean or done.
+    Done,
+    /// The input is malformed, unsupported or beyond a limit.
+    Input,
+    /// The environment failed: I/O, disk full, permission.
+    Environment,
+    /// Usage, or a refusal: would lose or overwrite something, or was canceled.
+    Usage,
+}
+
+impl Exit {
+    /// The number that the shell sees. 1 (findings) belongs to verbs that come later.
+    pub(crate) const fn status(self) -> u8 {
+        match self {
+            Exit::Done => 0,
+            Exit::Input => 2,
+            Exit::Environment => 3,
+            Exit::Usage => 4,
+        }
+    }
+
+    /// The status of a library's error.
+    pub(crate) const fn of_group(group: ErrorGroup) -> Self {
+        match group {
+            ErrorGroup::Malformed | ErrorGroup::Unsupported | ErrorGroup::Limit => Exit::Input,
+            ErrorGroup::Io => Exit::Environment,
+            ErrorGroup::Refused => Exit::Usage,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit.status())
+    }
+}
+
+/// Why a verb did not end well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The options as meant contradict each other or name something that does not exist.
+    Usage {
+        /// One line.
+        message: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+    /// A library refused.
+    Library {
+        /// The stable name of the condition.
+        code: &'static str,
+        /// Whose fault it is.
+        group: ErrorGroup,
+        /// One line: file, tensor or module, found, expected.
+        message: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+    /// Standard output could not be written; `BrokenPipe` means that the reader went away.
+    Output(io::Error),
+    /// The signal handlers could not be installed.
+    Signals(io::Error),
+}
+
+impl Failure {
+    /// A usage error with a hint.
+    pub(crate) fn usage(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Failure::Usage {
+            message: message.into(),
+            help: Some(help.into()),
+        }
+    }
+
+    /// How the process ends because of it.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Failure::Usage { .. } => Exit::Usage,
+            Failure::Library { group, .. } => Exit::of_group(*group),
+            // A reader that has seen enough (`| head`) is no failure.
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+            Failure::Output(_) | Failure::Signals(_) => Exit::Environment,
+        }
+    }
+
+    /// The stable name of the condition, for `--json`.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Failure::Usage { .. } => "usage",
+            Failure::Library { code, .. } => code,
+            Failure::Output(_) => "io_stdout",
+            Failure::Signals(_) => "io_signals",
+        }
+    }
+
+    /// Whose fault it is, for `--json`.
+    pub(crate) fn group(&self) -> &'static str {
+        match self {
+            Failure::Usage { .. } => "usage",
+            Failure::Library { group, .. } => group_name(*group),
+            Failure::Output(_) | Failure::Signals(_) => "io",
+        }
+    }
+
+    /// One line.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Failure::Usage { message, .. } | Failure::Library { message, .. } => message.clone(),
+            Failure::Output(error) => format!("standard output: {error}"),
+            Failure::Signals(error) => format!("signal handlers: {error}"),
+        }
+    }
+
+    /// What to do about it, if there is something to say.
+    pub(crate) fn help(&self) -> Option<&str> {
+        match self {
+            Failure::Usage { help, .. } | Failure::Library { help, .. } => help.as_deref(),
+            Failure::Output(_) | Failure::Signals(_) => None,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Output(error)
+    }
+}
+
+impl From<container::Error> for Failure {
+    fn from(error: container::Error) -> Self {
+        let (code, group) = (error.code(), error.group());
+        Failure::Library {
+            code,
+            group,
+            message: error.to_string(),
+            help: None,
+        }
+    }
+}
+
+impl From<schemes::Error> for Failure {
+    fn from(error: schemes::Error) -> Self {
+        let (code, group) = (error.code(), error.group());
+        Failure::Library {
+            code,
+            group,
+            message: error.to_string(),
+            help: None,
+        }
+    }
+}
+
+impl From<rewrite::Error> for Failure {
+    fn from(error: rewrite::Error) -> Self {
+        let group = error.group();
+        Failure::Library {
+            code: group_name(group),
+            group,
+            message: error.to_string(),
+            help: None,
+        }
+    }
+}
+
+/// The word for a group in `--json`.
+pub(crate) const fn group_name(group: ErrorGroup) -> &'static str {
+    match group {
+        ErrorGroup::Malformed => "malformed",
+        ErrorGroup::Unsupported => "unsupported",
+        ErrorGroup::Limit => "limit",
+        ErrorGroup::Io => "io",
+        ErrorGroup::Refused => "refused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_pipe_is_no_failure_and_a_full_disk_is_one() {
+        let pipe = Failure::Output(io::ErrorKind::BrokenPipe.into());
+        let full = Failure::Output(io::ErrorKind::StorageFull.into());
+        assert_eq!((pipe.exit().status(), full.exit().status()), (0, 3));
+    }
+
+    #[test]
+    fn groups_map_to_the_statuses_of_the_contract() {
+        let statuses = [
+            (ErrorGroup::Malformed, 2),
+            (ErrorGroup::Unsupported, 2),
+            (ErrorGroup::Limit, 2),
+            (ErrorGroup::Io, 3),
+            (ErrorGroup::Refused, 4),
+        ];
+        for (group, status) in statuses {
+            assert_eq!(
+                Exit::of_group(group).status(),
+                status,
+                "{}",
+                group_name(group)
+            );
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The command line as meant: what was typed becomes the libraries' options, or an error that says what would do.
+
+use std::path::PathBuf;
+
+use safequant::kernels::Float;
+use safequant::quantize::Division;
+use safequant::quantize::quantizer::NonFinite;
+use safequant::rewrite::{
+    DequantizeRecipe, Destination, JobOptions, OutputDtype, QuantizeRecipe, Verb,
+};
+use safequant::schemes::pattern::Pattern;
+use safequant::schemes::{CONVENTIONS, Preset};
+
+use crate::args::{
+    DequantizeArgs, DivisionArg, DtypeArg, JobArgs, NonFiniteArg, Paths, QuantizeArgs,
+};
+use crate::exit::Failure;
+use crate::output::Record;
+
+/// A writing verb, ready to be planned.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Job {
+    /// The verb's name.
+    pub(crate) command: &'static str,
+    /// What is read.
+    pub(crate) source: PathBuf,
+    /// Where the result appears.
+    pub(crate) destination: PathBuf,
+    /// The verb with its recipe.
+    pub(crate) verb: Verb,
+    /// What does not change the content.
+    pub(crate) options: JobOptions,
+    /// Whether anything is written.
+    pub(crate) mode: Mode,
+    /// How the answer is given.
+    pub(crate) record: Record,
+    /// No progress.
+    pub(crate) quiet: bool,
+}
+
+/// Whether anything is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The plan is printed, nothing is touched.
+    DryRun,
+    /// The plan is carried out.
+    Run,
+}
+
+impl Job {
+    fn new(command: &'static str, paths: Paths, verb: Verb, args: &JobArgs) -> Self {
+        Self {
+            command,
+            source: paths.source,
+            destination: paths.destination,
+            verb,
+            options: options(args),
+            mode: if args.dry_run {
+                Mode::DryRun
+            } else {
+                Mode::Run
+            },
+            record: if args.json {
+                Record::Json
+            } else {
+                Record::None
+            },
+            quiet: args.quiet,
+        }
+    }
+}
+
+/// What `quantize` means.
+///
+/// # Errors
+/// Options that do not go together.
+pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
+    let preset = preset(&args.scheme, args.group_size)?;
+    check_patterns("--targets", &args.targets)?;
+    check_patterns("--ignore", &args.ignore)?;
+    let recipe = QuantizeRecipe {
+        convention: convention(&preset, args.convention.as_deref())?,
+        preset,
+        method: method(&args.method)?,
+        targets: args.targets,
+        ignore: args.ignore,
+        division: match args.division {
+            DivisionArg::Source => Division::SourceDtype,
+            DivisionArg::F32 => Division::F32,
+        },
+        nonfinite: match args.nonfinite {
+            NonFiniteArg::Refuse => NonFinite::Refuse,
+            NonFiniteArg::Clamp => NonFinite::Clamp,
+        },
+    };
+    Ok(Job::new(
+        "quantize",
+        args.paths,
+        Verb::Quantize(recipe),
+        &args.job,
+    ))
+}
+
+/// What `dequantize` means.
+pub(crate) fn dequantize(args: DequantizeArgs) -> Job {
+    let dtype = match args.dtype {
+        DtypeArg::Auto => OutputDtype::Auto,
+        DtypeArg::Bf16 => OutputDtype::Float(Float::Bf16),
+        DtypeArg::F16 => OutputDtype::Float(Float::F16),
+        DtypeArg::F32 => OutputDtype::Float(Float::F32),
+    };
+    let verb = Verb::Dequantize(DequantizeRecipe { dtype });
+    Job::new("dequantize", args.paths, verb, &args.job)
+}
+
+fn options(args: &JobArgs) -> JobOptions {
+    JobOptions {
+        memory_bytes: args.memory.0,
+        threads: usize::from(args.threads.unwrap_or(0)),
+        max_shard_bytes: args.max_shard_size.0,
+        destination: match (args.resume, args.force) {
+            (true, _) => Destination::Resume,
+            (false, true) => Destination::Replace,
+            (false, false) => Destination::New,
+        },
+    }
+}
+
+/// The preset of this name with the group size asked for.
+fn preset(name: &str, group_size: Option<i64>) -> Result<Preset, Failure> {
+    let preset =
+        Preset::by_name(name).map_err(|e| refused(&e, "see `safequant quantize --help`"))?;
+    preset.with_group_size(group_size).map_err(|e| {
+        refused(
+            &e,
+            "leave --group-size out, or choose a scheme with groups such as W4A16",
+        )
+    })
+}
+
+/// Patterns that do not compile are found before anything is opened.
+fn check_patterns(option: &str, patterns: &[String]) -> Result<(), Failure> {
+    for pattern in patterns {
+        Pattern::new(pattern).map_err(|e| refused(&format!("{option}: {e}"), PATTERN_HELP))?;
+    }
+    Ok(())
+}
+
+/// The compiled form of `--filter`.
+///
+/// # Errors
+/// If it does not compile.
+pub(crate) fn filter(pattern: Option<&str>) -> Result<Option<Pattern>, Failure> {
+    let compile =
+        |text| Pattern::new(text).map_err(|e| refused(&format!("--filter: {e}"), PATTERN_HELP));
+    pattern.map(compile).transpose()
+}
+
+const PATTERN_HELP: &str =
+    "a pattern is a glob such as '*.mlp.*', or `re:` and a regular expression";
+
+fn refused(problem: &dyn std::fmt::Display, help: &str) -> Failure {
+    Failure::usage(problem.to_string(), help)
+}
+
+/// The convention asked for, or the preset's own.
+fn convention(preset: &Preset, asked: Option<&str>) -> Result<&'static str, Failure> {
+    let Some(asked) = asked else {
+        return Ok(preset.default_convention);
+    };
+    let writers = || {
+        CONVENTIONS
+            .iter()
+            .filter_map(|c| c.writer().map(|writer| (c.id(), writer)))
+    };
+    let found = writers().find(|(id, _)| *id == asked);
+    let (id, writer) =
+        found.ok_or_else(|| unknown("convention", asked, writers().map(|(id, _)| id)))?;
+    if writer.presets().contains(&preset.name) {
+        return Ok(id);
+    }
+    let able: Vec<_> = writers()
+        .filter(|(_, w)| w.presets().contains(&preset.name))
+        .map(|(id, _)| id)
+        .collect();
+    Err(Failure::usage(
+        format!("convention {id} cannot hold scheme {}", preset.name),
+        format!(
+            "{} goes with {}; {id} holds {}",
+            preset.name,
+            able.join(", "),
+            writer.presets().join(", ")
+        ),
+    ))
+}
+
+/// The quantizer's own id.
+fn method(asked: &str) -> Result<&'static str, Failure> {
+    let ids = || {
+        safequant::quantize::QUANTIZERS
+            .iter()
+            .map(|quantizer| quantizer.id())
+    };
+    ids()
+        .find(|id| *id == asked)
+        .ok_or_else(|| unknown("method", asked, ids()))
+}
+
+/// clap has checked the value against the same registry, so this says no more than it must.
+fn unknown<'a>(what: &str, asked: &str, there_are: impl Iterator<Item = &'a str>) -> Failure {
+    let list: Vec<_> = there_are.collect();
+    Failure::usage(
+        format!("unknown {what} {asked}"),
+        format!("there are {}", list.join(", ")),
+    )
+}
