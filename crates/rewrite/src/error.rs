@@ -1,5 +1,8 @@
 //! What can go wrong while rewriting.
 
+use std::io;
+use std::path::Path;
+
 pub use safequant_container::ErrorGroup;
 
 /// Everything this crate can answer instead of a result.
@@ -11,6 +14,212 @@ pub enum Error {
     /// The meaning.
     #[error(transparent)]
     Schemes(#[from] safequant_schemes::Error),
+    /// The system refused an operation on an output file.
+    #[error("{path}: cannot {action}: {source}")]
+    Io {
+        /// The file or directory.
+        path: String,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The weights of a module cannot be quantized.
+    #[error("{module}: {source}")]
+    Quantize {
+        /// The module.
+        module: String,
+        /// Why.
+        source: safequant_quantize::Error,
+    },
+    /// The convention cannot hold a module that the recipe selects.
+    #[error(
+        "{module}: {source}; leave it dense with --ignore, or choose another group size or scheme"
+    )]
+    CannotHold {
+        /// The module.
+        module: String,
+        /// Why.
+        source: Box<safequant_schemes::Error>,
+    },
+    /// A selected weight has a dtype that quantizers do not take.
+    #[error(
+        "{module}: expected a weight in F32, F16 or BF16, found {found}; leave it dense with --ignore"
+    )]
+    SourceDtype {
+        /// The module.
+        module: String,
+        /// Its dtype.
+        found: &'static str,
+    },
+    /// The recipe selects nothing.
+    #[error("nothing to quantize: no linear weight in {source_name} is selected by the recipe")]
+    NothingSelected {
+        /// The source.
+        source_name: String,
+    },
+    /// Nothing in the source is quantized.
+    #[error("nothing to dequantize: no known convention was found in {source_name}")]
+    NothingQuantized {
+        /// The source.
+        source_name: String,
+    },
+    /// No quantizer has this id.
+    #[error("unknown method {method}")]
+    UnknownMethod {
+        /// The id.
+        method: String,
+    },
+    /// No convention that can be written has this id.
+    #[error("convention {convention} cannot be written")]
+    NotWritable {
+        /// The id.
+        convention: String,
+    },
+    /// The convention does not know the scheme.
+    #[error("convention {convention} cannot hold {scheme}; it holds {holds}")]
+    SchemeNotHeld {
+        /// The convention.
+        convention: &'static str,
+        /// The scheme asked for.
+        scheme: &'static str,
+        /// The schemes it holds.
+        holds: String,
+    },
+    /// A document that must be edited is not understood.
+    #[error("{file}: cannot be edited: {problem} at byte {offset}")]
+    Document {
+        /// The document.
+        file: String,
+        /// What is wrong.
+        problem: &'static str,
+        /// Where.
+        offset: usize,
+    },
+    /// A document that must be edited is not UTF-8.
+    #[error("{file}: is not UTF-8")]
+    DocumentEncoding {
+        /// The document.
+        file: String,
+    },
+    /// A sidecar's name is no plain relative name.
+    #[error("{name:?}: not a name of a file inside a checkpoint")]
+    SidecarName {
+        /// The name.
+        name: String,
+    },
+    /// The memory budget does not hold the smallest piece of work.
+    #[error(
+        "{module}: needs {needed_bytes} bytes of buffers, but --memory allows {budget_bytes} bytes"
+    )]
+    MemoryTooSmall {
+        /// The module or tensor that needs most.
+        module: String,
+        /// Bytes that it needs.
+        needed_bytes: u64,
+        /// The budget.
+        budget_bytes: u64,
+    },
+    /// A number does not fit the machine.
+    #[error("{module}: a piece of {bytes} bytes does not fit this machine's address space")]
+    AddressSpace {
+        /// The module or tensor.
+        module: String,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The destination is taken.
+    #[error("{path} exists and is not empty; --force replaces it")]
+    DestinationExists {
+        /// The destination.
+        path: String,
+    },
+    /// The destination is a file where a directory must appear, a symlink, a device ...
+    #[error("{path} is {found}, and cannot become {expected}")]
+    DestinationKind {
+        /// The destination.
+        path: String,
+        /// What it is.
+        found: &'static str,
+        /// What it should become.
+        expected: &'static str,
+    },
+    /// The destination has no name, or the directory that should hold it does not exist.
+    #[error("{path}: the directory that should hold it does not exist")]
+    NoParent {
+        /// The destination.
+        path: String,
+    },
+    /// Writing the destination would touch the source.
+    #[error(
+        "{destination} is, holds or lies inside the source {source_name}; sources are never changed"
+    )]
+    DestinationTouchesSource {
+        /// The destination.
+        destination: String,
+        /// The source.
+        source_name: String,
+    },
+    /// Two directories cannot be swapped in one step.
+    #[error("{path}: this file system cannot replace a directory in one step; remove it first")]
+    NoExchange {
+        /// The destination.
+        path: String,
+    },
+    /// Not enough room.
+    #[error("{path}: the disk is too small: {needed_bytes} bytes needed, {free_bytes} bytes free")]
+    DiskFull {
+        /// The directory.
+        path: String,
+        /// Bytes needed.
+        needed_bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+    },
+    /// Another process works on the same destination.
+    #[error("{path} is in use: another process is writing this destination")]
+    Busy {
+        /// The directory of the partial work.
+        path: String,
+    },
+    /// The interrupted job was another one.
+    #[error(
+        "cannot resume: the {field} differs (then {then}, now {now}); without --resume the job starts anew"
+    )]
+    ResumeDiffers {
+        /// What differs.
+        field: String,
+        /// What the journal says.
+        then: String,
+        /// What was asked for now.
+        now: String,
+    },
+    /// An output tensor was not filled: a bug, caught before it is published.
+    #[error("{tensor}: {found} of {expected} bytes were written")]
+    Unfilled {
+        /// The tensor.
+        tensor: String,
+        /// Its length in bytes.
+        expected: u64,
+        /// Bytes written.
+        found: u64,
+    },
+    /// The threads could not be started.
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        /// How many.
+        threads: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// The environment failed, and the work so far is kept.
+    #[error("{source}; the work done so far is kept in {partial}: continue it with --resume")]
+    Kept {
+        /// What failed.
+        source: Box<Error>,
+        /// The directory of the partial work.
+        partial: String,
+    },
     /// The caller asked to stop.
     #[error("canceled; the work done so far is kept: continue it with --resume")]
     Canceled,
@@ -22,7 +231,60 @@ impl Error {
         match self {
             Error::Container(e) => e.group(),
             Error::Schemes(e) => e.group(),
-            Error::Canceled => ErrorGroup::Refused,
+            Error::CannotHold { source, .. } => source.group(),
+            Error::Kept { source, .. } => source.group(),
+            Error::Quantize { source, .. } => match source {
+                safequant_quantize::Error::NonFinite { .. }
+                | safequant_quantize::Error::ScaleOverflow { .. } => ErrorGroup::Refused,
+                safequant_quantize::Error::UnsupportedScheme { .. }
+                | safequant_quantize::Error::MissingStatistics { .. } => ErrorGroup::Unsupported,
+            },
+            Error::NothingQuantized { .. }
+            | Error::Document { .. }
+            | Error::DocumentEncoding { .. }
+            | Error::SidecarName { .. } => ErrorGroup::Malformed,
+            Error::SourceDtype { .. } | Error::NotWritable { .. } | Error::SchemeNotHeld { .. } => {
+                ErrorGroup::Unsupported
+            }
+            Error::MemoryTooSmall { .. } | Error::AddressSpace { .. } => ErrorGroup::Limit,
+            Error::Io { .. }
+            | Error::DiskFull { .. }
+            | Error::NoParent { .. }
+            | Error::NoExchange { .. }
+            | Error::Unfilled { .. }
+            | Error::Threads { .. } => ErrorGroup::Io,
+            Error::NothingSelected { .. }
+            | Error::UnknownMethod { .. }
+            | Error::DestinationExists { .. }
+            | Error::DestinationKind { .. }
+            | Error::DestinationTouchesSource { .. }
+            | Error::Busy { .. }
+            | Error::ResumeDiffers { .. }
+            | Error::Canceled => ErrorGroup::Refused,
         }
+    }
+
+    /// An I/O error that names file and operation.
+    pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
+        Error::Io {
+            path: path.display().to_string(),
+            action,
+            source,
+        }
+    }
+
+    /// Whether the file system or a quota is full, wherever the error was met.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            if let Some(io) = error.downcast_ref::<io::Error>() {
+                return matches!(
+                    io.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                );
+            }
+            next = error.source();
+        }
+        false
     }
 }

@@ -1,16 +1,26 @@
 //! Every verb that writes a checkpoint: plan, stream in bounded memory, journal, commit.
 #![forbid(unsafe_code)]
 
-pub mod commit;
+mod budget;
+mod commit;
+mod config;
 mod error;
 pub mod events;
-pub mod journal;
+mod journal;
+mod pipeline;
+mod place;
 pub mod plan;
 pub mod recipe;
+mod select;
+mod splice;
+mod steps;
 pub mod stream;
+mod tile;
+mod workspace;
 
-pub use error::Error;
+pub use error::{Error, ErrorGroup};
 pub use events::{CancelToken, Event, Events};
-pub use plan::{Action, Destination, JobOptions, Plan, PlannedModule, Verb, plan};
+pub use place::OutputKind;
+pub use plan::{Action, Destination, JobOptions, Plan, PlannedModule, Verb, plan, plan_on};
 pub use recipe::{DequantizeRecipe, OutputDtype, QuantizeRecipe};
 pub use stream::{ModuleSummary, Summary, run};

@@ -1,10 +1,20 @@
 //! What a job is going to do, before it does anything: exact bytes, peak memory, per-module action.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use safequant_container::Checkpoint;
+use safequant_container::{
+    Checkpoint, CheckpointPlan, Disk, FilePlan, Manifest, ManifestEntry, OsDisk, TensorGroup,
+};
+use safequant_schemes::Model;
+use serde_json::{Value, json};
 
-use crate::{DequantizeRecipe, Error, QuantizeRecipe};
+use crate::budget::Budget;
+use crate::config::{Travel, travels};
+use crate::journal::Fingerprint;
+use crate::place::{OutputKind, Place};
+use crate::steps::{Step, Steps};
+use crate::{DequantizeRecipe, Error, QuantizeRecipe, config, recipe, steps};
 
 /// A writing verb with its recipe.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +55,8 @@ pub struct Plan<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Where the result appears.
     pub destination: PathBuf,
+    /// A directory or a single file.
+    pub kind: OutputKind,
     /// Output files: name and exact length in bytes, shards and documents.
     pub files: Vec<(String, u64)>,
     /// What becomes of each module or plain tensor.
@@ -55,6 +67,23 @@ pub struct Plan<'a> {
     pub scratch_bytes: u64,
     /// Things the user should know, one line each.
     pub notes: Vec<String>,
+    pub(crate) job: Job,
+}
+
+/// The inside of a plan: what the run needs and the user need not see.
+pub(crate) struct Job {
+    pub(crate) place: Place,
+    pub(crate) mode: Destination,
+    pub(crate) budget: Budget,
+    pub(crate) method: &'static str,
+    pub(crate) shards: Vec<FilePlan>,
+    pub(crate) index: Option<Vec<u8>>,
+    pub(crate) documents: Vec<(String, Vec<u8>)>,
+    /// Files that travel byte for byte.
+    pub(crate) sidecars: Vec<(String, u64)>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) statistics: Vec<Vec<usize>>,
+    pub(crate) fingerprint: Fingerprint,
 }
 
 /// What becomes of one module or plain tensor.
@@ -85,16 +114,331 @@ pub enum Action {
     Drop,
 }
 
-/// Plans a job; reads headers and documents, no weights.
+impl Action {
+    /// The word for it, in plans and summaries.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Action::Copy => "copy",
+            Action::Quantize(_) => "quantize",
+            Action::Dequantize(_) => "dequantize",
+            Action::Drop => "drop",
+        }
+    }
+
+    /// The scheme quantized to or the convention dequantized from.
+    pub const fn detail(&self) -> Option<&'static str> {
+        match self {
+            Action::Copy | Action::Drop => None,
+            Action::Quantize(name) | Action::Dequantize(name) => Some(name),
+        }
+    }
+}
+
+/// Plans a job; reads headers, documents and group indices, no weights.
 ///
 /// # Errors
 /// Everything that can be known before the first byte: unsupported combinations, destination taken, disk too small,
 /// memory budget too small (names the module that needs more, and how much).
 pub fn plan<'a>(
-    _checkpoint: &'a Checkpoint,
-    _verb: &Verb,
-    _destination: &Path,
-    _options: &JobOptions,
+    checkpoint: &'a Checkpoint,
+    verb: &Verb,
+    destination: &Path,
+    options: &JobOptions,
 ) -> Result<Plan<'a>, Error> {
-    unimplemented!()
+    plan_on(&OsDisk, checkpoint, verb, destination, options)
+}
+
+/// As [`plan`], looking at the destination through a given disk.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_on<'a>(
+    disk: &dyn Disk,
+    checkpoint: &'a Checkpoint,
+    verb: &Verb,
+    destination: &Path,
+    options: &JobOptions,
+) -> Result<Plan<'a>, Error> {
+    let place = Place::new(destination, checkpoint.kind())?;
+    place.check(disk, checkpoint, options.destination)?;
+    let model = Model::bind(checkpoint)?;
+    let steps = match verb {
+        Verb::Quantize(recipe) => steps::quantize(checkpoint, &model, recipe)?,
+        Verb::Dequantize(recipe) => steps::dequantize(checkpoint, &model, recipe)?,
+    };
+    Planner {
+        checkpoint,
+        verb,
+        options,
+        place,
+        notes: Vec::new(),
+    }
+    .finish(steps)
+}
+
+struct Planner<'a, 'b> {
+    checkpoint: &'a Checkpoint,
+    verb: &'b Verb,
+    options: &'b JobOptions,
+    place: Place,
+    notes: Vec<String>,
+}
+
+impl<'a> Planner<'a, '_> {
+    fn finish(mut self, mut built: Steps) -> Result<Plan<'a>, Error> {
+        let metadata = self.metadata(&built);
+        let documents = self.documents(&mut built)?;
+        let (shards, index) = self.lay_out(&mut built.list, &metadata)?;
+        let sidecars = self.sidecars(&documents);
+        let budget = Budget::new(self.options.memory_bytes, self.options.threads);
+        for step in &mut built.list {
+            step.tiling = budget.tiling(step, self.checkpoint)?;
+        }
+        let files = self.files(
+            &shards,
+            index.as_deref(),
+            &documents,
+            &sidecars,
+            &built.list,
+        );
+        let fingerprint = self.fingerprint(&shards)?;
+        let journal_bytes = fingerprint.journal_bound(&built.list);
+        self.notes.append(&mut built.notes);
+        Ok(Plan {
+            checkpoint: self.checkpoint,
+            destination: self.place.destination.clone(),
+            kind: self.place.kind,
+            scratch_bytes: files.iter().map(|(_, len)| len).sum::<u64>() + journal_bytes,
+            files,
+            modules: built.list.iter().map(planned).collect(),
+            peak_memory_bytes: budget.peak_bytes(&built.list),
+            notes: self.notes,
+            job: Job {
+                place: self.place,
+                mode: self.options.destination,
+                budget,
+                method: match self.verb {
+                    Verb::Quantize(recipe) => recipe.method,
+                    Verb::Dequantize(_) => "",
+                },
+                shards,
+                index,
+                documents,
+                sidecars,
+                steps: built.list,
+                statistics: built.statistics,
+                fingerprint,
+            },
+        })
+    }
+
+    /// The source's `__metadata__`, merged; the first shard that has a key wins.
+    fn metadata(&self, built: &Steps) -> Vec<(String, String)> {
+        let mut merged: Vec<(String, String)> = Vec::new();
+        let shards = self.checkpoint.shards().iter();
+        for (key, value) in shards.flat_map(|s| s.header.metadata.iter().flatten()) {
+            if merged.iter().all(|(k, _)| k != key) {
+                merged.push((key.clone(), value.clone()));
+            }
+        }
+        merged.retain(|(key, _)| key != "quantization_config");
+        if merged.iter().all(|(key, _)| key != "format") {
+            merged.push(("format".to_owned(), "pt".to_owned()));
+        }
+        // A single file has no config beside it that belongs to it alone.
+        if self.place.kind == OutputKind::File && !built.edit.quantization_config.is_empty() {
+            let value = Value::Object(built.edit.quantization_config.clone()).to_string();
+            merged.push(("quantization_config".to_owned(), value));
+        }
+        merged
+    }
+
+    fn documents(&mut self, built: &mut Steps) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let mut documents = match self.verb {
+            Verb::Quantize(_) => {
+                let edit = std::mem::take(&mut built.edit);
+                config::quantized_documents(self.checkpoint, edit)?
+            }
+            Verb::Dequantize(recipe) => config::dense_documents(self.checkpoint, recipe.dtype)?,
+        };
+        if self.place.kind == OutputKind::File {
+            documents.clear();
+            if matches!(self.verb, Verb::Quantize(_)) {
+                self.notes.push(
+                    "a single file has no config.json: the quantization config is written to its __metadata__"
+                        .to_owned(),
+                );
+            }
+        } else if self.checkpoint.document(config::CONFIG).is_none() && !documents.is_empty() {
+            self.notes.push(
+                "the source has no config.json; a new one holds the quantization config only"
+                    .to_owned(),
+            );
+        }
+        documents.sort();
+        Ok(documents)
+    }
+
+    /// Lays the outputs out in files and tells each step where its tensors are.
+    fn lay_out(
+        &self,
+        steps: &mut [Step],
+        metadata: &[(String, String)],
+    ) -> Result<(Vec<FilePlan>, Option<Vec<u8>>), Error> {
+        let groups: Vec<TensorGroup> = steps.iter().filter_map(Step::group).collect();
+        let (files, index) = match self.place.kind {
+            OutputKind::Directory => {
+                let layout = CheckpointPlan::new(groups, self.options.max_shard_bytes, metadata)?;
+                (layout.files, layout.index)
+            }
+            OutputKind::File => {
+                let tensors = groups.into_iter().flat_map(|g| g.tensors).collect();
+                (
+                    vec![FilePlan::new(&self.place.file_name(), tensors, metadata)?],
+                    None,
+                )
+            }
+        };
+        let mut places = HashMap::new();
+        for (f, file) in files.iter().enumerate() {
+            for (t, tensor) in file.tensors.iter().enumerate() {
+                places.insert(tensor.name.as_str(), (f, t));
+            }
+        }
+        for output in steps.iter_mut().flat_map(|s| &mut s.outputs) {
+            output.at = places
+                .get(output.tensor.name.as_str())
+                .copied()
+                .unwrap_or_default();
+        }
+        Ok((files, index))
+    }
+
+    fn sidecars(&mut self, documents: &[(String, Vec<u8>)]) -> Vec<(String, u64)> {
+        if self.place.kind == OutputKind::File {
+            return Vec::new();
+        }
+        let mut copied = Vec::new();
+        for sidecar in self.checkpoint.sidecars() {
+            match travels(&sidecar.name) {
+                Travel::Copied if documents.iter().all(|(name, _)| *name != sidecar.name) => {
+                    copied.push((sidecar.name.clone(), sidecar.len_bytes));
+                }
+                Travel::Copied | Travel::Replaced => {}
+                Travel::Weights => self.notes.push(format!(
+                    "{:?} is not copied: weights in another format",
+                    sidecar.name
+                )),
+            }
+        }
+        copied
+    }
+
+    /// Every file of the result with its exact length.
+    fn files(
+        &self,
+        shards: &[FilePlan],
+        index: Option<&[u8]>,
+        documents: &[(String, Vec<u8>)],
+        sidecars: &[(String, u64)],
+        steps: &[Step],
+    ) -> Vec<(String, u64)> {
+        let mut files: Vec<(String, u64)> = shards
+            .iter()
+            .map(|f| (f.name.clone(), f.len_bytes))
+            .collect();
+        files.extend(index.map(|bytes| (INDEX.to_owned(), bytes.len() as u64)));
+        files.extend(
+            documents
+                .iter()
+                .map(|(name, bytes)| (name.clone(), bytes.len() as u64)),
+        );
+        files.extend(sidecars.iter().cloned());
+        // Digests have a fixed length, so the manifest's is known before them.
+        let digest = "0".repeat(2 * blake3::OUT_LEN);
+        let manifest = manifest(steps, |_, _| digest.clone()).to_json();
+        files.push((manifest_name(&self.place), manifest.len() as u64));
+        files
+    }
+
+    fn fingerprint(&self, shards: &[FilePlan]) -> Result<Fingerprint, Error> {
+        Fingerprint::new(
+            self.checkpoint,
+            recipe::canonical(self.verb),
+            self.options.max_shard_bytes,
+            shards,
+        )
+    }
+}
+
+/// The index of a sharded result.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// The manifest's file name at the destination.
+pub(crate) fn manifest_name(place: &Place) -> String {
+    match place.kind {
+        OutputKind::Directory => Manifest::FILE_NAME.to_owned(),
+        OutputKind::File => {
+            let path = place.manifest_beside();
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        }
+    }
+}
+
+/// The manifest of the steps' outputs; `digest` is asked by step and output.
+pub(crate) fn manifest(steps: &[Step], digest: impl Fn(usize, usize) -> String) -> Manifest {
+    let mut tensors = Vec::new();
+    for (s, step) in steps.iter().enumerate() {
+        for (o, output) in step.outputs.iter().enumerate() {
+            tensors.push(ManifestEntry {
+                name: output.tensor.name.clone(),
+                dtype: output.tensor.dtype,
+                shape: output.tensor.shape.clone(),
+                blake3: digest(s, o),
+            });
+        }
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Manifest { tensors }
+}
+
+fn planned(step: &Step) -> PlannedModule {
+    PlannedModule {
+        name: step.name.clone(),
+        action: step.action.clone(),
+        shape: step.shape.clone(),
+        source_bytes: step.source_bytes,
+        output_bytes: step.output_bytes(),
+    }
+}
+
+impl Plan<'_> {
+    /// The plan as data for `--dry-run --json`.
+    pub fn to_json(&self) -> Value {
+        let files = self
+            .files
+            .iter()
+            .map(|(name, len)| json!({"name": name, "len_bytes": len}));
+        let modules = self.modules.iter().map(|m| {
+            json!({
+                "name": m.name,
+                "action": m.action.word(),
+                "detail": m.action.detail(),
+                "shape": m.shape,
+                "source_bytes": m.source_bytes,
+                "output_bytes": m.output_bytes,
+            })
+        });
+        json!({
+            "destination": self.destination.display().to_string(),
+            "files": files.collect::<Vec<_>>(),
+            "modules": modules.collect::<Vec<_>>(),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "scratch_bytes": self.scratch_bytes,
+            "notes": self.notes,
+        })
+    }
 }

@@ -1,7 +1,11 @@
 //! Which module becomes what.
 
 use safequant_quantize::quantizer::{Division, NonFinite};
-use safequant_schemes::Preset;
+use safequant_quantize::{QUANTIZERS, Quantizer, ScaleRule};
+use safequant_schemes::{CONVENTIONS, ConventionWriter, Preset};
+use serde_json::{Value, json};
+
+use crate::{Error, Verb};
 
 /// What `quantize` is to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,4 +41,62 @@ pub enum OutputDtype {
     Auto,
     /// Computed in F32, rounded once to nearest even.
     Float(safequant_kernels::Float),
+}
+
+/// The quantizer of a recipe.
+pub(crate) fn quantizer(method: &str) -> Result<&'static dyn Quantizer, Error> {
+    let found = QUANTIZERS.iter().find(|q| q.id() == method);
+    found.copied().ok_or_else(|| Error::UnknownMethod {
+        method: method.to_owned(),
+    })
+}
+
+/// The writer of a recipe's convention, if it holds the recipe's scheme.
+pub(crate) fn writer(recipe: &QuantizeRecipe) -> Result<&'static dyn ConventionWriter, Error> {
+    let convention = CONVENTIONS.iter().find(|c| c.id() == recipe.convention);
+    let writer = convention
+        .and_then(|c| c.writer())
+        .ok_or_else(|| Error::NotWritable {
+            convention: recipe.convention.to_owned(),
+        })?;
+    if writer.presets().contains(&recipe.preset.name) {
+        return Ok(writer);
+    }
+    Err(Error::SchemeNotHeld {
+        convention: recipe.convention,
+        scheme: recipe.preset.name,
+        holds: writer.presets().join(", "),
+    })
+}
+
+/// Whose way of choosing scales goes with a convention: that of the tool which defines it.
+pub(crate) fn scale_rule(convention: &str) -> ScaleRule {
+    match convention {
+        "gptq" | "gptq_v2" => ScaleRule::Gptq,
+        "fp8" => ScaleRule::FineGrainedFp8,
+        _ => ScaleRule::CompressedTensors,
+    }
+}
+
+/// Everything of a verb that decides about the output, in a form that compares equal exactly when the verbs do.
+pub(crate) fn canonical(verb: &Verb) -> Value {
+    match verb {
+        Verb::Quantize(r) => json!({
+            "verb": "quantize",
+            "scheme": r.preset.name,
+            "weights": format!("{:?}", r.preset.weights),
+            "granularity": format!("{:?}", r.preset.granularity),
+            "activations": format!("{:?}", r.preset.activations),
+            "convention": r.convention,
+            "method": r.method,
+            "targets": r.targets,
+            "ignore": r.ignore,
+            "division": format!("{:?}", r.division),
+            "nonfinite": format!("{:?}", r.nonfinite),
+        }),
+        Verb::Dequantize(r) => json!({
+            "verb": "dequantize",
+            "dtype": format!("{:?}", r.dtype),
+        }),
+    }
 }

@@ -1,0 +1,237 @@
+//! How large tiles are, so that everything in flight stays within the memory budget (docs/adr/0005-rewrite-engine.md).
+
+use safequant_container::Checkpoint;
+use safequant_kernels::Backend;
+use safequant_schemes::{Axes, Decoder, Granularity, QuantizedTensor, Storage, encode};
+
+use crate::Error;
+use crate::steps::{DenseSource, Step, Work};
+
+/// Buffer for reading tensors back and for copying documents, set aside from every budget.
+pub(crate) const SIDE_BUFFER_BYTES: u64 = 256 << 10;
+/// Cap of a tile's floats where output is contiguous: beyond it nothing gets faster.
+const CONTIGUOUS_TILE_BYTES: u64 = 4 << 20;
+/// Cap where stored rows are columns of the weight (GPTQ): the runs written or read are as long as a tile has rows.
+const STRIDED_TILE_BYTES: u64 = 32 << 20;
+/// Cap of a tile that is copied.
+const COPY_TILE_BYTES: u64 = 2 << 20;
+/// Least budget of a tile that is copied.
+const MIN_COPY_BYTES: u64 = 4 << 10;
+/// Bookkeeping of a tile in flight.
+const TILE_OVERHEAD_BYTES: u64 = 4 << 10;
+
+/// How a step is cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tiling {
+    /// Rows per tile; bytes per tile for a copy.
+    pub(crate) per_tile: u64,
+    /// Bytes of buffers of the largest tile.
+    pub(crate) need_bytes: u64,
+}
+
+/// What all tiles may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// The user's number.
+    pub(crate) memory_bytes: u64,
+    /// Worker threads.
+    pub(crate) threads: usize,
+    /// Most tiles in flight: enough that no worker waits for the thread that orders them.
+    pub(crate) slots: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(memory_bytes: u64, threads: usize) -> Self {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        };
+        Self {
+            memory_bytes,
+            threads,
+            slots: 2 * threads as u64,
+        }
+    }
+
+    /// Bytes for tiles.
+    pub(crate) fn for_tiles(&self) -> u64 {
+        self.memory_bytes.saturating_sub(SIDE_BUFFER_BYTES)
+    }
+
+    /// Bytes of buffers at the peak of a job.
+    pub(crate) fn peak_bytes(&self, steps: &[Step]) -> u64 {
+        let largest = steps.iter().map(|s| s.tiling.need_bytes).max().unwrap_or(0);
+        let tiles = largest.saturating_mul(self.slots).min(self.for_tiles());
+        tiles + SIDE_BUFFER_BYTES
+    }
+
+    /// Cuts a step.
+    ///
+    /// # Errors
+    /// If its smallest tile does not fit; or a group index that cannot be read.
+    pub(crate) fn tiling(&self, step: &Step, checkpoint: &Checkpoint) -> Result<Tiling, Error> {
+        match &step.work {
+            Work::Drop => Ok(Tiling::default()),
+            Work::Copy => self.copy_tiling(step),
+            Work::Dequantize(tensor, float) => {
+                let decoder = Decoder::new(tensor, checkpoint, Backend::detect())?;
+                let row = tensor.in_features() * float.size_bytes() as u64;
+                let needs = Needs {
+                    fixed: 0,
+                    per_row: row,
+                    floats_per_row: row,
+                    unit: decoder.row_unit(),
+                    decoder: Some(&decoder),
+                    is_strided: is_transposed(tensor),
+                };
+                self.rows_tiling(step, tensor, &needs)
+            }
+            Work::Quantize(work) => {
+                let layout = &work.layout;
+                let unit = encode::row_unit(layout);
+                let columns = layout.in_features();
+                let mut needs = Needs {
+                    fixed: constant_bytes(layout),
+                    per_row: row_bytes(step, layout),
+                    floats_per_row: 4 * columns,
+                    unit,
+                    decoder: None,
+                    is_strided: is_transposed(layout),
+                };
+                match &work.source {
+                    DenseSource::Plain(_, float) => {
+                        needs.per_row += columns * float.size_bytes() as u64;
+                        self.rows_tiling(step, layout, &needs)
+                    }
+                    DenseSource::Quantized(tensor) => {
+                        let decoder = Decoder::new(tensor, checkpoint, Backend::detect())?;
+                        needs.unit = common_multiple(unit, decoder.row_unit());
+                        needs.is_strided |= is_transposed(tensor);
+                        needs.decoder = Some(&decoder);
+                        self.rows_tiling(step, layout, &needs)
+                    }
+                }
+            }
+        }
+    }
+
+    fn copy_tiling(&self, step: &Step) -> Result<Tiling, Error> {
+        let share = self.for_tiles() / self.slots;
+        let cap = share
+            .saturating_sub(TILE_OVERHEAD_BYTES)
+            .min(COPY_TILE_BYTES);
+        let per_tile = step.source_bytes.min(cap.max(MIN_COPY_BYTES)).max(1);
+        self.checked(step, per_tile, per_tile + TILE_OVERHEAD_BYTES)
+    }
+
+    fn rows_tiling(
+        &self,
+        step: &Step,
+        tensor: &QuantizedTensor,
+        needs: &Needs<'_>,
+    ) -> Result<Tiling, Error> {
+        let limit = tensor.out_features().max(1);
+        let cap = if needs.is_strided {
+            STRIDED_TILE_BYTES
+        } else {
+            CONTIGUOUS_TILE_BYTES
+        };
+        let share = self.for_tiles() / self.slots;
+        let mut rows = needs.unit.clamp(1, limit);
+        loop {
+            let next = rows.saturating_mul(2).min(limit);
+            let fits =
+                needs.bytes(next) <= share && next.saturating_mul(needs.floats_per_row) <= cap;
+            if next == rows || !fits {
+                break;
+            }
+            rows = next;
+        }
+        self.checked(step, rows, needs.bytes(rows))
+    }
+
+    fn checked(&self, step: &Step, per_tile: u64, need_bytes: u64) -> Result<Tiling, Error> {
+        if need_bytes > self.for_tiles() {
+            return Err(Error::MemoryTooSmall {
+                module: step.name.clone(),
+                needed_bytes: need_bytes.saturating_add(SIDE_BUFFER_BYTES),
+                budget_bytes: self.memory_bytes,
+            });
+        }
+        Ok(Tiling {
+            per_tile,
+            need_bytes,
+        })
+    }
+}
+
+/// What a tile of a step holds at once.
+struct Needs<'a> {
+    /// Bytes that do not depend on the rows.
+    fixed: u64,
+    /// Bytes per row, without the decoder's scratch.
+    per_row: u64,
+    /// Bytes per row that the cap of a tile is about.
+    floats_per_row: u64,
+    /// Rows that cannot be cut.
+    unit: u64,
+    decoder: Option<&'a Decoder<'a>>,
+    is_strided: bool,
+}
+
+impl Needs<'_> {
+    fn bytes(&self, rows: u64) -> u64 {
+        let scratch = self.decoder.map_or(0, |d| d.scratch_bytes(rows));
+        rows.saturating_mul(self.per_row)
+            .saturating_add(self.fixed)
+            .saturating_add(scratch)
+            .saturating_add(TILE_OVERHEAD_BYTES)
+    }
+}
+
+/// Floats of a row, what they became (for the loss), codes and their rearranged copy, scales and zeros, encoded
+/// bytes and their share of a second copy, and the row's loss.
+fn row_bytes(step: &Step, layout: &QuantizedTensor) -> u64 {
+    let columns = layout.in_features();
+    let encoded = step.output_bytes().div_ceil(layout.n_rows().max(1));
+    let loss = size_of::<safequant_quantize::Loss>() as u64;
+    // A scale and a zero point are 8 bytes per group.
+    (4 + 4 + 1 + 1) * columns + 8 * groups_per_row(layout) + 2 * encoded + loss
+}
+
+fn groups_per_row(layout: &QuantizedTensor) -> u64 {
+    let size = match layout.scheme.granularity {
+        Granularity::Tensor | Granularity::Channel => return 1,
+        Granularity::Group { size }
+        | Granularity::IndexedGroup { size }
+        | Granularity::Block { columns: size, .. } => size,
+    };
+    layout.in_features().div_ceil(size.max(1))
+}
+
+/// Bytes of the parts that are written whole, once per module.
+fn constant_bytes(layout: &QuantizedTensor) -> u64 {
+    let constant = layout.parts.iter().map(|part| match part.storage {
+        Storage::PackedConstant { .. } | Storage::Vector => part
+            .dtype
+            .size_bytes(part.shape.iter().product())
+            .unwrap_or(0),
+        Storage::Elements { .. } | Storage::Packed { .. } | Storage::SharedElements { .. } => 0,
+    });
+    constant.sum()
+}
+
+fn is_transposed(tensor: &QuantizedTensor) -> bool {
+    tensor.parts.iter().any(|part| match part.storage {
+        Storage::Elements { axes } | Storage::Packed { axes, .. } => axes == Axes::InOut,
+        Storage::SharedElements { .. } | Storage::PackedConstant { .. } | Storage::Vector => false,
+    })
+}
+
+fn common_multiple(a: u64, b: u64) -> u64 {
+    let (mut x, mut y) = (a.max(1), b.max(1));
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    (a.max(1) / x).saturating_mul(b.max(1))
+}

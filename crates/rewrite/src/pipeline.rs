@@ -1,0 +1,455 @@
+//! The heart of a run: tiles go out to workers, and come back in the order in which they went.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use rayon::prelude::*;
+use safequant_container::FileWriter;
+use safequant_quantize::{Loss, Quantizer, Statistics};
+
+use crate::budget::SIDE_BUFFER_BYTES;
+use crate::journal::{Record, hex};
+use crate::steps::{Step, Work};
+use crate::tile::{Done, Piece, StepContext};
+use crate::workspace::Workspace;
+use crate::{CancelToken, Error, Event, Plan, recipe};
+
+/// A tile that was handed out, and what came back if it did.
+struct InFlight<'p> {
+    need_bytes: u64,
+    answer: Option<Answer<'p>>,
+}
+
+/// A tile that came back.
+struct Answer<'p> {
+    context: Arc<StepContext<'p>>,
+    span: Range<u64>,
+    is_last: bool,
+    done: Result<Done, Error>,
+}
+
+/// An output file while it is written.
+struct Shard {
+    writer: Option<Arc<FileWriter>>,
+    /// Steps that still have to write to it.
+    n_steps: usize,
+}
+
+/// The step whose tiles are coming back.
+struct Current {
+    digests: Vec<Digest>,
+    loss: Option<Loss>,
+    n_rows: u64,
+}
+
+/// The digest of an output as its bytes come in.
+struct Digest {
+    hasher: blake3::Hasher,
+    /// Bytes digested so far, if they came in order.
+    in_order: Option<u64>,
+    n_bytes: u64,
+}
+
+impl Digest {
+    fn new() -> Self {
+        Self {
+            hasher: blake3::Hasher::new(),
+            in_order: Some(0),
+            n_bytes: 0,
+        }
+    }
+
+    fn add(&mut self, piece: &Piece) {
+        let len = piece.bytes.len() as u64;
+        self.n_bytes += len;
+        self.in_order = match self.in_order {
+            Some(next) if piece.offset == Some(next) => {
+                self.hasher.update(&piece.bytes);
+                Some(next + len)
+            }
+            Some(_) | None => None,
+        };
+    }
+}
+
+/// The state of a run. Lives on the caller's thread.
+pub(crate) struct Pipeline<'w, 'p> {
+    plan: &'p Plan<'p>,
+    workspace: &'w mut Workspace<'p>,
+    pool: &'w rayon::ThreadPool,
+    cancel: &'w CancelToken,
+    quantizer: Option<&'static dyn Quantizer>,
+    /// The next tile to hand out: step and tile in it.
+    cursor: (usize, u64),
+    context: Option<Arc<StepContext<'p>>>,
+    shards: Vec<Shard>,
+    statistics: Vec<Option<Arc<Statistics>>>,
+    in_flight: VecDeque<InFlight<'p>>,
+    /// Number of the tile at the front of `in_flight`.
+    front: u64,
+    used_bytes: u64,
+    peak_bytes: u64,
+    current: Option<Current>,
+    sender: Sender<(u64, Answer<'p>)>,
+    receiver: Receiver<(u64, Answer<'p>)>,
+}
+
+impl<'w, 'p> Pipeline<'w, 'p> {
+    pub(crate) fn new(
+        plan: &'p Plan<'p>,
+        workspace: &'w mut Workspace<'p>,
+        pool: &'w rayon::ThreadPool,
+        cancel: &'w CancelToken,
+    ) -> Result<Self, Error> {
+        let is_quantizing = |step: &Step| matches!(step.work, Work::Quantize(_));
+        let quantizer = if plan.job.steps.iter().any(is_quantizing) {
+            Some(recipe::quantizer(plan.job.method)?)
+        } else {
+            None
+        };
+        let mut shards: Vec<Shard> = Vec::new();
+        shards.resize_with(plan.job.shards.len(), || Shard {
+            writer: None,
+            n_steps: 0,
+        });
+        for (i, step) in plan.job.steps.iter().enumerate() {
+            if workspace.record(i).is_none()
+                && let Some(output) = step.outputs.first()
+            {
+                shards[output.at.0].n_steps += 1;
+            }
+        }
+        let (sender, receiver) = channel();
+        Ok(Self {
+            plan,
+            workspace,
+            pool,
+            cancel,
+            quantizer,
+            cursor: (0, 0),
+            context: None,
+            shards,
+            statistics: vec![None; plan.job.statistics.len()],
+            in_flight: VecDeque::new(),
+            front: 0,
+            used_bytes: 0,
+            peak_bytes: 0,
+            current: None,
+            sender,
+            receiver,
+        })
+    }
+
+    /// Runs every step that is not done; gives the largest sum of buffers held at once.
+    pub(crate) fn drive<'scope>(&mut self, scope: &rayon::Scope<'scope>) -> Result<u64, Error>
+    where
+        'p: 'scope,
+    {
+        // Files that an interrupted job completed, or that hold no tensor, need their durability only.
+        for file in 0..self.shards.len() {
+            if self.shards[file].n_steps == 0 {
+                self.seal(file)?;
+            }
+        }
+        loop {
+            self.check_cancel()?;
+            self.fill(scope)?;
+            if self.in_flight.is_empty() {
+                return Ok(self.peak_bytes + SIDE_BUFFER_BYTES);
+            }
+            let (number, answer) = self.receiver.recv().map_err(|_| Error::Canceled)?;
+            let place = usize::try_from(number - self.front).unwrap_or(usize::MAX);
+            if let Some(tile) = self.in_flight.get_mut(place) {
+                tile.answer = Some(answer);
+            }
+            self.take_back()?;
+        }
+    }
+
+    fn check_cancel(&self) -> Result<(), Error> {
+        if self.cancel.is_canceled() {
+            Err(Error::Canceled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Hands out tiles as long as budget and slots allow.
+    fn fill<'scope>(&mut self, scope: &rayon::Scope<'scope>) -> Result<(), Error>
+    where
+        'p: 'scope,
+    {
+        let budget = self.plan.job.budget;
+        while (self.in_flight.len() as u64) < budget.slots {
+            let Some(step) = self.next_step() else {
+                return Ok(());
+            };
+            let need = step.tiling.need_bytes;
+            let is_idle = self.in_flight.is_empty();
+            if !is_idle && self.used_bytes.saturating_add(need) > budget.for_tiles() {
+                return Ok(());
+            }
+            let Some(context) = self.open(step)? else {
+                return Ok(());
+            };
+            self.hand_out(scope, step, context);
+        }
+        Ok(())
+    }
+
+    /// The step of the cursor, past everything that is done or writes nothing.
+    fn next_step(&mut self) -> Option<&'p Step> {
+        loop {
+            let i = self.cursor.0;
+            let step = self.plan.job.steps.get(i)?;
+            if self.workspace.record(i).is_none() && !step.outputs.is_empty() {
+                return Some(step);
+            }
+            self.cursor = (i + 1, 0);
+        }
+    }
+
+    /// The context of the cursor's step; `None` if the tiles in flight must come back first.
+    fn open(&mut self, step: &'p Step) -> Result<Option<Arc<StepContext<'p>>>, Error> {
+        let i = self.cursor.0;
+        if let Some(context) = &self.context {
+            return Ok(Some(Arc::clone(context)));
+        }
+        let Ok(statistics) = self.statistics_of(step)? else {
+            return Ok(None);
+        };
+        let writer = self.writer(step.outputs[0].at.0)?;
+        let context = StepContext::new(
+            i,
+            step,
+            self.plan.checkpoint,
+            Some(writer),
+            self.quantizer,
+            statistics,
+        )?;
+        self.workspace.event(Event::Module { name: &step.name });
+        let context = Arc::new(context);
+        self.context = Some(Arc::clone(&context));
+        Ok(Some(context))
+    }
+
+    fn writer(&mut self, file: usize) -> Result<Arc<FileWriter>, Error> {
+        if let Some(writer) = &self.shards[file].writer {
+            return Ok(Arc::clone(writer));
+        }
+        let writer = Arc::new(self.workspace.open_shard(file)?);
+        self.shards[file].writer = Some(Arc::clone(&writer));
+        Ok(writer)
+    }
+
+    fn hand_out<'scope>(
+        &mut self,
+        scope: &rayon::Scope<'scope>,
+        step: &'p Step,
+        context: Arc<StepContext<'p>>,
+    ) where
+        'p: 'scope,
+    {
+        let (i, tile) = self.cursor;
+        let is_last = tile + 1 == step.n_tiles();
+        let span = step.tile(tile);
+        let number = self.front + self.in_flight.len() as u64;
+        self.in_flight.push_back(InFlight {
+            need_bytes: step.tiling.need_bytes,
+            answer: None,
+        });
+        self.used_bytes += step.tiling.need_bytes;
+        self.peak_bytes = self.peak_bytes.max(self.used_bytes);
+        self.cursor = if is_last { (i + 1, 0) } else { (i, tile + 1) };
+        if is_last {
+            self.context = None;
+        }
+        let sender = self.sender.clone();
+        scope.spawn(move |_| {
+            let done = context.run(&span);
+            // Nobody listens any more once the job has failed. The context goes along, so that the thread which takes
+            // tiles back holds the last reference to it.
+            let _ = sender.send((
+                number,
+                Answer {
+                    context,
+                    span,
+                    is_last,
+                    done,
+                },
+            ));
+        });
+    }
+
+    /// Takes back every tile that is next in order.
+    fn take_back(&mut self) -> Result<(), Error> {
+        while self
+            .in_flight
+            .front()
+            .is_some_and(|tile| tile.answer.is_some())
+        {
+            let Some(tile) = self.in_flight.pop_front() else {
+                break;
+            };
+            self.front += 1;
+            if let Some(answer) = tile.answer {
+                self.accept(answer)?;
+            }
+            self.used_bytes -= tile.need_bytes;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, answer: Answer<'p>) -> Result<(), Error> {
+        let done = answer.done?;
+        let step = answer.context.step;
+        let mut current = match self.current.take() {
+            Some(current) => current,
+            None => begin(&answer.context)?,
+        };
+        for piece in &done.pieces {
+            current.digests[piece.output].add(piece);
+        }
+        drop(done.pieces);
+        for loss in &done.losses {
+            current.loss.get_or_insert_default().add(loss);
+        }
+        let before = current.n_rows;
+        current.n_rows += answer.span.end - answer.span.start;
+        let read = |rows: u64| share(step, rows);
+        let source_bytes = read(current.n_rows) - read(before);
+        self.workspace.event(Event::Advance { source_bytes });
+        if answer.is_last {
+            self.finish(answer.context, &current)
+        } else {
+            self.current = Some(current);
+            Ok(())
+        }
+    }
+
+    /// Completes a step: its digests go to the journal, and its file is sealed if it was the last one in it.
+    fn finish(&mut self, context: Arc<StepContext<'p>>, current: &Current) -> Result<(), Error> {
+        let step = context.step;
+        let mut digests = Vec::new();
+        let mut buffer = Vec::new();
+        for (o, (digest, output)) in current.digests.iter().zip(&step.outputs).enumerate() {
+            if digest.n_bytes != output.len_bytes {
+                return Err(Error::Unfilled {
+                    tensor: output.tensor.name.clone(),
+                    expected: output.len_bytes,
+                    found: digest.n_bytes,
+                });
+            }
+            if digest.in_order.is_some() {
+                digests.push(hex(&digest.hasher));
+            } else {
+                buffer.resize(usize::try_from(SIDE_BUFFER_BYTES).unwrap_or(1 << 16), 0);
+                digests.push(context.digest_file(o, &mut buffer)?);
+            }
+        }
+        let record = Record {
+            name: step.outputs[0].tensor.name.clone(),
+            digests,
+            loss: current.loss,
+        };
+        self.workspace
+            .add_record(context.index, record, step.output_bytes())?;
+        let file = step.outputs[0].at.0;
+        drop(context);
+        self.shards[file].n_steps -= 1;
+        if self.shards[file].n_steps == 0 {
+            self.seal(file)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Makes a complete file durable.
+    fn seal(&mut self, file: usize) -> Result<(), Error> {
+        let writer = self.writer(file)?;
+        self.shards[file].writer = None;
+        let writer = Arc::into_inner(writer).expect("every tile of a complete file came back");
+        writer.seal()?;
+        let plan = &self.plan.job.shards[file];
+        self.workspace.event(Event::Shard {
+            name: &plan.name,
+            len_bytes: plan.len_bytes,
+        });
+        Ok(())
+    }
+
+    /// Statistics that a step needs: `Err(())` if the tiles in flight must come back first, because taking them uses the
+    /// budget too.
+    fn statistics_of(&mut self, step: &Step) -> Result<Result<Option<Arc<Statistics>>, ()>, Error> {
+        let group = match &step.work {
+            Work::Quantize(work) => work.statistics,
+            Work::Copy | Work::Drop | Work::Dequantize(..) => None,
+        };
+        let Some(group) = group else {
+            return Ok(Ok(None));
+        };
+        if self.statistics[group].is_none() {
+            if !self.in_flight.is_empty() {
+                return Ok(Err(()));
+            }
+            let mut merged = Statistics::default();
+            for &i in &self.plan.job.statistics[group] {
+                merged.merge(&self.observe(i)?);
+            }
+            self.statistics[group] = Some(Arc::new(merged));
+        }
+        Ok(Ok(self.statistics[group].clone()))
+    }
+
+    /// Statistics of one step: a first pass over its source, in waves that fit the budget.
+    fn observe(&mut self, i: usize) -> Result<Statistics, Error> {
+        let step = &self.plan.job.steps[i];
+        let budget = self.plan.job.budget;
+        let context = StepContext::new(i, step, self.plan.checkpoint, None, self.quantizer, None)?;
+        let need = step.tiling.need_bytes.max(1);
+        let width = (budget.for_tiles() / need).clamp(1, budget.threads as u64);
+        self.peak_bytes = self.peak_bytes.max(width * need);
+        let mut merged = Statistics::default();
+        let mut next = 0;
+        while next < step.n_tiles() {
+            self.check_cancel()?;
+            let wave = next..(next + width).min(step.n_tiles());
+            next = wave.end;
+            let observe = |tile| context.observe(&step.tile(tile));
+            let seen: Vec<Result<Statistics, Error>> = self
+                .pool
+                .install(|| wave.into_par_iter().map(observe).collect());
+            for statistics in seen {
+                merged.merge(&statistics?);
+            }
+        }
+        Ok(merged)
+    }
+}
+
+/// Starts a step on the side of what comes back: the parts that no tile fills come first.
+fn begin(context: &StepContext<'_>) -> Result<Current, Error> {
+    let mut digests = Vec::new();
+    digests.resize_with(context.step.outputs.len(), Digest::new);
+    for piece in context.constants()? {
+        digests[piece.output].add(&piece);
+    }
+    Ok(Current {
+        digests,
+        loss: None,
+        n_rows: 0,
+    })
+}
+
+/// The part of a step's source that so many rows stand for.
+fn share(step: &Step, rows: u64) -> u64 {
+    let all = match &step.work {
+        Work::Drop | Work::Copy => step.source_bytes,
+        Work::Dequantize(tensor, _) => tensor.n_rows(),
+        Work::Quantize(work) => work.layout.n_rows(),
+    };
+    let bytes = u128::from(step.source_bytes) * u128::from(rows) / u128::from(all.max(1));
+    u64::try_from(bytes).unwrap_or(step.source_bytes)
+}
