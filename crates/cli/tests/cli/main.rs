@@ -1,0 +1,18 @@
+//! The built binary from outside: help, exit statuses, JSON, hostile input, signals.
+#![expect(
+    clippy::unwrap_used,
+    reason = "this whole crate is tests; not every helper is marked as one"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests make the files that the program then reads"
+)]
+
+mod exit_status;
+mod help;
+mod hostile;
+mod jobs;
+mod json;
+mod readme;
+mod schema;
+mod support;
