@@ -86,7 +86,7 @@ impl Fixture {
             let bytes = std::fs::read(self.folder.join(&name)).unwrap();
             if name.ends_with(".safetensors") {
                 shards.insert(name, bytes);
-            } else if name.ends_with(".json") {
+            } else if Path::new(&name).extension().is_some_and(|e| e == "json") {
                 documents.insert(name, bytes);
             }
         }

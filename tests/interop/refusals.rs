@@ -407,3 +407,19 @@ fn non_json_literals_and_unknown_keys_are_harmless() {
         .insert("config.json".into(), text.into_bytes());
     outcome(draft).unwrap();
 }
+
+#[test]
+fn a_weight_both_dense_and_quantized_is_refused() {
+    for (name, part) in [(CT, "weight_scale"), (GPTQ, "scales")] {
+        let mut draft = Draft::of(name);
+        let dense = Dense {
+            dtype: Dtype::BF16,
+            shape: vec![1],
+            bytes: vec![0; 2],
+        };
+        draft.tensors.push((format!("{Q}.weight"), dense));
+        let e = refused(part, draft);
+        let twice = matches!(e, Error::ClaimedTwice { .. } | Error::Contradiction { .. });
+        assert!(twice && e.to_string().contains(Q), "{e}");
+    }
+}

@@ -6,7 +6,7 @@ use safequant::container::Checkpoint;
 use safequant::kernels::Backend;
 use safequant::schemes::encode::{constant_regions, encode, row_unit};
 use safequant::schemes::{
-    Decoder, EncodedRegion, Granularity, Model, Preset, QuantizedTensor, Role, ZeroPoint,
+    Decoder, EncodedRegion, Granularity, Model, Preset, QuantizedTensor, Role, RowsOut, ZeroPoint,
     convention,
 };
 use serde_json::Value;
@@ -138,7 +138,9 @@ fn layouts_are_those_of_the_real_tools_and_read_back() {
         let fixture = fixture::all().into_iter().find(|f| f.name == name).unwrap();
         let checkpoint = fixture.open();
         let model = Model::bind(&checkpoint).unwrap();
-        let writer = convention(id).and_then(|c| c.writer()).unwrap();
+        let writer = convention(id)
+            .and_then(safequant::schemes::Convention::writer)
+            .unwrap();
         assert!(writer.presets().contains(&preset), "{id} {preset}");
         let preset = Preset::by_name(preset)
             .unwrap()
@@ -217,7 +219,9 @@ fn compressed_tensors_configs_are_those_of_llm_compressor() {
             .unwrap()
             .with_group_size(group_size)
             .unwrap();
-        let writer = convention(id).and_then(|c| c.writer()).unwrap();
+        let writer = convention(id)
+            .and_then(safequant::schemes::Convention::writer)
+            .unwrap();
         let edit = writer
             .config(&preset, &[], &["lm_head".to_owned()])
             .unwrap();
@@ -257,7 +261,9 @@ fn gptq_configs_have_the_keys_of_gptqmodel() {
         .unwrap();
     let theirs: Value = serde_json::from_slice(&fixture.files().1["quantize_config.json"]).unwrap();
     for id in ["gptq", "gptq_v2"] {
-        let writer = convention(id).and_then(|c| c.writer()).unwrap();
+        let writer = convention(id)
+            .and_then(safequant::schemes::Convention::writer)
+            .unwrap();
         let preset = Preset::by_name("W4A16").unwrap();
         let edit = writer
             .config(&preset, &[], &["lm_head".to_owned()])
@@ -295,7 +301,9 @@ fn a_zero_point_of_zero_is_refused_by_the_first_format_only() {
         zeros: vec![3, 0, 5, 7, 1, 2, 9, 15],
     };
     let lay_out = |id| {
-        let writer = convention(id).and_then(|c| c.writer()).unwrap();
+        let writer = convention(id)
+            .and_then(safequant::schemes::Convention::writer)
+            .unwrap();
         writer
             .lay_out("m", &[8, 128], &preset, safequant::kernels::Float::F16)
             .unwrap()
@@ -318,4 +326,97 @@ fn a_zero_point_of_zero_is_refused_by_the_first_format_only() {
         .find(|r| v2.parts[r.part].role == Role::ZeroPoint)
         .unwrap();
     assert_eq!(zeros.bytes, 0xf921_7503_u32.to_le_bytes());
+}
+
+/// The neutral model in the middle: what one convention holds, another writes, value for value.
+#[test]
+fn codes_move_between_conventions_without_loss() {
+    let cases = [
+        ("llm-compressor/ct-fp8", "fp8", "FP8", None),
+        ("llm-compressor/ct-fp8-block", "fp8", "FP8_BLOCK", None),
+        (
+            "transformers/fgfp8-block128",
+            "compressed-tensors",
+            "FP8_BLOCK",
+            None,
+        ),
+        (
+            "composed/fbgemm-fp8",
+            "compressed-tensors",
+            "FP8_DYNAMIC",
+            None,
+        ),
+        (
+            "gptqmodel/gptq-w4g128-asym",
+            "compressed-tensors",
+            "W4A16_ASYM",
+            None,
+        ),
+        (
+            "gptqmodel/gptq-w8g128-sym",
+            "compressed-tensors",
+            "W8A16",
+            None,
+        ),
+        ("gptqmodel/gptq-w2g64-asym", "gptq_v2", "W2A16", Some(64)),
+        (
+            "llm-compressor/ct-old-w3-pack",
+            "compressed-tensors",
+            "W3A16",
+            Some(64),
+        ),
+    ];
+    let mut modules = 0;
+    for (name, id, preset, group_size) in cases {
+        let fixture = fixture::all().into_iter().find(|f| f.name == name).unwrap();
+        let checkpoint = fixture.open();
+        let model = Model::bind(&checkpoint).unwrap();
+        let mut preset = Preset::by_name(preset)
+            .unwrap()
+            .with_group_size(group_size)
+            .unwrap();
+        if preset.name == "W2A16" {
+            preset.weights = safequant::schemes::WeightCode::AsymmetricInteger { bits: 2 };
+        }
+        let writer = convention(id)
+            .and_then(safequant::schemes::Convention::writer)
+            .unwrap();
+        let (mut tensors, mut layouts) = (Vec::new(), Vec::new());
+        for bound in &model.quantized {
+            // The stored scales decide which dtype holds them.
+            let safequant::schemes::ScaleCoding::Float(scale) = bound.scheme.scale else {
+                panic!("{name} has no float scales")
+            };
+            let layout = writer
+                .lay_out(&bound.module, &bound.shape, &preset, scale)
+                .unwrap();
+            tensors.extend(written(bound, &layout, &checkpoint));
+            layouts.push(layout);
+        }
+        let edit = writer.config(&preset, &layouts, &[]).unwrap();
+        let config = serde_json::json!({"quantization_config": edit.quantization_config});
+        let mut documents =
+            BTreeMap::from([("config.json".to_owned(), config.to_string().into_bytes())]);
+        documents.extend(edit.documents);
+        let shards = BTreeMap::from([("model.safetensors".into(), fixture::safetensors(&tensors))]);
+        let again = fixture::open(name, shards, documents);
+        let read = Model::bind(&again).unwrap_or_else(|e| panic!("{name} as {id}: {e}"));
+        for (theirs, ours) in model.quantized.iter().zip(&read.quantized) {
+            let values = |tensor: &QuantizedTensor, from| {
+                let decoder = Decoder::new(tensor, from, Backend::detect()).unwrap();
+                let n = usize::try_from(tensor.n_rows() * tensor.in_features()).unwrap();
+                let mut values = vec![0.0_f32; n];
+                decoder
+                    .rows(0..tensor.n_rows(), RowsOut::F32(&mut values))
+                    .unwrap();
+                values
+            };
+            assert!(
+                values(theirs, &checkpoint) == values(ours, &again),
+                "{name} as {id}"
+            );
+            modules += 1;
+        }
+    }
+    assert_eq!(modules, 8 * 7);
 }

@@ -42,14 +42,6 @@ pub struct EncodedRegion {
 /// Tiles handed to [`encode`] must begin at multiples of this many rows (within each matrix), so that no two tiles share
 /// a stored word or a block.
 pub fn row_unit(tensor: &QuantizedTensor) -> u64 {
-    let packed = tensor
-        .parts
-        .iter()
-        .filter(|p| is_streamed(p, tensor))
-        .map(|part| {
-            // The unit depends on the packing alone, so a part of the wrong shape still has one.
-            Stored::new(tensor, part).map_or(1, |s| to_u64(s.row_unit()))
-        });
     let block = match tensor.scheme.granularity {
         Granularity::Block { rows, .. } => rows.max(1),
         Granularity::Tensor
@@ -57,7 +49,19 @@ pub fn row_unit(tensor: &QuantizedTensor) -> u64 {
         | Granularity::Group { .. }
         | Granularity::IndexedGroup { .. } => 1,
     };
-    packed.fold(block, least_common_multiple)
+    let is_whole = tensor.scheme.granularity == Granularity::Tensor;
+    let parts = tensor.parts.iter().filter(|p| is_streamed(p, tensor));
+    parts
+        .filter_map(|part| {
+            let unit = to_u64(Stored::new(tensor, part).ok()?.row_unit());
+            // Rows of the scale grid are blocks of rows, or a single one for the whole matrix.
+            if part.role == Role::Codes {
+                Some(unit)
+            } else {
+                (!is_whole).then(|| unit.saturating_mul(block))
+            }
+        })
+        .fold(block, least_common_multiple)
 }
 
 fn least_common_multiple(a: u64, b: u64) -> u64 {

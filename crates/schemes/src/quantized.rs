@@ -40,17 +40,21 @@ impl QuantizedTensor {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// Matrices in the stack: 1 for a plain weight.
+    /// Matrices in the stack: 1 for a plain weight. Saturates (a header's dimensions may multiply to anything beside a 0).
     pub fn n_matrices(&self) -> u64 {
-        self.shape
-            .len()
-            .checked_sub(2)
-            .map_or(1, |i| self.shape[..i].iter().product())
+        let stack = self.shape.len().saturating_sub(2);
+        self.shape[..stack]
+            .iter()
+            .fold(1, |n, &d| n.saturating_mul(d))
     }
 
-    /// Rows of the whole stack, `n_matrices * out_features`: what tiles are cut from.
+    /// Rows of the whole stack, `n_matrices * out_features`: what tiles are cut from. 0 where rows have no elements, so
+    /// that nobody loops over a number that no data stands behind.
     pub fn n_rows(&self) -> u64 {
-        self.n_matrices() * self.out_features()
+        if self.in_features() == 0 {
+            return 0;
+        }
+        self.n_matrices().saturating_mul(self.out_features())
     }
 }
 
