@@ -226,6 +226,40 @@ pub enum Error {
 }
 
 impl Error {
+    /// The stable name of the condition, for `--json` and for tests.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Container(e) => e.code(),
+            Error::Schemes(e) => e.code(),
+            Error::Kept { source, .. } => source.code(),
+            Error::Io { .. } => "io_output",
+            Error::Quantize { .. } => "quantize",
+            Error::CannotHold { .. } => "convention_cannot_hold",
+            Error::SourceDtype { .. } => "source_dtype",
+            Error::NothingSelected { .. } => "nothing_selected",
+            Error::NothingQuantized { .. } => "nothing_quantized",
+            Error::UnknownMethod { .. } => "unknown_method",
+            Error::NotWritable { .. } => "convention_not_writable",
+            Error::SchemeNotHeld { .. } => "scheme_not_held",
+            Error::Document { .. } => "document",
+            Error::DocumentEncoding { .. } => "document_encoding",
+            Error::SidecarName { .. } => "sidecar_name",
+            Error::MemoryTooSmall { .. } => "memory_too_small",
+            Error::AddressSpace { .. } => "address_space",
+            Error::DestinationExists { .. } => "destination_exists",
+            Error::DestinationKind { .. } => "destination_kind",
+            Error::NoParent { .. } => "destination_no_parent",
+            Error::DestinationTouchesSource { .. } => "destination_touches_source",
+            Error::NoExchange { .. } => "no_exchange",
+            Error::DiskFull { .. } => "disk_full",
+            Error::Busy { .. } => "destination_busy",
+            Error::ResumeDiffers { .. } => "resume_differs",
+            Error::Unfilled { .. } => "unfilled_tensor",
+            Error::Threads { .. } => "threads",
+            Error::Canceled => "canceled",
+        }
+    }
+
     /// The group this condition belongs to; decides the exit status.
     pub fn group(&self) -> ErrorGroup {
         match self {
