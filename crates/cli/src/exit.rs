@@ -162,14 +162,38 @@ impl From<schemes::Error> for Failure {
 
 impl From<rewrite::Error> for Failure {
     fn from(error: rewrite::Error) -> Self {
-        let group = error.group();
         Failure::Library {
-            code: group_name(group),
-            group,
+            code: error.code(),
+            group: error.group(),
             message: error.to_string(),
-            help: None,
+            help: help(&error).map(str::to_owned),
         }
     }
+}
+
+/// What to do about an error that does not say so itself.
+fn help(error: &rewrite::Error) -> Option<&'static str> {
+    use rewrite::Error;
+    if matches!(error, Error::MemoryTooSmall { .. }) {
+        return Some("raise --memory");
+    }
+    if matches!(error, Error::NothingSelected { .. }) {
+        return Some(
+            "compare --targets and --ignore with the names that `safequant inspect` shows",
+        );
+    }
+    if matches!(error, Error::NothingQuantized { .. }) {
+        return Some("`safequant inspect` shows what the checkpoint holds");
+    }
+    if matches!(error, Error::DiskFull { .. }) {
+        return Some("free some space, or choose another file system with -o");
+    }
+    if matches!(error, Error::Quantize { .. }) {
+        return Some(
+            "--ignore leaves the module dense; --nonfinite clamp replaces NaN and infinities",
+        );
+    }
+    None
 }
 
 /// The word for a group in `--json`.

@@ -100,16 +100,36 @@ fn plans_summaries_and_errors_follow_their_schemas() {
         &run(path, &format!("{back} --dry-run")).expect(0).json(),
     );
     check("summary.schema.json", &run(path, back).expect(0).json());
-    for (line, status) in [
-        ("safequant inspect missing --json", 3),
-        ("safequant quantize model -o q --scheme W4A16 --json", 4),
+    for (line, status, code) in [
+        ("safequant inspect missing --json", 3, "io"),
+        (
+            "safequant quantize model -o q --scheme W4A16 --json",
+            4,
+            "destination_exists",
+        ),
         (
             "safequant quantize model -o r --scheme FP8 --group-size 8 --json",
             4,
+            "usage",
         ),
-        ("safequant dequantize model -o r --json", 2),
+        (
+            "safequant quantize model -o r --scheme FP8 --targets nothing --json",
+            4,
+            "nothing_selected",
+        ),
+        (
+            "safequant quantize model -o r --scheme W4A16 --memory 1kB --json",
+            2,
+            "memory_too_small",
+        ),
+        (
+            "safequant dequantize model -o r --json",
+            2,
+            "nothing_quantized",
+        ),
     ] {
         let record = run(path, line).expect(status).json();
         check("error.schema.json", &record);
+        assert_eq!(record["error"]["code"], code, "{line}");
     }
 }
