@@ -52,7 +52,7 @@ impl Model {
                 model.plain.push(info.name.clone());
             }
         }
-        claims.check_weights(&model)?;
+        check_weights(&model)?;
         foreign::check(headers, &settings, &model)?;
         model.orphans = orphans.into_iter().collect();
         model.quantized.sort_by(|a, b| a.module.cmp(&b.module));
@@ -69,6 +69,26 @@ impl Model {
     }
 }
 
+/// No two modules, and no module and dense tensor, stand for the same weight.
+fn check_weights(model: &Model) -> Result<(), Error> {
+    let mut weights = BTreeMap::new();
+    for tensor in &model.quantized {
+        let me = format!("{} ({})", tensor.module, tensor.convention);
+        let other = weights.insert(tensor.weight.as_str(), me.clone());
+        let is_dense = model.plain.binary_search(&tensor.weight).is_ok();
+        let other = other.or_else(|| is_dense.then(|| "a dense tensor".to_owned()));
+        if let Some(first) = other {
+            let tensor = tensor.weight.clone();
+            return Err(Error::ClaimedTwice {
+                tensor,
+                first,
+                second: me,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Who owns which tensor.
 #[derive(Default)]
 struct Claims {
@@ -83,26 +103,6 @@ enum Sharing {
 }
 
 impl Claims {
-    /// No two modules, and no module and dense tensor, stand for the same weight.
-    fn check_weights(&self, model: &Model) -> Result<(), Error> {
-        let mut weights = BTreeMap::new();
-        for tensor in &model.quantized {
-            let me = format!("{} ({})", tensor.module, tensor.convention);
-            let other = weights.insert(tensor.weight.as_str(), me.clone());
-            let is_dense = model.plain.binary_search(&tensor.weight).is_ok();
-            let other = other.or_else(|| is_dense.then(|| "a dense tensor".to_owned()));
-            if let Some(first) = other {
-                let tensor = tensor.weight.clone();
-                return Err(Error::ClaimedTwice {
-                    tensor,
-                    first,
-                    second: me,
-                });
-            }
-        }
-        Ok(())
-    }
-
     fn add(&mut self, tensor: &QuantizedTensor) -> Result<(), Error> {
         let me = format!("{} ({})", tensor.module, tensor.convention);
         for part in &tensor.parts {
