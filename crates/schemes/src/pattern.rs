@@ -11,8 +11,8 @@ use crate::config::shorten;
 
 /// Longest pattern in bytes.
 pub const MAX_PATTERN_BYTES: usize = 10 << 10;
-/// Steps of backtracking per name.
-const BACKTRACK_LIMIT: usize = 100_000;
+/// Steps of backtracking per name. Patterns without look-around never backtrack; real ones with it take a few hundred.
+const BACKTRACK_LIMIT: usize = 20_000;
 /// Largest compiled program in bytes.
 const PROGRAM_LIMIT: usize = 10 << 20;
 

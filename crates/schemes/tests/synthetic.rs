@@ -459,3 +459,26 @@ fn tile_of(
         zeros,
     }
 }
+
+#[test]
+fn decoders_are_shared_between_threads() {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Decoder<'_>>();
+    is_shared::<Model>();
+}
+
+#[test]
+fn dimensions_that_multiply_to_anything_beside_a_zero_are_harmless() {
+    let huge = 1_u64 << 40;
+    let c = checkpoint(
+        &[
+            ("e.gate_up_proj", Dtype::F8E4M3, vec![huge, 0, huge], vec![]),
+            ("e.gate_up_proj_scale", Dtype::F32, vec![0, 1, 1], vec![]),
+        ],
+        Some(json!({"quantization_config": {"quant_method": "fbgemm_fp8"}})),
+    );
+    // Refused or bound, but neither a panic nor a loop over rows that nothing stands behind.
+    if let Ok(model) = Model::bind(&c) {
+        assert_eq!(model.quantized[0].n_rows(), 0);
+    }
+}
