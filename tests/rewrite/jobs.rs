@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use safequant::container::{Checkpoint, Limits, Manifest};
 use safequant::kernels::{Backend, Float};
+use safequant::quantize::quantizer::NonFinite;
 use safequant::rewrite::{self, Action, Error, JobOptions, OutputDtype, QuantizeRecipe, Verb};
 use safequant::schemes::{Decoder, Model, RowsOut};
 use serde_json::Value;
@@ -399,4 +400,45 @@ fn a_single_file_becomes_a_single_file() {
             .iter()
             .any(|(key, value)| key == "note" && value == "kept")
     );
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_refused_by_name_or_clamped() {
+    let bench = Bench::new();
+    let checkpoint = bench.open("src");
+    let module = "model.layers.1.mlp.up_proj";
+    let tensor = checkpoint.tensor(&format!("{module}.weight")).unwrap();
+    let path = bench.path("src").join(&tensor.shard.name);
+    let at = usize::try_from(tensor.info.range.start).unwrap() + 2 * (256 * 300 + 5);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at..at + 2].copy_from_slice(&0x7FC0_u16.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    for (scheme, convention) in [
+        ("W4A16", "compressed-tensors"),
+        ("FP8", "compressed-tensors"),
+    ] {
+        let error = bench
+            .run(&quantize(scheme, convention), "dst", &options())
+            .unwrap_err();
+        assert!(matches!(error, Error::Quantize { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(module) && text.contains("row 300") && text.contains("column 5"),
+            "{text}"
+        );
+        assert_eq!(
+            bench.names(),
+            ["src"],
+            "nothing is left: going on would fail again"
+        );
+    }
+    let Verb::Quantize(mut recipe) = quantize("W4A16", "compressed-tensors") else {
+        panic!("a quantize verb");
+    };
+    recipe.nonfinite = NonFinite::Clamp;
+    let summary = bench
+        .run(&Verb::Quantize(recipe), "dst", &options())
+        .unwrap();
+    let clamped = summary.modules.iter().find(|m| m.name == module).unwrap();
+    assert_eq!(clamped.loss.unwrap().n_values, clamped.n_weights - 1);
 }

@@ -90,6 +90,28 @@ fn work_that_was_damaged_is_done_again() {
 }
 
 #[test]
+fn a_job_interrupted_again_and_again_still_ends_in_the_same_bytes() {
+    let bench = Bench::new();
+    bench.run(&verb(), "good", &options()).unwrap();
+    assert!(interrupt(&bench, &verb(), &options(), 6));
+    let mut n_rounds = 0;
+    while interrupt(&bench, &verb(), &resume(), 3) {
+        n_rounds += 1;
+        // Damage what is there, so that steps are done, and listed, twice.
+        for (name, mut bytes) in contents(&bench.path(PARTIAL).join("out")) {
+            if n_rounds == 2 {
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                std::fs::write(bench.path(PARTIAL).join("out").join(name), bytes).unwrap();
+            }
+        }
+    }
+    assert!(n_rounds > 3, "only {n_rounds} rounds");
+    assert!(contents(&bench.path("dst")) == contents(&bench.path("good")));
+    assert_eq!(bench.names(), ["dst", "good", "src"]);
+}
+
+#[test]
 fn a_torn_or_foreign_line_of_the_journal_is_as_if_it_were_not_there() {
     let bench = Bench::new();
     bench.run(&verb(), "good", &options()).unwrap();

@@ -235,3 +235,16 @@ fn common_multiple(a: u64, b: u64) -> u64 {
     }
     (a.max(1) / x).saturating_mul(b.max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_of_two_layouts_have_a_common_multiple() {
+        assert_eq!(common_multiple(8, 32), 32);
+        assert_eq!(common_multiple(6, 4), 12);
+        assert_eq!(common_multiple(0, 0), 1);
+        assert_eq!(common_multiple(u64::MAX, 2), u64::MAX);
+    }
+}

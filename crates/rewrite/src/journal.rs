@@ -240,8 +240,14 @@ impl Journal {
     ///
     /// # Errors
     /// [`Error::ResumeDiffers`] if it was another job.
-    pub(crate) fn earlier(&self, now: &Fingerprint) -> Result<Option<Earlier>, Error> {
-        let len = usize::try_from(self.len_bytes).unwrap_or(usize::MAX);
+    pub(crate) fn earlier(
+        &self,
+        now: &Fingerprint,
+        steps: &[Step],
+    ) -> Result<Option<Earlier>, Error> {
+        // Steps may be listed twice, if they had to be done twice; what goes beyond that is not read, and done again.
+        let bound = now.journal_bound(steps).saturating_mul(2);
+        let len = usize::try_from(self.len_bytes.min(bound)).unwrap_or(usize::MAX);
         let mut bytes = vec![0; len];
         let read = self.file.read_exact_at(0, &mut bytes);
         read.map_err(|e| Error::io(&self.path, "read the journal", e))?;

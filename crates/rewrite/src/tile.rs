@@ -311,11 +311,7 @@ impl Step {
     /// The rows (bytes, for a copy) of a tile; no tile crosses from one matrix of a stack to the next.
     pub(crate) fn tile(&self, i: u64) -> Range<u64> {
         let (_, rows) = self.cut();
-        let per_tile = self.tiling.per_tile.max(1);
-        let per_matrix = rows.div_ceil(per_tile).max(1);
-        let base = (i / per_matrix) * rows;
-        let start = ((i % per_matrix) * per_tile).min(rows);
-        base + start..base + (start + per_tile).min(rows)
+        span(rows, self.tiling.per_tile.max(1), i)
     }
 
     /// Matrices, and rows of each.
@@ -326,5 +322,37 @@ impl Step {
             Work::Dequantize(tensor, _) => (tensor.n_matrices(), tensor.out_features()),
             Work::Quantize(work) => (work.layout.n_matrices(), work.layout.out_features()),
         }
+    }
+}
+
+/// Tile `i` of a stack of matrices with `rows` rows each.
+fn span(rows: u64, per_tile: u64, i: u64) -> Range<u64> {
+    let per_matrix = rows.div_ceil(per_tile).max(1);
+    let base = (i / per_matrix) * rows;
+    let start = ((i % per_matrix) * per_tile).min(rows);
+    base + start..base + (start + per_tile).min(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_every_row_once_and_never_two_matrices() {
+        for (n_matrices, rows, per_tile) in
+            [(1, 10, 3), (3, 10, 4), (4, 1, 8), (2, 8, 8), (5, 7, 1)]
+        {
+            let n_tiles = n_matrices * u64::div_ceil(rows, per_tile);
+            let mut next = 0;
+            for i in 0..n_tiles {
+                let tile = span(rows, per_tile, i);
+                assert_eq!(tile.start, next, "{n_matrices} x {rows} by {per_tile}");
+                assert_eq!(tile.start / rows, (tile.end - 1) / rows);
+                assert_eq!((tile.start % rows) % per_tile, 0);
+                next = tile.end;
+            }
+            assert_eq!(next, n_matrices * rows);
+        }
+        assert_eq!(span(0, 1, 0), 0..0);
     }
 }

@@ -1,6 +1,6 @@
 //! The hidden directory in which a result grows: locked, journaled, resumable (specs/journal.md).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 
@@ -81,7 +81,8 @@ impl<'p> Workspace<'p> {
             }
             return check_room(self.plan, self.disk, 0);
         }
-        let Some(earlier) = self.journal.earlier(&self.plan.job.fingerprint)? else {
+        let job = &self.plan.job;
+        let Some(earlier) = self.journal.earlier(&job.fingerprint, &job.steps)? else {
             let text = "there is nothing to resume: the job starts anew";
             self.event(Event::Note { text });
             self.mode = Destination::New;
@@ -140,12 +141,17 @@ impl<'p> Workspace<'p> {
     /// Takes over the steps whose outputs still have the digests that the journal lists.
     fn verify(&mut self, earlier: &Earlier, pool: &rayon::ThreadPool) {
         let by_name = self.steps_by_name();
-        let mut by_file: HashMap<usize, Vec<(usize, &Record)>> = HashMap::new();
+        // A step that was done twice is listed twice; the last line is about what the file holds now.
+        let mut listed: BTreeMap<usize, &Record> = BTreeMap::new();
         for record in &earlier.records {
             if let Some(&i) = by_name.get(record.name.as_str()) {
-                let file = self.plan.job.steps[i].outputs[0].at.0;
-                by_file.entry(file).or_default().push((i, record));
+                listed.insert(i, record);
             }
+        }
+        let mut by_file: BTreeMap<usize, Vec<(usize, &Record)>> = BTreeMap::new();
+        for (i, record) in listed {
+            let file = self.plan.job.steps[i].outputs[0].at.0;
+            by_file.entry(file).or_default().push((i, record));
         }
         let mut n_listed = 0;
         for (file, listed) in by_file {
