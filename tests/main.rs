@@ -5,7 +5,6 @@
     reason = "a test fails by panicking, and says what it visited"
 )]
 
-mod cli;
 mod hostile;
 mod interop;
 mod quantize;

@@ -244,7 +244,7 @@ fn methods() -> PossibleValuesParser {
         .into()
 }
 
-/// Examples are commands: `tests/cli` runs each line that begins with `safequant`.
+/// Examples are commands: `crates/cli/tests/cli` runs each line that begins with `safequant`.
 const TOP_EXAMPLES: &str = "\
 Examples:
   safequant inspect model

@@ -1,1 +1,0 @@
-//! The binary as a user runs it.
