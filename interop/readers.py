@@ -81,9 +81,10 @@ def gptq(place):
         zeros = unpack_dense(zero_words, bits, 1)
         if v1 and bits == 3:
             zeros = (zeros + 1) & 7
-        codes = unpack_dense(parts["qweight"], bits, 0)
-        groups = parts["g_idx"].long()
-        scales = parts["scales"]
+        groups, scales = parts["g_idx"].long(), parts["scales"]
+        # Rows that do not fill their last word are padded (GPTQModel 7.7 crops them, too).
+        codes = unpack_dense(parts["qweight"], bits, 0)[: len(groups)]
+        zeros = zeros[:, : scales.shape[1]]
         out[f"{module}.weight"] = (scales[groups] * (codes - zeros[groups])).to(scales.dtype).T.contiguous()
     return out
 

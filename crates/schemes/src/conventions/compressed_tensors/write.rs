@@ -40,6 +40,7 @@ impl ConventionWriter for Writer {
                 ),
             });
         };
+        check_divides(module, columns, preset)?;
         let granularity = granularity(preset.granularity);
         let grid = match granularity {
             Granularity::Tensor => vec![1],
@@ -138,6 +139,25 @@ impl ConventionWriter for Writer {
             "FP8_BLOCK",
         ]
     }
+}
+
+/// compressed-tensors refuses to quantize and to decompress groups that do not divide a row (0.19, `dequantize`: "tensor
+/// column shape must be divisible by the given group size").
+fn check_divides(module: &str, columns: u64, preset: &Preset) -> Result<(), Error> {
+    let PresetGranularity::Group { size } = preset.granularity else {
+        return Ok(());
+    };
+    if columns.checked_rem(size).is_none_or(|rest| rest == 0) {
+        return Ok(());
+    }
+    Err(Error::CannotWrite {
+        convention: ID,
+        module: module.to_owned(),
+        preset: preset.name.to_owned(),
+        reason: format!(
+            "its readers need groups that divide a row, and {size} does not divide {columns}"
+        ),
+    })
 }
 
 fn object(value: Value) -> Map<String, Value> {
