@@ -110,6 +110,8 @@
 //! says whose fault it is. No input file causes a panic. [`Error`] holds the errors of all crates.
 #![forbid(unsafe_code)]
 
+pub mod views;
+
 pub use safequant_container as container;
 pub use safequant_kernels as kernels;
 pub use safequant_quantize as quantize;
