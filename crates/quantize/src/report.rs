@@ -163,6 +163,16 @@ mod tests {
     }
 
     #[test]
+    fn sqnr_is_ten_decibels_per_factor_of_ten_in_power() {
+        let loss = Loss {
+            signal: 5.0,
+            noise: 0.005,
+            ..Loss::default()
+        };
+        approx::assert_relative_eq!(loss.sqnr_db(), 30.0, max_relative = 1e-12);
+    }
+
+    #[test]
     fn sums_are_squares_and_the_largest_error_is_kept() {
         let mut loss = Loss::of(&[3.0, -4.0], &[3.5, -4.0]);
         loss.add(&Loss::of(&[2.0, f32::NAN], &[1.0, 0.0]));
