@@ -316,7 +316,7 @@ fn a_budget_too_small_names_the_module_and_its_need() {
     };
     assert_eq!(budget_bytes, 280 << 10);
     let enough = JobOptions {
-        memory_bytes: needed_bytes.max(1 << 20) * 2,
+        memory_bytes: needed_bytes,
         ..options()
     };
     bench

@@ -166,8 +166,18 @@ fn another_job_is_refused_with_the_name_of_what_differs() {
     let mut bytes = std::fs::read(&path).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
+    let stamp = std::fs::metadata(&path).unwrap().modified().unwrap();
     std::fs::write(&path, &bytes).unwrap();
     refused(&verb(), &resume(), &shard);
+    // And under the old time the samples of the data tell.
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(stamp).unwrap();
+    let error = bench.run(&verb(), "dst", &resume()).unwrap_err();
+    let Error::ResumeDiffers { then, now, .. } = error else {
+        panic!("{error}");
+    };
+    let samples = |shown: &str| shown.split("\"samples\":").nth(1).map(str::to_owned);
+    assert_ne!(samples(&then), samples(&now));
 
     // Without --resume the job starts anew, and says so.
     let watch = Watch::new(usize::MAX);

@@ -65,11 +65,30 @@ impl Budget {
         tiles + SIDE_BUFFER_BYTES
     }
 
-    /// Cuts a step.
+    /// Cuts every step.
     ///
     /// # Errors
-    /// If its smallest tile does not fit; or a group index that cannot be read.
-    pub(crate) fn tiling(&self, step: &Step, checkpoint: &Checkpoint) -> Result<Tiling, Error> {
+    /// [`Error::MemoryTooSmall`] for the step that needs most, so that raising the budget once is enough; or a group index
+    /// that cannot be read.
+    pub(crate) fn cut(&self, steps: &mut [Step], checkpoint: &Checkpoint) -> Result<(), Error> {
+        let mut most: Option<(u64, Error)> = None;
+        for step in steps {
+            match self.tiling(step, checkpoint) {
+                Ok(tiling) => step.tiling = tiling,
+                Err(error) => {
+                    let Error::MemoryTooSmall { needed_bytes, .. } = error else {
+                        return Err(error);
+                    };
+                    if most.as_ref().is_none_or(|(n, _)| needed_bytes > *n) {
+                        most = Some((needed_bytes, error));
+                    }
+                }
+            }
+        }
+        most.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    fn tiling(&self, step: &Step, checkpoint: &Checkpoint) -> Result<Tiling, Error> {
         match &step.work {
             Work::Drop => Ok(Tiling::default()),
             Work::Copy => self.copy_tiling(step),

@@ -110,7 +110,7 @@ pub enum Error {
     },
     /// The memory budget does not hold the smallest piece of work.
     #[error(
-        "{module}: needs {needed_bytes} bytes of buffers, but --memory allows {budget_bytes} bytes"
+        "{module}: needs {} of buffers, but --memory allows {}", Size(*.needed_bytes), Size(*.budget_bytes)
     )]
     MemoryTooSmall {
         /// The module or tensor that needs most.
@@ -167,7 +167,7 @@ pub enum Error {
         path: String,
     },
     /// Not enough room.
-    #[error("{path}: the disk is too small: {needed_bytes} bytes needed, {free_bytes} bytes free")]
+    #[error("{path}: the disk is too small: {} needed, {} free", Size(*.needed_bytes), Size(*.free_bytes))]
     DiskFull {
         /// The directory.
         path: String,
@@ -225,6 +225,17 @@ pub enum Error {
     Canceled,
 }
 
+/// A number of bytes, exact and for people.
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // In tenths of a MiB, rounded up: the figure given is enough.
+        let tenths = (u128::from(self.0) * 10).div_ceil(1 << 20);
+        write!(f, "{}.{} MiB ({} bytes)", tenths / 10, tenths % 10, self.0)
+    }
+}
+
 impl Error {
     /// The stable name of the condition, for `--json` and for tests.
     pub fn code(&self) -> &'static str {
@@ -280,7 +291,7 @@ impl Error {
             Error::SourceDtype { .. } | Error::NotWritable { .. } | Error::SchemeNotHeld { .. } => {
                 ErrorGroup::Unsupported
             }
-            Error::MemoryTooSmall { .. } | Error::AddressSpace { .. } => ErrorGroup::Limit,
+            Error::AddressSpace { .. } => ErrorGroup::Limit,
             Error::Io { .. }
             | Error::DiskFull { .. }
             | Error::NoParent { .. }
@@ -288,6 +299,7 @@ impl Error {
             | Error::Unfilled { .. }
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
+            | Error::MemoryTooSmall { .. }
             | Error::UnknownMethod { .. }
             | Error::DestinationExists { .. }
             | Error::DestinationKind { .. }

@@ -191,9 +191,7 @@ impl<'a> Planner<'a, '_> {
         let (shards, index) = self.lay_out(&mut built.list, &metadata)?;
         let sidecars = self.sidecars(&documents);
         let budget = Budget::new(self.options.memory_bytes, self.options.threads);
-        for step in &mut built.list {
-            step.tiling = budget.tiling(step, self.checkpoint)?;
-        }
+        budget.cut(&mut built.list, self.checkpoint)?;
         let files = self.files(
             &shards,
             index.as_deref(),

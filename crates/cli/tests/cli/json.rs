@@ -119,7 +119,7 @@ fn plans_summaries_and_errors_follow_their_schemas() {
         ),
         (
             "safequant quantize model -o r --scheme W4A16 --memory 1kB --json",
-            2,
+            4,
             "memory_too_small",
         ),
         (
