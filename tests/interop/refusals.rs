@@ -249,6 +249,11 @@ fn configurations_must_agree_with_the_tensors() {
             json!(128),
         ),
         (
+            GPTQ,
+            "/quantization_config/pack_dtype".to_owned(),
+            json!("int8"),
+        ),
+        (
             FP8,
             "/quantization_config/weight_block_size".to_owned(),
             json!([64, 64]),
@@ -268,6 +273,20 @@ fn configurations_must_agree_with_the_tensors() {
             "{pointer} = {value}: {e}"
         );
     }
+}
+
+#[test]
+fn zero_points_that_the_configuration_denies_are_reported() {
+    let symmetric = "/quantization_config/config_groups/group_0/weights/symmetric";
+    let draft = Draft::of("llm-compressor/ct-w4a16-asym")
+        .configure(|c| *c.pointer_mut(symmetric).unwrap() = json!(true));
+    let model = Model::bind(&draft.open()).unwrap();
+    let (_, evidence) = &model.conventions[0];
+    let line = evidence.iter().find(|e| e.contains("says symmetric"));
+    assert!(
+        line.is_some_and(|l| l.starts_with("7 modules")),
+        "{evidence:?}"
+    );
 }
 
 #[test]

@@ -134,6 +134,16 @@ impl<'a> Found<'a> {
                 "{n} modules with an 8-bit weight beside weight_scale"
             ));
         }
+        let n = self
+            .modules
+            .iter()
+            .filter(|m| self.has_unannounced_zero_point(m))
+            .count();
+        if n > 0 {
+            lines.push(format!(
+                "{n} modules have zero points, which are subtracted, although the configuration says symmetric"
+            ));
+        }
         lines
     }
 }
@@ -174,6 +184,16 @@ impl Recognized for Found<'_> {
 }
 
 impl Found<'_> {
+    /// Whether a module has zero points that its group does not announce.
+    fn has_unannounced_zero_point(&self, module: &str) -> bool {
+        let name = format!("{module}.weight_zero_point");
+        self.headers.tensor(&name).is_some()
+            && self.config.group(module).is_ok_and(|group| {
+                let args = group.and_then(|g| g.weights.as_ref());
+                args.is_some_and(|a| matches!(a.zero, Zero::Symmetric))
+            })
+    }
+
     /// The weights' arguments that the configuration gives, checked against the kind of codes found.
     fn args(&self, module: &str, kind: Kind, format: &str) -> Result<Option<WeightArgs>, Error> {
         if self.config.place.is_none() {

@@ -4,6 +4,7 @@
     reason = "JSON values are not our enum, and everything but the expected kind is one error"
 )]
 
+use safequant_container::Dtype;
 use serde_json::Value;
 
 use crate::binding::unsupported;
@@ -28,6 +29,8 @@ pub(super) struct Config {
     pub(super) place: String,
     pub(super) format: Format,
     pub(super) writer: Writer,
+    /// The dtype of a packed word, where it is stated.
+    pub(super) pack_dtype: Option<Dtype>,
     bits: Option<u32>,
     group_size: Option<GroupSize>,
     rules: Vec<Rule>,
@@ -110,6 +113,7 @@ impl Config {
             } else {
                 Writer::Other
             },
+            pack_dtype: pack_dtype(first("pack_dtype"))?,
             bits: bits(first("bits"), "bits")?,
             group_size: first("group_size").group_size("group_size")?,
             rules: match dynamic {
@@ -206,6 +210,24 @@ fn parse_format(settings: &Settings) -> Result<Format, Error> {
 fn bits(settings: &Settings, key: &str) -> Result<Option<u32>, Error> {
     let bits = settings.integer(key, 2..=8)?;
     Ok(bits.and_then(|b| u32::try_from(b).ok()))
+}
+
+/// GPTQModel's names of word dtypes, with or without torch's prefix.
+fn pack_dtype(settings: &Settings) -> Result<Option<Dtype>, Error> {
+    let Some(name) = settings.text("pack_dtype")? else {
+        return Ok(None);
+    };
+    match name.strip_prefix("torch.").unwrap_or(name) {
+        "int8" => Ok(Some(Dtype::I8)),
+        "int16" => Ok(Some(Dtype::I16)),
+        "int32" => Ok(Some(Dtype::I32)),
+        "int64" => Ok(Some(Dtype::I64)),
+        other => Err(settings.wrong(
+            "pack_dtype",
+            "int8, int16, int32 or int64",
+            &Value::from(other),
+        )),
+    }
 }
 
 fn parse_rules(dynamic: &Settings) -> Result<Vec<Rule>, Error> {

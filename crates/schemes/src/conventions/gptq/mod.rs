@@ -212,6 +212,13 @@ impl<'a> Found<'a> {
         let (qweight, qzeros, scales) = (get("qweight")?, get("qzeros")?, get("scales")?);
         check_dtype(module, qweight, &[Dtype::I32, Dtype::I16, Dtype::I8])?;
         check_dtype(module, qzeros, &[qweight.dtype])?;
+        if let Some(stated) = self.config.pack_dtype.filter(|d| *d != qweight.dtype) {
+            return Err(Error::Contradiction {
+                module: module.to_owned(),
+                config: format!("pack_dtype is {stated}"),
+                tensors: format!("qweight is {}", qweight.dtype),
+            });
+        }
         for info in [qweight, qzeros, scales] {
             if info.shape.len() != 2 {
                 return Err(wrong_shape(module, info, "a matrix".to_owned()));
