@@ -1,6 +1,6 @@
 //! What a job is going to do, before it does anything: exact bytes, peak memory, per-module action.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use safequant_container::{
@@ -233,9 +233,10 @@ impl<'a> Planner<'a, '_> {
     /// The source's `__metadata__`, merged; the first shard that has a key wins.
     fn metadata(&self, built: &Steps) -> Vec<(String, String)> {
         let mut merged: Vec<(String, String)> = Vec::new();
+        let mut seen = HashSet::new();
         let shards = self.checkpoint.shards().iter();
         for (key, value) in shards.flat_map(|s| s.header.metadata.iter().flatten()) {
-            if merged.iter().all(|(k, _)| k != key) {
+            if seen.insert(key) {
                 merged.push((key.clone(), value.clone()));
             }
         }

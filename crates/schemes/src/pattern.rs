@@ -16,6 +16,30 @@ const BACKTRACK_LIMIT: usize = 20_000;
 /// Largest compiled program in bytes.
 const PROGRAM_LIMIT: usize = 10 << 20;
 
+/// Most regular expressions in one configuration.
+const MAX_PATTERNS: usize = 10_000;
+/// Most names that all patterns of one configuration are tried on: a few seconds. Hundreds of rules on every expert of the
+/// largest models stay below a tenth of it.
+const MAX_TRIES: usize = 50_000_000;
+
+/// Refuses a configuration with too many regular expressions to compile.
+pub(crate) fn check_count(n_patterns: usize) -> Result<(), Error> {
+    if n_patterns > MAX_PATTERNS {
+        let problem = format!("more than {MAX_PATTERNS} in one configuration");
+        return Err(bad("the regular expressions", &problem));
+    }
+    Ok(())
+}
+
+/// Refuses a configuration whose patterns are too many to be tried on so many names.
+pub(crate) fn check_work(n_patterns: usize, n_names: usize) -> Result<(), Error> {
+    if n_patterns.saturating_mul(n_names) > MAX_TRIES {
+        let problem = format!("{n_patterns} are too many to try on {n_names} modules");
+        return Err(bad("the regular expressions", &problem));
+    }
+    Ok(())
+}
+
 /// A compiled pattern.
 #[derive(Clone, Debug)]
 pub struct Pattern {
@@ -121,6 +145,15 @@ mod tests {
                 .unwrap()
         );
         assert!(!Pattern::new("re:a|b").unwrap().is_match("cb").unwrap());
+    }
+
+    #[test]
+    fn the_work_that_a_configuration_asks_for_is_bounded() {
+        assert!(check_count(MAX_PATTERNS).is_ok());
+        assert!(check_count(MAX_PATTERNS + 1).is_err());
+        assert!(check_work(500, 60_000).is_ok(), "rules on every expert");
+        assert!(check_work(MAX_PATTERNS, 100_000).is_err());
+        assert!(check_work(usize::MAX, 2).is_err());
     }
 
     #[test]

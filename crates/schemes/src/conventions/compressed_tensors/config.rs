@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::binding::unsupported;
 use crate::config::GroupSize;
-use crate::{Error, Headers, Pattern, Settings};
+use crate::{Error, Headers, Pattern, Settings, pattern};
 
 /// What the configuration says, parsed; or nothing, for files without one.
 #[derive(Debug, Default)]
@@ -80,8 +80,9 @@ pub(super) enum Order {
 #[derive(Debug, Default)]
 struct Matcher {
     names: BTreeMap<String, usize>,
-    patterns: Vec<(Pattern, usize)>,
-    classes: Vec<(String, usize)>,
+    /// By text: that is the order in which they are tried.
+    patterns: BTreeMap<String, (Pattern, usize)>,
+    classes: BTreeMap<String, usize>,
 }
 
 /// Classes that every quantized matrix belongs to, as far as names can tell.
@@ -91,15 +92,13 @@ impl Matcher {
     /// Sorts in a target. A target listed twice belongs to the later group.
     fn add(&mut self, target: &str, group: usize) -> Result<(), Error> {
         if let Some(regex) = target.strip_prefix("re:") {
-            self.patterns.retain(|(p, _)| p.text() != target);
-            self.patterns.push((Pattern::regex(regex)?, group));
-            self.patterns.sort_by(|a, b| a.0.text().cmp(b.0.text()));
+            pattern::check_count(self.patterns.len() + 1)?;
+            let pattern = Pattern::regex(regex)?;
+            self.patterns.insert(target.to_owned(), (pattern, group));
         } else if target.contains('.') || !target.starts_with(char::is_uppercase) {
             self.names.insert(target.to_owned(), group);
         } else {
-            self.classes.retain(|(c, _)| c != target);
-            self.classes.push((target.to_owned(), group));
-            self.classes.sort();
+            self.classes.insert(target.to_owned(), group);
         }
         Ok(())
     }
@@ -110,7 +109,7 @@ impl Matcher {
         if let Some(group) = spelled.iter().find_map(|name| self.names.get(name)) {
             return Ok(Some(*group));
         }
-        for (pattern, group) in &self.patterns {
+        for (pattern, group) in self.patterns.values() {
             for name in &spelled {
                 if pattern.is_match(name)? {
                     return Ok(Some(*group));
@@ -121,15 +120,11 @@ impl Matcher {
     }
 
     fn by_class(&self) -> Option<usize> {
-        let linear = self
-            .classes
-            .iter()
-            .find(|(class, _)| LINEAR.contains(&class.as_str()));
-        if let Some((_, group)) = linear {
+        if let Some(group) = LINEAR.iter().find_map(|class| self.classes.get(*class)) {
             return Some(*group);
         }
         // Other class names cannot be seen from a file; they decide only where they leave no choice.
-        let groups: BTreeSet<usize> = self.classes.iter().map(|(_, g)| *g).collect();
+        let groups: BTreeSet<usize> = self.classes.values().copied().collect();
         if groups.len() == 1 {
             groups.first().copied()
         } else {
@@ -201,6 +196,13 @@ impl Config {
             }
         }
         Ok(config)
+    }
+
+    /// Refuses a configuration whose patterns are too many to be tried on so many modules.
+    pub(super) fn check_work(&self, n_modules: usize) -> Result<(), Error> {
+        // Each pattern is tried on both spellings of a name.
+        let n_patterns = 2 * (self.targets.patterns.len() + self.ignore.patterns.len());
+        pattern::check_work(n_patterns, n_modules)
     }
 
     /// The group whose scheme a module has.

@@ -39,7 +39,7 @@ impl Convention for CompressedTensors {
         let Some(config) = Config::find(headers)? else {
             return Ok(None);
         };
-        let found = Found::new(headers, config);
+        let found = Found::new(headers, config)?;
         let is_ours = found.config.place.is_some() || !found.modules.is_empty();
         Ok(is_ours.then(|| Box::new(found) as Box<dyn Recognized + 'a>))
     }
@@ -87,13 +87,14 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    fn new(headers: Headers<'a>, config: Config) -> Self {
+    fn new(headers: Headers<'a>, config: Config) -> Result<Self, Error> {
         let mut modules = BTreeSet::new();
         for info in headers.tensors() {
             if let Some(module) = module_of(headers, info, &config) {
                 modules.insert(module.to_owned());
             }
         }
+        config.check_work(modules.len())?;
         let orphans = headers
             .tensors()
             .filter(|info| {
@@ -115,7 +116,7 @@ impl<'a> Found<'a> {
             found.orphans.clear();
         }
         found.evidence = found.describe();
-        found
+        Ok(found)
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::binding::unsupported;
 use crate::config::GroupSize;
-use crate::{Error, Headers, Pattern, Settings};
+use crate::{Error, Headers, Pattern, Settings, pattern};
 
 /// Which checkpoint format: where codes and zero points differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +123,11 @@ impl Config {
         }))
     }
 
+    /// Refuses a configuration whose rules are too many to be tried on so many modules.
+    pub(super) fn check_work(&self, n_modules: usize) -> Result<(), Error> {
+        pattern::check_work(self.rules.len(), n_modules)
+    }
+
     /// Bits and group size of a module; `None` if the configuration leaves it dense. The first rule that matches wins.
     pub(super) fn module(&self, module: &str) -> Result<Option<ModuleArgs>, Error> {
         let base = ModuleArgs {
@@ -231,6 +236,7 @@ fn pack_dtype(settings: &Settings) -> Result<Option<Dtype>, Error> {
 }
 
 fn parse_rules(dynamic: &Settings) -> Result<Vec<Rule>, Error> {
+    pattern::check_count(dynamic.map.len())?;
     let mut rules = Vec::new();
     for (key, value) in &dynamic.map {
         let (text, is_skip) = match key.strip_prefix("-:") {

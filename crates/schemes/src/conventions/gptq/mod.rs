@@ -89,6 +89,7 @@ fn recognize<'a>(
     if !formats.contains(&config.format) {
         return Ok(None);
     }
+    config.check_work(modules.len())?;
     let format = match config.format {
         Format::V1 => "gptq, zero points minus one",
         Format::V2 => "gptq_v2, zero points as they are",
