@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use safequant::container::{Checkpoint, Limits, Manifest};
+use safequant::container::{Checkpoint, Limits, Manifest, OsDisk};
 use safequant::kernels::{Backend, Float};
 use safequant::quantize::quantizer::NonFinite;
 use safequant::rewrite::{self, Action, Error, JobOptions, OutputDtype, QuantizeRecipe, Verb};
@@ -10,7 +10,7 @@ use safequant::schemes::{Decoder, Model, RowsOut};
 use serde_json::Value;
 
 use super::tiny::{
-    Bench, CONFIG, Quiet, contents, dequantize, options, quantize, tensor, write_tensors,
+    Bench, CONFIG, Quiet, Watch, contents, dequantize, options, quantize, tensor, write_tensors,
 };
 
 /// Schemes by convention that are tried.
@@ -441,4 +441,36 @@ fn a_weight_that_is_not_finite_is_refused_by_name_or_clamped() {
         .unwrap();
     let clamped = summary.modules.iter().find(|m| m.name == module).unwrap();
     assert_eq!(clamped.loss.unwrap().n_values, clamped.n_weights - 1);
+}
+
+#[test]
+fn scales_that_underflow_are_counted_and_told() {
+    let bench = Bench::new();
+    // 32 rows of one group each; all but the first are far below F16's smallest subnormal times 15.
+    let header = r#"{"a.weight":{"dtype":"F32","shape":[32,128],"data_offsets":[0,16384]}}"#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    for row in 0..32 {
+        let value = if row == 0 { 0.5_f32 } else { 1e-9 };
+        for column in 0..128 {
+            let signed = if column % 2 == 0 { value } else { -value };
+            file.extend_from_slice(&signed.to_le_bytes());
+        }
+    }
+    std::fs::remove_dir_all(bench.path("src")).unwrap();
+    std::fs::create_dir(bench.path("src")).unwrap();
+    std::fs::write(bench.path("src").join("model.safetensors"), file).unwrap();
+
+    let watch = Watch::new(usize::MAX);
+    let verb = quantize("W4A16", "gptq");
+    bench
+        .run_on(&OsDisk, &verb, "dst", &options(), &watch, &watch.cancel)
+        .unwrap();
+    let notes = watch.notes.lock().unwrap();
+    assert!(
+        notes
+            .iter()
+            .any(|n| n.starts_with("a: 31 scales underflow")),
+        "{notes:?}"
+    );
 }

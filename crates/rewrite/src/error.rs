@@ -204,6 +204,14 @@ pub enum Error {
         /// Bytes written.
         found: u64,
     },
+    /// A worker panicked: a bug, which must end the job and not leave it waiting.
+    #[error(
+        "{module}: a worker failed: a defect of safequant, please report it with the line above"
+    )]
+    Defect {
+        /// The module or tensor it worked on.
+        module: String,
+    },
     /// The threads could not be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {
@@ -266,6 +274,7 @@ impl Error {
             Error::Busy { .. } => "destination_busy",
             Error::ResumeDiffers { .. } => "resume_differs",
             Error::Unfilled { .. } => "unfilled_tensor",
+            Error::Defect { .. } => "defect",
             Error::Threads { .. } => "threads",
             Error::Canceled => "canceled",
         }
@@ -297,6 +306,7 @@ impl Error {
             | Error::NoParent { .. }
             | Error::NoExchange { .. }
             | Error::Unfilled { .. }
+            | Error::Defect { .. }
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
             | Error::MemoryTooSmall { .. }

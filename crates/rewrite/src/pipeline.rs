@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -42,6 +43,7 @@ struct Current {
     digests: Vec<Digest>,
     loss: Option<Loss>,
     n_rows: u64,
+    n_zero_scales: u64,
 }
 
 /// The digest of an output as its bytes come in.
@@ -268,7 +270,13 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         }
         let sender = self.sender.clone();
         scope.spawn(move |_| {
-            let done = context.run(&span);
+            // A panic would leave the other side waiting for this tile for ever.
+            let run = AssertUnwindSafe(|| context.run(&span));
+            let done = catch_unwind(run).unwrap_or_else(|_| {
+                Err(Error::Defect {
+                    module: context.step.name.clone(),
+                })
+            });
             // Nobody listens any more once the job has failed. The context goes along, so that the thread which takes
             // tiles back holds the last reference to it.
             let _ = sender.send((
@@ -316,6 +324,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         for loss in &done.losses {
             current.loss.get_or_insert_default().add(loss);
         }
+        current.n_zero_scales += done.n_zero_scales;
         let before = current.n_rows;
         current.n_rows += answer.span.end - answer.span.start;
         let read = |rows: u64| share(step, rows);
@@ -348,6 +357,13 @@ impl<'w, 'p> Pipeline<'w, 'p> {
                 buffer.resize(usize::try_from(SIDE_BUFFER_BYTES).unwrap_or(1 << 16), 0);
                 digests.push(context.digest_file(o, &mut buffer)?);
             }
+        }
+        if current.n_zero_scales > 0 {
+            let text = format!(
+                "{}: {} scales underflow to zero in the stored dtype, and with them the weights of their groups",
+                step.name, current.n_zero_scales
+            );
+            self.workspace.event(Event::Note { text: &text });
         }
         let record = Record {
             name: step.outputs[0].tensor.name.clone(),
@@ -440,6 +456,7 @@ fn begin(context: &StepContext<'_>) -> Result<Current, Error> {
         digests,
         loss: None,
         n_rows: 0,
+        n_zero_scales: 0,
     })
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Done {
     pub(crate) pieces: Vec<Piece>,
     /// One per row, so that the sums over a weight do not depend on how it was cut.
     pub(crate) losses: Vec<Loss>,
+    /// Scales that the stored dtype rounds to zero. No rule gives a group of zeros such a scale.
+    pub(crate) n_zero_scales: u64,
 }
 
 impl<'p> StepContext<'p> {
@@ -129,7 +131,7 @@ impl<'p> StepContext<'p> {
         };
         Ok(Done {
             pieces: vec![piece],
-            losses: Vec::new(),
+            ..Done::default()
         })
     }
 
@@ -146,6 +148,7 @@ impl<'p> StepContext<'p> {
         let output = layout.reference_dtype;
         let losses = row_losses(&layout.scheme, output, &rows, &codes, self.backend)
             .map_err(|e| self.refused(e))?;
+        let n_zero_scales = codes.scales.iter().filter(|s| **s == 0.0).count() as u64;
         drop(values);
         let regions = encode::encode(&work.layout, &codes, self.backend)?;
         drop(codes);
@@ -155,6 +158,7 @@ impl<'p> StepContext<'p> {
         Ok(Done {
             pieces: pieces.collect::<Result<_, Error>>()?,
             losses,
+            n_zero_scales,
         })
     }
 
