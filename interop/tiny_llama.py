@@ -1,7 +1,13 @@
 """Tiny seeded Llama checkpoints, written by transformers."""
 
+import shutil
+from pathlib import Path
+
 import torch
 import transformers
+
+#: A tokenizer of 64 words: GPTQModel does not load a model without one.
+TOKENIZER = Path(__file__).resolve().parent.parent / "fixtures/gptqmodel/gptq-w4g128-sym"
 
 #: What is made: dtype, and dimensions. `even` tiles into 128 x 128 blocks and 128-groups, `odd` does not tile into blocks.
 MODELS = {
@@ -41,4 +47,6 @@ def make(name, place, seed=20261):
     model = transformers.LlamaForCausalLM(config).to(told["dtype"])
     fill(model, seed)
     model.save_pretrained(place)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / file, place)
     return place
