@@ -3,6 +3,7 @@
 use safequant_container::{Checkpoint, Dtype, PlannedTensor, TensorGroup, TensorInfo};
 use safequant_kernels::Float;
 use safequant_quantize::Target;
+use safequant_schemes::scheme::{dtype_of, float_of};
 use safequant_schemes::{ConfigEdit, ConventionWriter, Model, QuantizedTensor};
 
 use crate::budget::Tiling;
@@ -141,29 +142,6 @@ impl Step {
     pub(crate) fn group(&self) -> Option<TensorGroup> {
         let tensors: Vec<_> = self.outputs.iter().map(|o| o.tensor.clone()).collect();
         (!tensors.is_empty()).then_some(TensorGroup { tensors })
-    }
-}
-
-/// The dtype of a dense float.
-pub(crate) fn dtype_of(float: Float) -> Dtype {
-    match float {
-        Float::F32 => Dtype::F32,
-        Float::F16 => Dtype::F16,
-        Float::Bf16 => Dtype::BF16,
-    }
-}
-
-/// The dense float of a dtype, if a quantizer takes it.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "three of the many dtypes are floats we take"
-)]
-fn float_of(dtype: Dtype) -> Option<Float> {
-    match dtype {
-        Dtype::F32 => Some(Float::F32),
-        Dtype::F16 => Some(Float::F16),
-        Dtype::BF16 => Some(Float::Bf16),
-        _ => None,
     }
 }
 
