@@ -1,7 +1,7 @@
 //! Packings, small-float codecs and (de)quantization arithmetic, as pure functions over slices.
 //!
 //! This crate answers one question: *how is it computed*. It knows no name, no file and no producer. What stands in
-//! [`packing`] and [`portable`] is the specification in Rust: every faster path equals it bit for bit, and is reached
+//! [`packing`], [`tile`] and [`portable`] is the specification in Rust: every faster path equals it bit for bit, and is reached
 //! through a [`Backend`] only.
 #![expect(
     clippy::cast_possible_truncation,
@@ -25,6 +25,8 @@ pub mod codebook;
 pub mod minifloat;
 pub mod packing;
 pub mod portable;
+pub mod tile;
+
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +36,7 @@ pub use minifloat::{
     E8M0Rounding, Layout, Minifloat, NanRule, OverflowRule, Specials, encode_e8m0,
 };
 pub use packing::Packing;
+pub use tile::{Tile, TileOrder};
 
 /// A dense float type that results are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
