@@ -1,4 +1,4 @@
-//! AWQ "gemv_fast" and llm-awq: four output features interleaved in 16-bit words.
+//! AWQ `gemv_fast` and llm-awq: four output features interleaved in 16-bit words.
 //!
 //! ```text
 //! halfword  0 .. 7     8 .. 15    16 .. 23   24 .. 31   ...  56 .. 63

@@ -28,7 +28,7 @@ mod swizzled;
 /// | `KitchenSvdq` | 128 x 64 | 4 | row by row | specs/packings/kitchen_svdq.md |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tile {
-    /// AWQ "gemv_fast" and llm-awq codes: 64 halfwords of a stored row `[out_features / 4, in_features]` (I16). Nunchaku's
+    /// AWQ `gemv_fast` and llm-awq codes: 64 halfwords of a stored row `[out_features / 4, in_features]` (I16). Nunchaku's
     /// W4A16 modulation layers are the same bytes under I32 `[out_features / 4, in_features / 2]`.
     AwqGemvFast,
     /// Marlin codes: 128 consecutive words of a stored row `[in_features / 16, 2 * out_features]` (I32).

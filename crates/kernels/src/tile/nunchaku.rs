@@ -13,21 +13,18 @@
 
 /// [`super::Tile::NunchakuCodes`].
 pub(super) const fn codes(row: usize, column: usize) -> usize {
-    let (a, b, c) = (row / 16, row / 8 % 2, row % 8);
-    let (d, e, f) = (column / 32, column / 8 % 4, column % 8);
-    let word = (a * 8 + c) * 16 + e * 4 + b * 2 + d;
-    8 * word + f
+    let thread = (row / 16 * 8 + row % 8) * 4 + column / 8 % 4;
+    let word = thread * 4 + row / 8 % 2 * 2 + column / 32;
+    8 * word + column % 8
 }
 
 /// [`super::Tile::NunchakuScales`].
 pub(super) const fn scales(row: usize) -> usize {
-    let (p, q, l, m) = (row / 16, row / 8 % 2, row / 2 % 4, row % 2);
-    p * 16 + l * 4 + q * 2 + m
+    row / 16 * 16 + row / 2 % 4 * 4 + row / 8 % 2 * 2 + row % 2
 }
 
 /// [`super::Tile::NunchakuLowRank`].
 pub(super) const fn low_rank(row: usize, column: usize) -> usize {
-    let (b, c) = (row / 8, row % 8);
-    let (d, e, f) = (column / 8, column / 2 % 4, column % 2);
-    c * 32 + e * 8 + b * 4 + d * 2 + f
+    let thread = row % 8 * 4 + column / 2 % 4;
+    thread * 8 + row / 8 * 4 + column / 8 * 2 + column % 2
 }
