@@ -1,8 +1,8 @@
 //! Packings, small-float codecs and (de)quantization arithmetic, as pure functions over slices.
 //!
 //! This crate answers one question: *how is it computed*. It knows no name, no file and no producer. What stands in
-//! [`packing`], [`tile`] and [`portable`] is the specification in Rust: every faster path equals it bit for bit, and is reached
-//! through a [`Backend`] only.
+//! [`packing`], [`tile`], [`planes`] and [`portable`] is the specification in Rust: every faster path equals it bit for bit,
+//! and is reached through a [`Backend`] only.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -22,8 +22,11 @@
 
 pub mod backend;
 pub mod codebook;
+pub mod e2m1;
+pub mod e8m0;
 pub mod minifloat;
 pub mod packing;
+pub mod planes;
 pub mod portable;
 pub mod tile;
 
@@ -32,10 +35,13 @@ mod tests;
 
 pub use backend::{BACKENDS, Backend, PORTABLE};
 pub use codebook::Codebook;
+pub use e2m1::E2M1Rule;
+pub use e8m0::{E8M0Rule, MxScaleRule, UNSIGNED_E4M3};
 pub use minifloat::{
     E8M0Rounding, Layout, Minifloat, NanRule, OverflowRule, Specials, encode_e8m0,
 };
 pub use packing::Packing;
+pub use planes::Planes;
 pub use tile::{Tile, TileOrder};
 
 /// A dense float type that results are rounded to.
