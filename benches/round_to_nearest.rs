@@ -7,8 +7,7 @@ use safequant_benches::{copy, group, weights};
 use safequant_kernels::{Backend, Float, Minifloat};
 use safequant_quantize::{Division, NonFinite, Quantizer, RoundToNearest, Rows, ScaleRule, Target};
 use safequant_schemes::{
-    Arithmetic, Code, Granularity, IntegerEncoding, ScaleCoding, ScaleDirection, Scheme,
-    ZeroCoding, ZeroPoint,
+    Code, Granularity, IntegerEncoding, ScaleCoding, Scheme, ZeroCoding, ZeroPoint,
 };
 
 const IN_FEATURES: usize = 4096;
@@ -22,12 +21,8 @@ const BLOCK: Granularity = Granularity::Block {
 fn target(code: Code, zero_point: ZeroPoint, granularity: Granularity, rule: ScaleRule) -> Target {
     Target {
         scheme: Scheme {
-            code,
-            granularity,
-            scale: ScaleCoding::Float(Float::F32),
-            direction: ScaleDirection::Multiply,
             zero_point,
-            arithmetic: Arithmetic::ScaledDifference,
+            ..Scheme::plain(code, granularity, ScaleCoding::Float(Float::F32))
         },
         rule,
         division: Division::SourceDtype,

@@ -27,7 +27,7 @@ impl Parts {
 
     fn put(&mut self, tensor: &QuantizedTensor, region: &EncodedRegion) {
         let part = &tensor.parts[region.part];
-        let row_len = part.shape.last().copied().unwrap_or(1) * part.dtype.bits() / 8;
+        let row_len = region.row_len;
         let width = usize::try_from(region.columns.end - region.columns.start).unwrap();
         let n_rows = usize::try_from(region.rows.end - region.rows.start).unwrap();
         assert_eq!(region.bytes.len(), n_rows * width, "{}", part.name);

@@ -6,12 +6,25 @@ use safequant::container::Checkpoint;
 use safequant::kernels::Backend;
 use safequant::schemes::encode::{constant_regions, encode, row_unit};
 use safequant::schemes::{
-    Decoder, EncodedRegion, Granularity, Model, Preset, QuantizedTensor, Role, RowsOut, ZeroPoint,
-    convention,
+    Decoder, EncodedRegion, Granularity, Model, Preset, QuantizedTensor, Role, RowsOut, Written,
+    ZeroPoint, convention,
 };
 use serde_json::Value;
 
 use super::fixture::{self, Dense};
+
+/// What the documents are to describe.
+fn describe<'a>(
+    preset: &'a Preset,
+    modules: &'a [QuantizedTensor],
+    ignored: &'a [String],
+) -> Written<'a> {
+    Written {
+        modules,
+        ignored,
+        preset: Some(preset),
+    }
+}
 
 /// Fixture, convention, preset, group size.
 const CASES: [(&str, &str, &str, Option<i64>); 16] = [
@@ -80,9 +93,8 @@ fn parts(tensor: &QuantizedTensor) -> BTreeSet<String> {
         .collect()
 }
 
-fn put(tensor: &QuantizedTensor, region: &EncodedRegion, bytes: &mut [Vec<u8>]) {
-    let part = &tensor.parts[region.part];
-    let row_len = part.shape.last().copied().unwrap_or(1) * part.dtype.bits() / 8;
+fn put(region: &EncodedRegion, bytes: &mut [Vec<u8>]) {
+    let row_len = region.row_len;
     let width = usize::try_from(region.columns.end - region.columns.start).unwrap();
     for (row, piece) in region.rows.clone().zip(region.bytes.chunks_exact(width)) {
         let at = usize::try_from(row * row_len + region.columns.start).unwrap();
@@ -111,12 +123,12 @@ fn written(
         let end = bound.n_rows().min(at + row_unit(layout));
         let tile = decoder.codes(at..end).unwrap();
         for region in encode(layout, &tile, backend).unwrap() {
-            put(layout, &region, &mut bytes);
+            put(&region, &mut bytes);
         }
         at = end;
     }
     for region in constant_regions(layout) {
-        put(layout, &region, &mut bytes);
+        put(&region, &mut bytes);
     }
     let dense = |(p, bytes): (&safequant::schemes::Part, Vec<u8>)| {
         (
@@ -161,7 +173,7 @@ fn layouts_are_those_of_the_real_tools_and_read_back() {
             modules += 1;
         }
         let edit = writer
-            .config(&preset, &layouts, &["lm_head".to_owned()])
+            .config(&describe(&preset, &layouts, &["lm_head".to_owned()]))
             .unwrap();
         let config = serde_json::json!({"dtype": "bfloat16", "quantization_config": edit.quantization_config});
         let mut documents =
@@ -223,7 +235,7 @@ fn compressed_tensors_configs_are_those_of_llm_compressor() {
             .and_then(safequant::schemes::Convention::writer)
             .unwrap();
         let edit = writer
-            .config(&preset, &[], &["lm_head".to_owned()])
+            .config(&describe(&preset, &[], &["lm_head".to_owned()]))
             .unwrap();
         let mut ours = Value::from(edit.quantization_config);
         // The group's name is free; the model-free entry point leaves `sparsity_config` out.
@@ -266,7 +278,7 @@ fn gptq_configs_have_the_keys_of_gptqmodel() {
             .unwrap();
         let preset = Preset::by_name("W4A16").unwrap();
         let edit = writer
-            .config(&preset, &[], &["lm_head".to_owned()])
+            .config(&describe(&preset, &[], &["lm_head".to_owned()]))
             .unwrap();
         let ours = Value::from(edit.quantization_config.clone());
         let names = |v: &Value| {
@@ -282,7 +294,9 @@ fn gptq_configs_have_the_keys_of_gptqmodel() {
             serde_json::from_slice::<Value>(&edit.documents[0].1).unwrap(),
             ours
         );
-        let skip = writer.config(&preset, &[], &["a.b".to_owned()]).unwrap();
+        let skip = writer
+            .config(&describe(&preset, &[], &["a.b".to_owned()]))
+            .unwrap();
         assert!(
             skip.quantization_config["dynamic"]
                 .get(r"-:^a\.b$")
@@ -299,6 +313,7 @@ fn a_zero_point_of_zero_is_refused_by_the_first_format_only() {
         codes: vec![1; 8 * 128],
         scales: vec![0.5; 8],
         zeros: vec![3, 0, 5, 7, 1, 2, 9, 15],
+        ..safequant::schemes::CodeTile::default()
     };
     let lay_out = |id| {
         let writer = convention(id)
@@ -393,7 +408,7 @@ fn codes_move_between_conventions_without_loss() {
             tensors.extend(written(bound, &layout, &checkpoint));
             layouts.push(layout);
         }
-        let edit = writer.config(&preset, &layouts, &[]).unwrap();
+        let edit = writer.config(&describe(&preset, &layouts, &[])).unwrap();
         let config = serde_json::json!({"quantization_config": edit.quantization_config});
         let mut documents =
             BTreeMap::from([("config.json".to_owned(), config.to_string().into_bytes())]);

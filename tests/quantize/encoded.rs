@@ -134,6 +134,7 @@ fn split(tensor: &QuantizedTensor, weight: &Weight, tile: &CodeTile) -> Vec<Code
         codes: tile.codes[from * weight.in_features..to * weight.in_features].to_vec(),
         scales: tile.scales[from * per_row..to * per_row].to_vec(),
         zeros: tile.zeros[from * zeros..to * zeros].to_vec(),
+        ..CodeTile::default()
     };
     vec![cut(0, at), cut(at, weight.out_features)]
 }

@@ -8,8 +8,7 @@ use safequant::quantize::{
     Division, NonFinite, Quantizer, RoundToNearest, Rows, ScaleRule, Target,
 };
 use safequant::schemes::{
-    Arithmetic, Code, CodeTile, Granularity, IntegerEncoding, ScaleCoding, ScaleDirection, Scheme,
-    ZeroCoding, ZeroPoint,
+    Code, CodeTile, Granularity, IntegerEncoding, ScaleCoding, Scheme, ZeroCoding, ZeroPoint,
 };
 use serde_json::Value;
 
@@ -39,15 +38,15 @@ pub(super) fn integer(
     scale: Float,
 ) -> Scheme {
     Scheme {
-        code: Code::Integer {
-            bits,
-            encoding: IntegerEncoding::Unsigned,
-        },
-        granularity,
-        scale: ScaleCoding::Float(scale),
-        direction: ScaleDirection::Multiply,
         zero_point,
-        arithmetic: Arithmetic::ScaledDifference,
+        ..Scheme::plain(
+            Code::Integer {
+                bits,
+                encoding: IntegerEncoding::Unsigned,
+            },
+            granularity,
+            ScaleCoding::Float(scale),
+        )
     }
 }
 

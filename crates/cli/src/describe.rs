@@ -9,10 +9,15 @@ pub(crate) fn scheme(scheme: &Scheme) -> String {
     let zero = match scheme.zero_point {
         ZeroPoint::Fixed(_) => "",
         ZeroPoint::Stored(_) => " asym",
+        ZeroPoint::Offset { .. } => " with offsets",
     };
     let scale = match scheme.scale {
         ScaleCoding::Float(float) => float_name(float),
-        ScaleCoding::E8M0 => "E8M0",
+        ScaleCoding::E8M0(_) => "E8M0",
+        ScaleCoding::Minifloat(minifloat) => minifloat_name(minifloat),
+        ScaleCoding::StoredTable => "8-bit codes",
+        ScaleCoding::Integer => "integers",
+        ScaleCoding::One => "1",
     };
     format!(
         "{}{zero}, {}, scale {scale}",
@@ -27,6 +32,8 @@ fn code(code: Code) -> String {
         Code::Minifloat(minifloat) => minifloat_name(minifloat).to_owned(),
         Code::Codebook(Codebook::Nf4) => "nf4".to_owned(),
         Code::Codebook(Codebook::BnbFp4) => "fp4 (bitsandbytes)".to_owned(),
+        Code::StoredCodebook => "code book".to_owned(),
+        Code::Dense(float) => float_name(float).to_owned(),
     }
 }
 
@@ -37,6 +44,8 @@ fn granularity(granularity: Granularity) -> String {
         Granularity::Group { size } => format!("group {size}"),
         Granularity::IndexedGroup { size } => format!("group {size} by index"),
         Granularity::Block { rows, columns } => format!("block {rows}x{columns}"),
+        Granularity::Flat { size } => format!("flat group {size}"),
+        Granularity::Strided { count } => format!("{count} strided groups"),
     }
 }
 

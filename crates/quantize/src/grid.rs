@@ -44,6 +44,11 @@ impl Grid {
             Granularity::Channel => (Some(1), rows.in_features),
             Granularity::Group { size } => (Some(1), saturating_usize(size)),
             Granularity::Block { rows, columns } => (Some(rows.max(1)), saturating_usize(columns)),
+            Granularity::Flat { .. } | Granularity::Strided { .. } => {
+                return Err(Error::UnsupportedScheme {
+                    reason: "groups over flattened rows have no rule yet",
+                });
+            }
             Granularity::IndexedGroup { .. } => {
                 return Err(Error::UnsupportedScheme {
                     reason: "activation order needs an order of the input features, which round-to-nearest does not choose",

@@ -3,6 +3,8 @@
 use safequant_kernels::{Backend, Float};
 use safequant_schemes::{CodeTile, Granularity, Scheme};
 
+pub use safequant_schemes::ScaleRule;
+
 use crate::Error;
 use crate::quantizers::RoundToNearest;
 
@@ -17,17 +19,6 @@ pub struct Target {
     pub division: Division,
     /// What to do with NaN and infinities.
     pub nonfinite: NonFinite,
-}
-
-/// How the reference of a convention chooses scale and zero point from the extremes of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ScaleRule {
-    /// compressed-tensors' `calculate_qparams` (formats: compressed-tensors §5).
-    CompressedTensors,
-    /// `GPTQModel`'s `find_params` (formats: gptq §7).
-    Gptq,
-    /// transformers' `Fp8Quantize` (formats: fp8 §4).
-    FineGrainedFp8,
 }
 
 /// The precision in which a weight is divided by its scale.

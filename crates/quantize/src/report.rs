@@ -82,7 +82,7 @@ pub fn dequantize_tile(
     for (index, cell) in Grid::new(scheme.granularity, rows)?.cells().enumerate() {
         let scale = tile.scales[index];
         let zero = match scheme.zero_point {
-            ZeroPoint::Fixed(zero) => zero,
+            ZeroPoint::Fixed(zero) | ZeroPoint::Offset { zero, form: _ } => zero,
             ZeroPoint::Stored(_) => tile.zeros[index],
         };
         for row in cell.rows.clone() {
@@ -129,7 +129,7 @@ pub fn row_losses(
 
 fn table(code: Code) -> Option<[f32; 256]> {
     match code {
-        Code::Integer { .. } => None,
+        Code::Integer { .. } | Code::StoredCodebook | Code::Dense(_) => None,
         Code::Minifloat(format) => Some(*format.table()),
         Code::Codebook(book) => {
             let values = book.values();

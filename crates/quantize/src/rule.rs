@@ -114,6 +114,16 @@ impl Rule {
                     ScaleRule::FineGrainedFp8 => {
                         return unsupported("the rule of fine-grained FP8 has no integer codes");
                     }
+                    ScaleRule::Awq
+                    | ScaleRule::ModelOpt
+                    | ScaleRule::Bitsandbytes
+                    | ScaleRule::Mlx
+                    | ScaleRule::TorchAo
+                    | ScaleRule::Hqq
+                    | ScaleRule::Quanto
+                    | ScaleRule::ComfyUi
+                    | ScaleRule::Ggml
+                    | ScaleRule::OcpMx => return unsupported("this rule is not there yet"),
                 }
             }
             (Code::Minifloat(Minifloat::E8M0), _) => {
@@ -125,10 +135,12 @@ impl Rule {
             (Code::Minifloat(format), ScaleRule::FineGrainedFp8) => {
                 Reference::FineGrainedFp8 { format }
             }
-            (Code::Minifloat(_), ScaleRule::Gptq) => {
-                return unsupported("the rule of GPTQ has no float codes");
+            (Code::Minifloat(_), _) => {
+                return unsupported("this rule has no float codes");
             }
-            (Code::Codebook(_), _) => return unsupported("code books are not rounded to"),
+            (Code::Codebook(_) | Code::StoredCodebook | Code::Dense(_), _) => {
+                return unsupported("code books are not rounded to");
+            }
         };
         Ok(Rule {
             reference,
@@ -384,6 +396,9 @@ fn integer_range(bits: u32, zero_point: ZeroPoint) -> Result<IntegerRange, Error
         ZeroPoint::Fixed(zero) if zero == symmetric.middle() => Ok(symmetric),
         ZeroPoint::Fixed(_) => Err(Error::UnsupportedScheme {
             reason: "a fixed zero point must be in the middle of the codes",
+        }),
+        ZeroPoint::Offset { .. } => Err(Error::UnsupportedScheme {
+            reason: "float zero points have no rule yet",
         }),
         ZeroPoint::Stored(_) => Ok(IntegerRange {
             bits,

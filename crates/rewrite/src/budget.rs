@@ -1,7 +1,7 @@
 //! How large tiles are, so that everything in flight stays within the memory budget (docs/adr/0005-rewrite-engine.md).
 
 use safequant_container::Checkpoint;
-use safequant_kernels::Backend;
+use safequant_kernels::{Backend, TileOrder};
 use safequant_schemes::{Axes, Decoder, Granularity, QuantizedTensor, Storage, encode};
 
 use crate::Error;
@@ -223,7 +223,9 @@ fn groups_per_row(layout: &QuantizedTensor) -> u64 {
         Granularity::Tensor | Granularity::Channel => return 1,
         Granularity::Group { size }
         | Granularity::IndexedGroup { size }
-        | Granularity::Block { columns: size, .. } => size,
+        | Granularity::Block { columns: size, .. }
+        | Granularity::Flat { size } => size,
+        Granularity::Strided { count } => return count,
     };
     layout.in_features().div_ceil(size.max(1))
 }
@@ -235,7 +237,12 @@ fn constant_bytes(layout: &QuantizedTensor) -> u64 {
             .dtype
             .size_bytes(part.shape.iter().product())
             .unwrap_or(0),
-        Storage::Elements { .. } | Storage::Packed { .. } | Storage::SharedElements { .. } => 0,
+        Storage::Elements { .. }
+        | Storage::Packed { .. }
+        | Storage::SharedElements { .. }
+        | Storage::Tiled { .. }
+        | Storage::Flat { .. }
+        | Storage::Planes { .. } => 0,
     });
     constant.sum()
 }
@@ -243,7 +250,12 @@ fn constant_bytes(layout: &QuantizedTensor) -> u64 {
 fn is_transposed(tensor: &QuantizedTensor) -> bool {
     tensor.parts.iter().any(|part| match part.storage {
         Storage::Elements { axes } | Storage::Packed { axes, .. } => axes == Axes::InOut,
-        Storage::SharedElements { .. } | Storage::PackedConstant { .. } | Storage::Vector => false,
+        Storage::Tiled { tile } => tile.order() == TileOrder::ColumnByColumn,
+        Storage::SharedElements { .. }
+        | Storage::PackedConstant { .. }
+        | Storage::Flat { .. }
+        | Storage::Planes { .. }
+        | Storage::Vector => false,
     })
 }
 

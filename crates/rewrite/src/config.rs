@@ -3,7 +3,7 @@
 use safequant_container::{Checkpoint, Manifest};
 use safequant_kernels::Float;
 use safequant_schemes::ConfigEdit;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{Error, OutputDtype, splice};
 
@@ -23,7 +23,7 @@ const CONVENTION_DOCUMENTS: &[&str] = &[
 ];
 
 /// Keys of `config.json` that say how weights are quantized.
-const CONFIG_KEYS: &[&str] = &["quantization_config", "compression_config"];
+const CONFIG_KEYS: &[&str] = &["quantization_config", "compression_config", "quantization"];
 
 /// Endings of weight files in other formats: they would contradict, or double, what is written.
 const OTHER_WEIGHTS: &[&str] = &[
@@ -66,19 +66,19 @@ pub(crate) fn quantized_documents(
     checkpoint: &Checkpoint,
     edit: ConfigEdit,
 ) -> Result<Vec<(String, Vec<u8>)>, Error> {
-    let value = Value::Object(edit.quantization_config);
+    let mut keys = edit.config;
+    if !edit.quantization_config.is_empty() {
+        let value = Value::Object(edit.quantization_config);
+        keys.insert(CONFIG_KEYS[0].to_owned(), value);
+    }
     let text = if let Some(text) = config_text(checkpoint)? {
-        splice::set(
-            CONFIG,
-            &without_quantization(text)?,
-            0,
-            CONFIG_KEYS[0],
-            &value,
-        )?
+        let mut edited = without_quantization(text)?;
+        for (key, value) in &keys {
+            edited = splice::set(CONFIG, &edited, 0, key, value)?;
+        }
+        edited
     } else {
-        let mut whole = Map::new();
-        whole.insert(CONFIG_KEYS[0].to_owned(), value);
-        format!("{:#}\n", Value::Object(whole))
+        format!("{:#}\n", Value::Object(keys))
     };
     let mut documents = vec![(CONFIG.to_owned(), text.into_bytes())];
     documents.extend(edit.documents);

@@ -176,6 +176,9 @@ pub fn plan_on<'a>(
     .finish(steps)
 }
 
+/// Keys of `__metadata__` that describe the quantization of the source.
+const CONVENTION_METADATA: &[&str] = &["quantization_config", "_quantization_metadata"];
+
 struct Planner<'a, 'b> {
     checkpoint: &'a Checkpoint,
     verb: &'b Verb,
@@ -240,7 +243,11 @@ impl<'a> Planner<'a, '_> {
                 merged.push((key.clone(), value.clone()));
             }
         }
-        merged.retain(|(key, _)| key != "quantization_config");
+        merged.retain(|(key, _)| {
+            let is_new = built.edit.metadata.iter().any(|(new, _)| new == key);
+            !is_new && !CONVENTION_METADATA.contains(&key.as_str())
+        });
+        merged.extend(built.edit.metadata.iter().cloned());
         if merged.iter().all(|(key, _)| key != "format") {
             merged.push(("format".to_owned(), "pt".to_owned()));
         }

@@ -1,7 +1,7 @@
 //! Which module becomes what.
 
 use safequant_quantize::quantizer::{Division, NonFinite};
-use safequant_quantize::{QUANTIZERS, Quantizer, ScaleRule};
+use safequant_quantize::{QUANTIZERS, Quantizer};
 use safequant_schemes::{CONVENTIONS, ConventionWriter, Preset};
 use serde_json::{Value, json};
 
@@ -67,15 +67,6 @@ pub(crate) fn writer(recipe: &QuantizeRecipe) -> Result<&'static dyn ConventionW
         scheme: recipe.preset.name,
         holds: writer.presets().join(", "),
     })
-}
-
-/// Whose way of choosing scales goes with a convention: that of the tool which defines it.
-pub(crate) fn scale_rule(convention: &str) -> ScaleRule {
-    match convention {
-        "gptq" | "gptq_v2" => ScaleRule::Gptq,
-        "fp8" => ScaleRule::FineGrainedFp8,
-        _ => ScaleRule::CompressedTensors,
-    }
 }
 
 /// Everything of a verb that decides about the output, in a form that compares equal exactly when the verbs do.

@@ -4,7 +4,7 @@ use safequant_container::{Checkpoint, Dtype, PlannedTensor, TensorGroup, TensorI
 use safequant_kernels::Float;
 use safequant_quantize::Target;
 use safequant_schemes::scheme::{dtype_of, float_of};
-use safequant_schemes::{ConfigEdit, ConventionWriter, Model, QuantizedTensor};
+use safequant_schemes::{ConfigEdit, ConventionWriter, Model, QuantizedTensor, Written};
 
 use crate::budget::Tiling;
 use crate::select::{Choice, Kind, Selection, fused_groups, is_unoriented_stack, kind};
@@ -345,7 +345,7 @@ impl Builder<'_> {
             })?;
         let target = Target {
             scheme: layout.scheme.clone(),
-            rule: recipe::scale_rule(self.recipe.convention),
+            rule: self.writer.scale_rule(),
             division: self.recipe.division,
             nonfinite: self.recipe.nonfinite,
         };
@@ -373,9 +373,11 @@ impl Builder<'_> {
                 source_name: self.checkpoint.name().to_owned(),
             });
         }
-        let edit = self
-            .writer
-            .config(&self.recipe.preset, &layouts, &self.ignored)?;
+        let edit = self.writer.config(&Written {
+            modules: &layouts,
+            ignored: &self.ignored,
+            preset: Some(&self.recipe.preset),
+        })?;
         let statistics = share_statistics(&mut steps, self.recipe)?;
         self.notes.extend(self.selection.notes());
         self.notes.extend(fused_notes(&layouts, &self.ignored));

@@ -7,7 +7,7 @@ use safequant_container::{Checkpoint, FileWriter, TensorRef};
 use safequant_kernels::{Backend, Float};
 use safequant_quantize::report::row_losses;
 use safequant_quantize::{Loss, Quantizer, Rows, Statistics};
-use safequant_schemes::{Decoder, EncodedRegion, Part, QuantizedTensor, RowsOut, encode};
+use safequant_schemes::{Decoder, EncodedRegion, QuantizedTensor, RowsOut, encode};
 
 use crate::Error;
 use crate::steps::{DenseSource, QuantizeWork, Step, Work};
@@ -152,9 +152,7 @@ impl<'p> StepContext<'p> {
         drop(values);
         let regions = encode::encode(&work.layout, &codes, self.backend)?;
         drop(codes);
-        let pieces = regions
-            .into_iter()
-            .map(|region| self.write_region(work, region));
+        let pieces = regions.into_iter().map(|region| self.write_region(region));
         Ok(Done {
             pieces: pieces.collect::<Result<_, Error>>()?,
             losses,
@@ -183,9 +181,7 @@ impl<'p> StepContext<'p> {
             return Ok(Vec::new());
         };
         let regions = encode::constant_regions(&work.layout).into_iter();
-        regions
-            .map(|region| self.write_region(work, region))
-            .collect()
+        regions.map(|region| self.write_region(region)).collect()
     }
 
     fn as_rows<'v>(
@@ -222,9 +218,8 @@ impl<'p> StepContext<'p> {
         Ok(values)
     }
 
-    fn write_region(&self, work: &QuantizeWork, region: EncodedRegion) -> Result<Piece, Error> {
-        let part = &work.layout.parts[region.part];
-        let row_len = row_len_bytes(part);
+    fn write_region(&self, region: EncodedRegion) -> Result<Piece, Error> {
+        let row_len = region.row_len;
         let width = region.columns.end - region.columns.start;
         let offset = region.rows.start * row_len + region.columns.start;
         let n_rows = region.rows.end - region.rows.start;
@@ -296,12 +291,6 @@ pub(crate) fn digest_tensor(
         at += n as u64;
     }
     Ok(())
-}
-
-/// Bytes of a row of a part seen as a matrix of its leading dimensions times its last one.
-fn row_len_bytes(part: &Part) -> u64 {
-    let columns = part.shape.last().copied().unwrap_or(1);
-    part.dtype.size_bytes(columns).unwrap_or(0)
 }
 
 impl Step {

@@ -257,7 +257,7 @@ mod tests {
             rows: 0..2,
             codes: vec![1, 2, 3, 4, 5, 6],
             scales: vec![0.5, 0.25],
-            zeros: Vec::new(),
+            ..CodeTile::default()
         };
         assert_eq!(codes(&tile, 3).expect("whole rows")[[1, 0]], 4);
         assert!((scales(&tile, 1).expect("whole rows")[[1, 0]] - 0.25).abs() < f32::EPSILON);

@@ -24,6 +24,8 @@ pub(crate) fn part(role: Role, info: &TensorInfo, storage: Storage) -> Part {
         dtype: info.dtype,
         shape: info.shape.clone(),
         storage,
+        extent: None,
+        content: None,
     }
 }
 
@@ -79,5 +81,31 @@ pub(crate) fn planned(
         dtype,
         shape,
         storage,
+        extent: None,
+        content: None,
     }
+}
+
+#[expect(dead_code, reason = "for the conventions that have marker tensors")]
+/// A planned part whose bytes follow from the layout alone.
+pub(crate) fn constant(name: String, dtype: Dtype, shape: Vec<u64>, content: Vec<u8>) -> Part {
+    Part {
+        content: Some(content),
+        ..planned(Role::Auxiliary, name, dtype, shape, Storage::Vector)
+    }
+}
+
+/// The rows and columns of a matrix; stacks are refused with the reason that writers give.
+pub(crate) fn matrix_only(
+    convention: &'static str,
+    module: &str,
+    shape: &[u64],
+    wanted: &str,
+) -> Result<[u64; 2], Error> {
+    <[u64; 2]>::try_from(shape).map_err(|_| Error::CannotWrite {
+        convention,
+        module: module.to_owned(),
+        preset: wanted.to_owned(),
+        reason: "stacked experts must be written one by one".to_owned(),
+    })
 }

@@ -3,7 +3,7 @@
 use safequant_kernels::Float;
 use serde_json::{Map, Value};
 
-use crate::{Error, Headers, Preset, QuantizedTensor};
+use crate::{Error, Headers, Preset, QuantizedTensor, ScaleRule};
 
 /// A toolchain's spelling. A convention is a unit struct in a folder of its own; it imports no other convention and no
 /// kernel, and it never computes on weights.
@@ -50,6 +50,9 @@ pub trait Recognized {
 
 /// How a convention is written.
 pub trait ConventionWriter: Sync {
+    /// The id of the convention written.
+    fn id(&self) -> &'static str;
+
     /// The parts that a module becomes: names, dtypes, exact shapes, in terms of the neutral model.
     ///
     /// `preset` says what is wanted (group size and the like already resolved); `source` is the dtype of the dense weight.
@@ -64,21 +67,45 @@ pub trait ConventionWriter: Sync {
         source: Float,
     ) -> Result<QuantizedTensor, Error>;
 
-    /// The `quantization_config` (and further documents) that go with the modules written.
+    /// The layout for codes that are already there: what in this convention holds as much of `source` as can be held
+    /// (its codes, granularity, zero points, group index; scales in the dtype that readers of this convention expect).
+    /// Whether the result is exact is not decided here but by comparing the two tensors.
     ///
-    /// `ignored`: linear modules left dense.
+    /// A tensor of this very convention must come out as it went in: same parts, names, shapes, storage and `content`.
+    ///
+    /// # Errors
+    /// If the convention cannot hold it in any form; says why and what could.
+    fn lay_out_like(&self, source: &QuantizedTensor) -> Result<QuantizedTensor, Error> {
+        Err(Error::CannotWrite {
+            convention: self.id(),
+            module: source.module.clone(),
+            preset: format!("{:?}", source.scheme.code),
+            reason: "it cannot take over the codes of another tensor".to_owned(),
+        })
+    }
+
+    /// The documents (and `__metadata__`) that go with the modules written.
     ///
     /// # Errors
     /// If one config cannot describe them.
-    fn config(
-        &self,
-        preset: &Preset,
-        modules: &[QuantizedTensor],
-        ignored: &[String],
-    ) -> Result<ConfigEdit, Error>;
+    fn config(&self, written: &Written<'_>) -> Result<ConfigEdit, Error>;
 
     /// Presets by name that this convention can hold.
     fn presets(&self) -> &'static [&'static str];
+
+    /// Whose way of choosing scales goes with this convention: that of the tool which defines it.
+    fn scale_rule(&self) -> ScaleRule;
+}
+
+/// What was written, for the documents that describe it.
+#[derive(Clone, Copy, Debug)]
+pub struct Written<'a> {
+    /// The modules, as laid out. One of them may differ from the next in everything.
+    pub modules: &'a [QuantizedTensor],
+    /// Linear modules left dense.
+    pub ignored: &'a [String],
+    /// What was asked for, when quantizing; converting has none.
+    pub preset: Option<&'a Preset>,
 }
 
 /// What a writer wants in the documents beside the weights.
@@ -88,6 +115,10 @@ pub struct ConfigEdit {
     pub quantization_config: Map<String, Value>,
     /// Further documents by file name (`quantize_config.json`).
     pub documents: Vec<(String, Vec<u8>)>,
+    /// Entries of the shards' `__metadata__`.
+    pub metadata: Vec<(String, String)>,
+    /// Further keys at the top of `config.json` (MLX's `quantization`).
+    pub config: Map<String, Value>,
 }
 
 /// Every convention, in the order in which evidence is looked for.

@@ -1,59 +1,37 @@
-//! From stored parts to rows of dense floats: the only reader of weights.
+//! From stored parts to codes and scales, and on to rows of dense floats: the only reader of weights.
 
 use std::ops::Range;
 
 use safequant_container::{Checkpoint, Dtype, TensorRef};
-use safequant_kernels::{Backend, Float, Minifloat};
+use safequant_kernels::{Backend, Float};
 
-use crate::grid::{Stored, WordShift, grid_of, scale_rows, segments, to_u64, to_usize};
+use crate::arithmetic::{Dequantizer, Extras, code_bytes};
+use crate::storage::{
+    Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64, to_usize,
+};
 use crate::{
-    Arithmetic, Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role,
-    ScaleCoding, ScaleDirection, ZeroCoding, ZeroPoint,
+    Code, CodeTile, ColumnFactor, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role,
+    ScaleCoding, SuperScale, ZeroCoding, ZeroPoint,
 };
 
-/// Decodes rows of one quantized tensor. Holds what every row needs (the group index), never more.
+pub use crate::arithmetic::RowsOut;
+
+/// Decodes rows of one quantized tensor. Holds what every row needs (the group index, code books, low-rank factors), never
+/// more.
 pub struct Decoder<'a> {
     /// What is decoded.
     pub tensor: &'a QuantizedTensor,
     backend: &'static Backend,
     codes: Located<'a>,
-    scale: Located<'a>,
+    scale: Option<Located<'a>>,
     zero: Option<(Located<'a>, ZeroCoding)>,
-    /// Group of each input feature, unless groups are consecutive.
-    index: Option<GroupOrder>,
-    table: Option<&'static [f32; 256]>,
+    offset: Option<Located<'a>>,
+    super_scale: Option<Located<'a>>,
+    scale_table: Option<Box<[f32; 256]>>,
+    dequantizer: Dequantizer,
     in_features: usize,
     /// Columns of the scale grid.
     n_groups: usize,
-}
-
-/// A group index and the same thing sorted, so that a group is one kernel call.
-struct GroupOrder {
-    /// Group of each input feature.
-    index: Vec<u32>,
-    /// Input features by group, ascending within a group.
-    order: Vec<usize>,
-    /// Members of each group.
-    lens: Vec<usize>,
-}
-
-impl GroupOrder {
-    fn new(index: Vec<u32>, n_groups: usize) -> Self {
-        let mut order: Vec<usize> = (0..index.len()).collect();
-        order.sort_by_key(|&k| index[k]);
-        let mut lens = vec![0; n_groups];
-        for &group in &index {
-            lens[group as usize] += 1;
-        }
-        Self { index, order, lens }
-    }
-}
-
-/// Buffers for one row in group order.
-#[derive(Default)]
-struct Sorted {
-    codes: Vec<u8>,
-    values: Vec<f32>,
 }
 
 /// A part and where its grids lie.
@@ -63,17 +41,9 @@ struct Located<'a> {
     bytes: TensorRef<'a>,
 }
 
-/// Where decoded rows go.
-pub enum RowsOut<'a> {
-    /// F32 values: products before any rounding to a narrower type.
-    F32(&'a mut [f32]),
-    /// Little-endian bytes of a dense float type. In the tensor's `reference_dtype` they are the reference's bits; in
-    /// another one the F32 values, rounded once.
-    Bytes(Float, &'a mut [u8]),
-}
-
 impl<'a> Decoder<'a> {
-    /// Prepares to decode: checks the shapes of all parts against the scheme, reads and checks the group index.
+    /// Prepares to decode: checks the shapes of all parts against the scheme, reads and checks the group index and other
+    /// small parts.
     ///
     /// # Errors
     /// A part with a wrong dtype or shape, a group index out of range: names module, part, expected, found.
@@ -82,37 +52,70 @@ impl<'a> Decoder<'a> {
         checkpoint: &'a Checkpoint,
         backend: &'static Backend,
     ) -> Result<Self, Error> {
-        let zero = match tensor.scheme.zero_point {
-            ZeroPoint::Fixed(_) => None,
-            ZeroPoint::Stored(coding) => {
-                Some((locate(tensor, Role::ZeroPoint, checkpoint)?, coding))
-            }
+        let find = |role| locate(tensor, role, checkpoint);
+        let (zero, offset) = match tensor.scheme.zero_point {
+            ZeroPoint::Fixed(_) => (None, None),
+            ZeroPoint::Stored(coding) => (Some((find(Role::ZeroPoint)?, coding)), None),
+            ZeroPoint::Offset { .. } => (None, Some(find(Role::Offset)?)),
         };
-        let scale = locate(tensor, Role::Scale, checkpoint)?;
-        check_scale_dtype(tensor, scale.part)?;
-        let table = match tensor.scheme.code {
-            Code::Integer { .. } => None,
-            Code::Minifloat(m) => Some(m.table()),
-            Code::Codebook(book) => Some(book.table()),
+        let scale = match tensor.scheme.scale {
+            ScaleCoding::One => None,
+            ScaleCoding::Float(_)
+            | ScaleCoding::E8M0(_)
+            | ScaleCoding::Minifloat(_)
+            | ScaleCoding::StoredTable
+            | ScaleCoding::Integer => Some(find(Role::Scale)?),
         };
-        let n_groups = grid_of(tensor, Role::Scale)?.columns;
-        let index = read_index(tensor, checkpoint)?;
+        if let Some(scale) = &scale {
+            check_scale_dtype(tensor, scale.part)?;
+        }
+        let super_scale = match tensor.scheme.super_scale {
+            SuperScale::None => None,
+            SuperScale::Multiply
+            | SuperScale::Divide
+            | SuperScale::Nested { .. }
+            | SuperScale::Grouped { .. }
+            | SuperScale::Channel => Some(find(Role::SuperScale)?),
+        };
+        for float in [&offset, &super_scale].into_iter().flatten() {
+            float_dtype(tensor, float.part)?;
+        }
+        let reader = SmallParts {
+            tensor,
+            checkpoint,
+            backend,
+        };
+        let scale_table = match tensor.scheme.scale {
+            ScaleCoding::StoredTable => Some(Box::new(reader.array(Role::ScaleTable)?)),
+            ScaleCoding::One
+            | ScaleCoding::Float(_)
+            | ScaleCoding::E8M0(_)
+            | ScaleCoding::Minifloat(_)
+            | ScaleCoding::Integer => None,
+        };
         Ok(Self {
             tensor,
             backend,
-            codes: locate(tensor, Role::Codes, checkpoint)?,
+            codes: find(Role::Codes)?,
             scale,
             zero,
-            index: index.map(|i| GroupOrder::new(i, n_groups)),
-            n_groups,
-            table,
+            offset,
+            super_scale,
+            scale_table,
+            dequantizer: Dequantizer::new(tensor, reader.extras()?, backend)?,
             in_features: to_usize(&tensor.module, "a row", tensor.in_features())?,
+            n_groups: grid_of(tensor, Role::Scale)?.columns,
         })
     }
 
     /// The group of each input feature, where groups are not consecutive: activation order.
     pub fn group_index(&self) -> Option<&[u32]> {
-        self.index.as_ref().map(|i| i.index.as_slice())
+        self.dequantizer.group_index()
+    }
+
+    /// What turns this tensor's tiles into values.
+    pub fn dequantizer(&self) -> &Dequantizer {
+        &self.dequantizer
     }
 
     /// Rows between two places where decoding can start without reading a stored word twice: tiles should be multiples.
@@ -124,22 +127,45 @@ impl<'a> Decoder<'a> {
     /// Bytes of scratch that decoding `n_rows` at once allocates, output excluded: what a memory budget must count.
     pub fn scratch_bytes(&self, n_rows: u64) -> u64 {
         let columns = to_u64(self.in_features);
-        let scales = n_rows.saturating_mul(to_u64(self.n_groups));
+        let groups = self.scale_rows_of(n_rows);
+        let scales = groups.saturating_mul(to_u64(self.n_groups));
+        let floats = |part: &Option<Located<'_>>, rows: u64| {
+            part.as_ref().map_or(0, |p| p.stored.scratch_bytes(rows))
+        };
         let zero = self.zero.as_ref().map_or(0, |(z, _)| {
             z.stored
-                .scratch_bytes(n_rows)
+                .scratch_bytes(groups)
                 .saturating_add(scales.saturating_mul(8))
         });
-        // Codes, and once more when rows of several matrices are put together; scales raw and as F32; lines in F32, rounded
-        // and in group order.
+        // Codes, and once more when rows of several matrices are put together; scales raw, as F32 and with their
+        // super-scales; lines in F32, rounded and in group order.
+        let width = to_u64(code_bytes(self.tensor.scheme.code));
         self.codes
             .stored
             .scratch_bytes(n_rows)
-            .saturating_add(n_rows.saturating_mul(columns))
-            .saturating_add(self.scale.stored.scratch_bytes(n_rows))
-            .saturating_add(scales.saturating_mul(8))
+            .saturating_add(n_rows.saturating_mul(columns).saturating_mul(width))
+            .saturating_add(floats(&self.scale, groups))
+            .saturating_add(floats(&self.offset, groups))
+            .saturating_add(floats(&self.super_scale, groups))
+            .saturating_add(scales.saturating_mul(24))
             .saturating_add(zero)
             .saturating_add(columns.saturating_mul(20))
+    }
+
+    /// At most so many rows of the scale grid belong to `n_rows` rows.
+    fn scale_rows_of(&self, n_rows: u64) -> u64 {
+        match self.tensor.scheme.granularity {
+            Granularity::Flat { size } => {
+                let elements = n_rows.saturating_mul(to_u64(self.in_features));
+                (elements / size.max(1)).saturating_add(2)
+            }
+            Granularity::Tensor
+            | Granularity::Channel
+            | Granularity::Group { .. }
+            | Granularity::IndexedGroup { .. }
+            | Granularity::Block { .. }
+            | Granularity::Strided { .. } => n_rows,
+        }
     }
 
     /// Codes, scales and zero points of rows `rows` of the stack, in the neutral form; scales as stored (see
@@ -153,9 +179,22 @@ impl<'a> Decoder<'a> {
             ..CodeTile::default()
         };
         for (matrix, local) in segments(&self.tensor.module, &rows, self.tensor.out_features())? {
-            let groups = scale_rows(self.tensor.scheme.granularity, &local);
+            let scheme = &self.tensor.scheme;
+            let groups = scale_rows(scheme.granularity, &local, self.in_features);
             append(&mut tile.codes, self.read_codes(matrix, &local)?);
-            append(&mut tile.scales, self.read_scales(matrix, &groups)?);
+            if let Some(scale) = &self.scale {
+                append(&mut tile.scales, self.read_scales(scale, matrix, &groups)?);
+            }
+            if let Some(offset) = &self.offset {
+                append(
+                    &mut tile.offsets,
+                    self.read_floats(offset, matrix, &groups)?,
+                );
+            }
+            if let Some(part) = &self.super_scale {
+                let rows = super_rows(scheme.super_scale, &groups, self.n_groups);
+                append(&mut tile.supers, self.read_floats(part, matrix, &rows)?);
+            }
             if let Some((zero, coding)) = &self.zero {
                 append(
                     &mut tile.zeros,
@@ -200,25 +239,43 @@ impl<'a> Decoder<'a> {
         Ok(entries)
     }
 
-    fn read_scales(&self, matrix: u64, rows: &Range<usize>) -> Result<Vec<f32>, Error> {
-        let raw = self.scale.stored.read(
-            self.scale.bytes,
-            matrix,
-            rows,
-            self.backend,
-            WordShift::None,
-        )?;
-        Ok(match self.tensor.scheme.scale {
-            ScaleCoding::Float(float) => {
-                let mut scales = vec![0.0; raw.len() / float.size_bytes()];
-                (self.backend.widen)(float, &raw, &mut scales);
-                scales
+    fn read_scales(
+        &self,
+        scale: &Located<'_>,
+        matrix: u64,
+        rows: &Range<usize>,
+    ) -> Result<Vec<f32>, Error> {
+        let of_bytes = |decode: &dyn Fn(u8) -> f32| -> Result<Vec<f32>, Error> {
+            let stored = &scale.stored;
+            let raw = stored.read(scale.bytes, matrix, rows, self.backend, WordShift::None)?;
+            Ok(raw.into_iter().map(decode).collect())
+        };
+        match self.tensor.scheme.scale {
+            ScaleCoding::Float(_) => self.read_floats(scale, matrix, rows),
+            ScaleCoding::E8M0(rule) => of_bytes(&|b| rule.decode(b)),
+            ScaleCoding::Minifloat(format) => of_bytes(&|b| format.table()[usize::from(b)]),
+            ScaleCoding::StoredTable => {
+                let table = self.scale_table.as_deref();
+                of_bytes(&|b| table.map_or(f32::NAN, |t| t[usize::from(b)]))
             }
-            ScaleCoding::E8M0 => {
-                let table = Minifloat::E8M0.table();
-                raw.iter().map(|&b| table[usize::from(b)]).collect()
-            }
-        })
+            ScaleCoding::Integer => of_bytes(&|b| f32::from(b)),
+            ScaleCoding::One => Ok(Vec::new()),
+        }
+    }
+
+    /// Elements of a dense float dtype.
+    fn read_floats(
+        &self,
+        part: &Located<'_>,
+        matrix: u64,
+        rows: &Range<usize>,
+    ) -> Result<Vec<f32>, Error> {
+        let float = float_dtype(self.tensor, part.part)?;
+        let stored = &part.stored;
+        let raw = stored.read(part.bytes, matrix, rows, self.backend, WordShift::None)?;
+        let mut values = vec![0.0; raw.len() / float.size_bytes()];
+        (self.backend.widen)(float, &raw, &mut values);
+        Ok(values)
     }
 
     fn read_zeros(
@@ -256,150 +313,9 @@ impl<'a> Decoder<'a> {
     /// # Panics
     /// If `out` has not exactly the length of the rows.
     pub fn rows(&self, rows: Range<u64>, out: RowsOut<'_>) -> Result<(), Error> {
-        let n_rows = to_usize(
-            &self.tensor.module,
-            "a tile",
-            rows.end.saturating_sub(rows.start),
-        )?;
-        let mut tile = self.codes(rows)?;
-        if let Arithmetic::RoundedScale(float) = self.tensor.scheme.arithmetic {
-            let mut rounded = vec![0; tile.scales.len() * float.size_bytes()];
-            (self.backend.round)(float, &tile.scales, &mut rounded);
-            (self.backend.widen)(float, &rounded, &mut tile.scales);
-        }
-        let columns = self.in_features;
-        let n_values = n_rows * columns;
-        let mut sorted = Sorted::default();
-        match out {
-            RowsOut::F32(values) => {
-                assert_eq!(
-                    values.len(),
-                    n_values,
-                    "the output is not as long as the rows"
-                );
-                self.each_row(&tile, |i, row| {
-                    self.row(&tile, row, i, &mut sorted, line(values, i, columns));
-                })?;
-            }
-            RowsOut::Bytes(float, bytes) => {
-                let size = float.size_bytes();
-                assert_eq!(
-                    bytes.len(),
-                    n_values * size,
-                    "the output is not as long as the rows"
-                );
-                let mut values = vec![0.0; columns];
-                self.each_row(&tile, |i, row| {
-                    self.row(&tile, row, i, &mut sorted, &mut values);
-                    self.finish(float, &mut values, line(bytes, i, columns * size));
-                })?;
-            }
-        }
-        Ok(())
+        let tile = self.codes(rows)?;
+        self.dequantizer.tile(&tile, out)
     }
-
-    /// Calls `f` with each row of the tile and the row of its scales in the tile.
-    fn each_row(&self, tile: &CodeTile, mut f: impl FnMut(usize, usize)) -> Result<(), Error> {
-        if self.in_features == 0 {
-            return Ok(());
-        }
-        let granularity = self.tensor.scheme.granularity;
-        let (mut at, mut base) = (0, 0);
-        for (_, local) in segments(&self.tensor.module, &tile.rows, self.tensor.out_features())? {
-            let groups = scale_rows(granularity, &local);
-            for row in local {
-                let group = scale_rows(granularity, &(row..row + 1)).start;
-                f(at, base + group - groups.start);
-                at += 1;
-            }
-            base += groups.len();
-        }
-        Ok(())
-    }
-
-    /// One row: `scale_row` counts rows of scales in the tile, `i` rows of codes.
-    fn row(
-        &self,
-        tile: &CodeTile,
-        scale_row: usize,
-        i: usize,
-        sorted: &mut Sorted,
-        out: &mut [f32],
-    ) {
-        let codes = &tile.codes[i * self.in_features..(i + 1) * self.in_features];
-        let cut = scale_row * self.n_groups..(scale_row + 1) * self.n_groups;
-        let scales = &tile.scales[cut.clone()];
-        let zeros = tile.zeros.get(cut).unwrap_or(&[]);
-        let zero = |group: usize| match self.tensor.scheme.zero_point {
-            ZeroPoint::Fixed(value) => value,
-            ZeroPoint::Stored(_) => zeros[group],
-        };
-        let Some(groups) = &self.index else {
-            let size = self.group_columns();
-            for (group, (codes, out)) in codes.chunks(size).zip(out.chunks_mut(size)).enumerate() {
-                self.group(codes, zero(group), scales[group], out);
-            }
-            return;
-        };
-        sorted.codes.clear();
-        sorted.codes.extend(groups.order.iter().map(|&k| codes[k]));
-        sorted.values.resize(codes.len(), 0.0);
-        let mut at = 0;
-        for (group, &len) in groups.lens.iter().enumerate() {
-            let cut = at..at + len;
-            let out = &mut sorted.values[cut.clone()];
-            self.group(&sorted.codes[cut], zero(group), scales[group], out);
-            at += len;
-        }
-        for (&k, &value) in groups.order.iter().zip(&sorted.values) {
-            out[k] = value;
-        }
-    }
-
-    /// Consecutive input features with one scale.
-    fn group_columns(&self) -> usize {
-        let size = match self.tensor.scheme.granularity {
-            Granularity::Tensor | Granularity::Channel => u64::MAX,
-            Granularity::Group { size } | Granularity::IndexedGroup { size } => size,
-            Granularity::Block { columns, .. } => columns,
-        };
-        usize::try_from(size).unwrap_or(usize::MAX).max(1)
-    }
-
-    /// Values with one scale and zero.
-    fn group(&self, codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) {
-        let factor = match self.tensor.scheme.direction {
-            ScaleDirection::Multiply => scale,
-            ScaleDirection::Divide => 1.0,
-        };
-        match self.table {
-            Some(table) => (self.backend.dequantize_table)(codes, table, factor, out),
-            None => (self.backend.dequantize_integer)(codes, zero, factor, out),
-        }
-        if self.tensor.scheme.direction == ScaleDirection::Divide {
-            for value in out {
-                *value /= scale;
-            }
-        }
-    }
-
-    /// Rounds one row.
-    fn finish(&self, float: Float, values: &mut [f32], out: &mut [u8]) {
-        if let Arithmetic::RoundedTo(first) = self.tensor.scheme.arithmetic
-            && float == self.tensor.reference_dtype
-            && first != float
-        {
-            let mut rounded = vec![0; values.len() * first.size_bytes()];
-            (self.backend.round)(first, values, &mut rounded);
-            (self.backend.widen)(first, &rounded, values);
-        }
-        (self.backend.round)(float, values, out);
-    }
-}
-
-/// Row `i` of a matrix with rows of `len`.
-fn line<T>(values: &mut [T], i: usize, len: usize) -> &mut [T] {
-    &mut values[i * len..(i + 1) * len]
 }
 
 /// Moves `more` behind `to`, without a copy where `to` is empty.
@@ -415,7 +331,7 @@ fn append<T>(to: &mut Vec<T>, mut more: Vec<T>) {
 pub(crate) fn integer_bits(tensor: &QuantizedTensor) -> u32 {
     match tensor.scheme.code {
         Code::Integer { bits, .. } => bits,
-        Code::Minifloat(_) | Code::Codebook(_) => 8,
+        Code::Minifloat(_) | Code::Codebook(_) | Code::StoredCodebook | Code::Dense(_) => 8,
     }
 }
 
@@ -461,7 +377,12 @@ fn locate<'a>(
 fn check_scale_dtype(tensor: &QuantizedTensor, part: &Part) -> Result<(), Error> {
     let fits = match tensor.scheme.scale {
         ScaleCoding::Float(float) => crate::scheme::float_of(part.dtype) == Some(float),
-        ScaleCoding::E8M0 => matches!(part.dtype, Dtype::F8E8M0 | Dtype::U8),
+        ScaleCoding::E8M0(_) => matches!(part.dtype, Dtype::F8E8M0 | Dtype::U8),
+        ScaleCoding::Minifloat(format) => {
+            part.dtype == Dtype::U8 || crate::scheme::minifloat_of(part.dtype) == Some(format)
+        }
+        ScaleCoding::StoredTable | ScaleCoding::Integer => part.dtype == Dtype::U8,
+        ScaleCoding::One => true,
     };
     if fits {
         return Ok(());
@@ -472,6 +393,75 @@ fn check_scale_dtype(tensor: &QuantizedTensor, part: &Part) -> Result<(), Error>
         expected: format!("{:?}", tensor.scheme.scale),
         found: part.dtype,
     })
+}
+
+/// The float type of a part that holds dense floats.
+pub(crate) fn float_dtype(tensor: &QuantizedTensor, part: &Part) -> Result<Float, Error> {
+    crate::scheme::float_of(part.dtype).ok_or_else(|| Error::PartDtype {
+        module: tensor.module.clone(),
+        part: part.name.clone(),
+        expected: "F32, F16 or BF16".to_owned(),
+        found: part.dtype,
+    })
+}
+
+/// Reads the parts that are held as long as the tensor is.
+struct SmallParts<'a> {
+    tensor: &'a QuantizedTensor,
+    checkpoint: &'a Checkpoint,
+    backend: &'static Backend,
+}
+
+impl SmallParts<'_> {
+    fn extras(&self) -> Result<Extras, Error> {
+        let scheme = &self.tensor.scheme;
+        let codebook = match scheme.code {
+            Code::StoredCodebook => Some(self.array(Role::Codebook)?),
+            Code::Integer { .. } | Code::Minifloat(_) | Code::Codebook(_) | Code::Dense(_) => None,
+        };
+        let columns = match scheme.basis.columns {
+            ColumnFactor::None => Vec::new(),
+            ColumnFactor::Multiply | ColumnFactor::Divide => self.floats(Role::ColumnFactor)?,
+        };
+        let (up, down) = if scheme.basis.rank == 0 {
+            (Vec::new(), Vec::new())
+        } else {
+            (
+                self.floats(Role::LowRankUp)?,
+                self.floats(Role::LowRankDown)?,
+            )
+        };
+        Ok(Extras {
+            group_index: read_index(self.tensor, self.checkpoint)?,
+            codebook,
+            columns,
+            up,
+            down,
+        })
+    }
+
+    /// All entries of a part of dense floats.
+    fn floats(&self, role: Role) -> Result<Vec<f32>, Error> {
+        let part = locate(self.tensor, role, self.checkpoint)?;
+        let float = float_dtype(self.tensor, part.part)?;
+        let rows = 0..grid_of(self.tensor, role)?.rows;
+        let stored = &part.stored;
+        let raw = stored.read(part.bytes, 0, &rows, self.backend, WordShift::None)?;
+        let mut values = vec![0.0; raw.len() / float.size_bytes()];
+        (self.backend.widen)(float, &raw, &mut values);
+        Ok(values)
+    }
+
+    fn array<const N: usize>(&self, role: Role) -> Result<[f32; N], Error> {
+        let values = self.floats(role)?;
+        let found = values.len();
+        <[f32; N]>::try_from(values).map_err(|_| Error::PartShape {
+            module: self.tensor.module.clone(),
+            part: format!("the part for {role:?}"),
+            expected: format!("{N} values"),
+            found: vec![to_u64(found)],
+        })
+    }
 }
 
 /// The group index of an act-order module; `None` where groups are consecutive, be it by declaration or by content.

@@ -3,35 +3,24 @@
 use std::ops::Range;
 
 use safequant_container::Dtype;
-use safequant_kernels::{Backend, Minifloat, NanRule, OverflowRule};
+use safequant_kernels::{Backend, NanRule, OverflowRule};
 
+use crate::arithmetic::code_bytes;
 use crate::decode::integer_bits;
-use crate::grid::{Stored, WordShift, grid_of, scale_rows, segments, to_u64};
+use crate::storage::{Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64};
 use crate::{
-    Code, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role, ScaleCoding, Storage,
-    ZeroCoding, ZeroPoint,
+    Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role, ScaleCoding,
+    Storage, SuperScale, ZeroCoding, ZeroPoint,
 };
-
-/// Codes, scales and zero points of some rows, in the neutral form.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct CodeTile {
-    /// Rows of the stack.
-    pub rows: Range<u64>,
-    /// Codes in unsigned form (integers) or as bit patterns (minifloats, code books): `[rows, in_features]`.
-    pub codes: Vec<u8>,
-    /// Scales as numbers that the stored dtype holds exactly: `[row groups, in groups]` of the tile (one entry for
-    /// per-tensor granularity; one row of entries per block row for blocks). Matrices of a stack stand one after the other.
-    pub scales: Vec<f32>,
-    /// Zeros of the unsigned form, laid out as `scales`; empty where the zero point is fixed.
-    pub zeros: Vec<i32>,
-}
 
 /// Bytes for a rectangle of one stored part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodedRegion {
     /// Index into `QuantizedTensor::parts`.
     pub part: usize,
-    /// Rows of the part seen as a matrix of its leading dimensions times its last one.
+    /// Bytes of a row of the part, which is seen as a matrix of that many bytes in a row (not always its last dimension).
+    pub row_len: u64,
+    /// Rows of that matrix.
     pub rows: Range<u64>,
     /// Bytes within each of those rows.
     pub columns: Range<u64>,
@@ -40,28 +29,68 @@ pub struct EncodedRegion {
 }
 
 /// Tiles handed to [`encode`] must begin at multiples of this many rows (within each matrix), so that no two tiles share
-/// a stored word or a block.
+/// a stored word, a block or a super-scale.
 pub fn row_unit(tensor: &QuantizedTensor) -> u64 {
-    let block = match tensor.scheme.granularity {
-        Granularity::Block { rows, .. } => rows.max(1),
+    let scheme = &tensor.scheme;
+    let columns = tensor.in_features();
+    // Rows after which a run of `n` elements of the flattened matrix is complete.
+    let rows_of = |n: u64| least_common_multiple(n, columns) / columns.max(1);
+    let (block, scales) = match scheme.granularity {
+        Granularity::Block { rows, .. } => (rows.max(1), rows.max(1)),
+        Granularity::Flat { size } => {
+            let nested = match scheme.super_scale {
+                SuperScale::Nested { size, offset: _ } => size.max(1),
+                SuperScale::None
+                | SuperScale::Multiply
+                | SuperScale::Divide
+                | SuperScale::Grouped { .. }
+                | SuperScale::Channel => 1,
+            };
+            (rows_of(size.max(1).saturating_mul(nested)), 1)
+        }
+        Granularity::Strided { .. } => (tensor.out_features().max(1), 1),
         Granularity::Tensor
         | Granularity::Channel
         | Granularity::Group { .. }
-        | Granularity::IndexedGroup { .. } => 1,
+        | Granularity::IndexedGroup { .. } => (1, 1),
     };
-    let is_whole = tensor.scheme.granularity == Granularity::Tensor;
     let parts = tensor.parts.iter().filter(|p| is_streamed(p, tensor));
     parts
         .filter_map(|part| {
-            let unit = to_u64(Stored::new(tensor, part).ok()?.row_unit());
+            let unit = to_u64(Stored::new(tensor, part).ok()?.write_unit());
             // Rows of the scale grid are blocks of rows, or a single one for the whole matrix.
-            if part.role == Role::Codes {
-                Some(unit)
-            } else {
-                (!is_whole).then(|| unit.saturating_mul(block))
-            }
+            let scale = if part.role == Role::Codes { 1 } else { scales };
+            is_per_row(part.role, tensor).then(|| unit.saturating_mul(scale))
         })
         .fold(block, least_common_multiple)
+}
+
+/// Whether rows of the grid of this role go with rows of the weight.
+fn is_per_row(role: Role, tensor: &QuantizedTensor) -> bool {
+    let scheme = &tensor.scheme;
+    match role {
+        Role::Codes => true,
+        Role::SuperScale => matches!(
+            scheme.super_scale,
+            SuperScale::Grouped { .. } | SuperScale::Channel
+        ),
+        Role::Scale | Role::ZeroPoint | Role::Offset => match scheme.granularity {
+            Granularity::Channel
+            | Granularity::Group { .. }
+            | Granularity::IndexedGroup { .. }
+            | Granularity::Block { .. } => true,
+            Granularity::Tensor | Granularity::Flat { .. } | Granularity::Strided { .. } => false,
+        },
+        Role::GroupIndex
+        | Role::ScaleTable
+        | Role::Codebook
+        | Role::ColumnFactor
+        | Role::LowRankUp
+        | Role::LowRankDown
+        | Role::Mask
+        | Role::Shape
+        | Role::Auxiliary => false,
+    }
 }
 
 fn least_common_multiple(a: u64, b: u64) -> u64 {
@@ -73,11 +102,22 @@ fn least_common_multiple(a: u64, b: u64) -> u64 {
 }
 
 /// Whether tiles fill the part.
-fn is_streamed(part: &Part, tensor: &QuantizedTensor) -> bool {
+pub(crate) fn is_streamed(part: &Part, tensor: &QuantizedTensor) -> bool {
+    if part.content.is_some() {
+        return false;
+    }
     match part.role {
-        Role::Codes | Role::Scale => true,
+        Role::Codes | Role::Scale | Role::Offset | Role::SuperScale => true,
         Role::ZeroPoint => matches!(tensor.scheme.zero_point, ZeroPoint::Stored(_)),
-        Role::GroupIndex | Role::Shape | Role::Auxiliary => false,
+        Role::GroupIndex
+        | Role::ScaleTable
+        | Role::Codebook
+        | Role::ColumnFactor
+        | Role::LowRankUp
+        | Role::LowRankDown
+        | Role::Mask
+        | Role::Shape
+        | Role::Auxiliary => false,
     }
 }
 
@@ -102,39 +142,98 @@ pub fn encode(
         .filter(|(_, part)| is_streamed(part, tensor))
         .map(|(i, part)| Ok((i, part, Stored::new(tensor, part)?)))
         .collect::<Result<_, Error>>()?;
+    let scheme = &tensor.scheme;
     let columns = grid_of(tensor, Role::Codes)?.columns;
     let groups = grid_of(tensor, Role::Scale)?.columns;
-    let (mut code_at, mut scale_at) = (0, 0);
+    let supers = grid_of(tensor, Role::SuperScale)?.columns;
+    let width = columns * code_bytes(scheme.code);
+    let (mut code_at, mut scale_at, mut super_at) = (0, 0, 0);
     for (matrix, local) in segments(&tensor.module, &tile.rows, tensor.out_features())? {
-        let scale_local = scale_rows(tensor.scheme.granularity, &local);
-        let codes = code_at..code_at + local.len() * columns;
+        let scale_local = scale_rows(scheme.granularity, &local, columns);
+        let super_local = super_rows(scheme.super_scale, &scale_local, groups);
+        let codes = code_at..code_at + local.len() * width;
         let scales = scale_at..scale_at + scale_local.len() * groups;
-        (code_at, scale_at) = (codes.end, scales.end);
+        let above = super_at..super_at + super_local.len() * supers;
+        (code_at, scale_at, super_at) = (codes.end, scales.end, above.end);
         for (i, part, stored) in &streamed {
-            let (rows, entries, shift) = match part.role {
-                Role::Codes => (
-                    &local,
-                    stored_codes(tensor, &tile.codes[codes.clone()]),
-                    WordShift::None,
-                ),
+            let mut shift = WordShift::None;
+            let (rows, entries) = match part.role {
+                Role::Codes => (&local, stored_codes(tensor, &tile.codes[codes.clone()])),
                 Role::ZeroPoint => {
-                    let (lanes, shift) = stored_zeros(tensor, &tile.zeros[scales.clone()], groups)?;
-                    (&scale_local, lanes, shift)
+                    let (lanes, word) = stored_zeros(tensor, &tile.zeros[scales.clone()], groups)?;
+                    shift = word;
+                    (&scale_local, lanes)
                 }
-                Role::Scale | Role::GroupIndex | Role::Shape | Role::Auxiliary => {
-                    let bytes =
-                        stored_scales(tensor, &tile.scales[scales.clone()], groups, backend)?;
-                    (&scale_local, bytes, WordShift::None)
+                Role::Offset => {
+                    let values = &tile.offsets[scales.clone()];
+                    let what = ("offset", groups);
+                    (
+                        &scale_local,
+                        stored_floats(tensor, part, what, values, backend)?,
+                    )
+                }
+                Role::SuperScale => {
+                    let values = &tile.supers[above.clone()];
+                    let what = ("super-scale", supers);
+                    (
+                        &super_local,
+                        stored_floats(tensor, part, what, values, backend)?,
+                    )
+                }
+                Role::Scale
+                | Role::GroupIndex
+                | Role::ScaleTable
+                | Role::Codebook
+                | Role::ColumnFactor
+                | Role::LowRankUp
+                | Role::LowRankDown
+                | Role::Mask
+                | Role::Shape
+                | Role::Auxiliary => {
+                    let scales = &tile.scales[scales.clone()];
+                    (
+                        &scale_local,
+                        stored_scales(tensor, part, scales, groups, backend)?,
+                    )
                 }
             };
-            let is_whole =
-                tensor.scheme.granularity == Granularity::Tensor && part.role != Role::Codes;
-            if !is_whole || local.start == 0 {
+            if !is_for_all_rows(part.role, tensor) || local.start == 0 {
                 regions.extend(stored.write(*i, matrix, rows, &entries, backend, shift));
             }
         }
     }
     Ok(regions)
+}
+
+/// Whether a single entry of this role, or a single row of them, goes with the whole matrix.
+fn is_for_all_rows(role: Role, tensor: &QuantizedTensor) -> bool {
+    let scheme = &tensor.scheme;
+    let of_scales = matches!(
+        scheme.granularity,
+        Granularity::Tensor | Granularity::Strided { .. }
+    );
+    match role {
+        Role::Codes => false,
+        Role::SuperScale => {
+            of_scales
+                || matches!(
+                    scheme.super_scale,
+                    SuperScale::Multiply | SuperScale::Divide
+                )
+        }
+        Role::Scale
+        | Role::ZeroPoint
+        | Role::Offset
+        | Role::GroupIndex
+        | Role::ScaleTable
+        | Role::Codebook
+        | Role::ColumnFactor
+        | Role::LowRankUp
+        | Role::LowRankDown
+        | Role::Mask
+        | Role::Shape
+        | Role::Auxiliary => of_scales,
+    }
 }
 
 /// Codes as the file spells them.
@@ -152,44 +251,76 @@ fn stored_codes(tensor: &QuantizedTensor, codes: &[u8]) -> Vec<u8> {
             ..
         }
         | Code::Minifloat(_)
-        | Code::Codebook(_) => codes.to_vec(),
+        | Code::Codebook(_)
+        | Code::StoredCodebook
+        | Code::Dense(_) => codes.to_vec(),
     }
 }
 
-/// Scales as the file spells them; each must be one that the stored dtype holds.
+/// Scales as the file spells them; each must be one that the stored form holds.
 fn stored_scales(
     tensor: &QuantizedTensor,
+    part: &Part,
     scales: &[f32],
     groups: usize,
     backend: &'static Backend,
 ) -> Result<Vec<u8>, Error> {
-    let (bytes, back) = match tensor.scheme.scale {
-        ScaleCoding::Float(float) => {
-            let mut bytes = vec![0; scales.len() * float.size_bytes()];
-            let mut back = vec![0.0; scales.len()];
-            (backend.round)(float, scales, &mut bytes);
-            (backend.widen)(float, &bytes, &mut back);
-            (bytes, back)
-        }
-        ScaleCoding::E8M0 => {
-            let encode =
-                |&s: &f32| Minifloat::E8M0.encode(s, OverflowRule::Saturate, NanRule::Torch);
-            let bytes: Vec<u8> = scales.iter().map(encode).collect();
-            let back = bytes.iter().map(|&b| Minifloat::E8M0.decode(b)).collect();
-            (bytes, back)
-        }
+    let each = |encode: &dyn Fn(f32) -> Option<u8>| {
+        let one = |(at, &scale): (usize, &f32)| {
+            encode(scale).ok_or_else(|| unstorable(tensor, "scale", scale, at, groups))
+        };
+        scales.iter().enumerate().map(one).collect()
     };
-    let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
-    match scales.iter().zip(&back).position(differs) {
-        None => Ok(bytes),
-        Some(at) => Err(Error::Unstorable {
-            module: tensor.module.clone(),
-            what: "scale",
-            value: scales[at].to_string(),
-            row: to_u64(at / groups.max(1)),
-            group: to_u64(at % groups.max(1)),
-            detail: format!("{:?} does not hold it exactly", tensor.scheme.scale),
+    match tensor.scheme.scale {
+        ScaleCoding::Float(_) => stored_floats(tensor, part, ("scale", groups), scales, backend),
+        ScaleCoding::E8M0(rule) => each(&|s| (0..=255).find(|&b| same_bits(rule.decode(b), s))),
+        ScaleCoding::Minifloat(format) => each(&|s| {
+            let code = format.encode(s, OverflowRule::Saturate, NanRule::Torch);
+            same_bits(format.decode(code), s).then_some(code)
         }),
+        ScaleCoding::Integer => each(&|s| (0..=255_u8).find(|&b| same_bits(f32::from(b), s))),
+        ScaleCoding::StoredTable | ScaleCoding::One => each(&|_| None),
+    }
+}
+
+/// Numbers as the part's dtype, which must hold them exactly. `what` is what they are, and the columns of their grid.
+fn stored_floats(
+    tensor: &QuantizedTensor,
+    part: &Part,
+    (what, columns): (&'static str, usize),
+    values: &[f32],
+    backend: &'static Backend,
+) -> Result<Vec<u8>, Error> {
+    let float = crate::decode::float_dtype(tensor, part)?;
+    let mut bytes = vec![0; values.len() * float.size_bytes()];
+    let mut back = vec![0.0; values.len()];
+    (backend.round)(float, values, &mut bytes);
+    (backend.widen)(float, &bytes, &mut back);
+    let differs = |(a, b): (&f32, &f32)| !same_bits(*a, *b);
+    match values.iter().zip(&back).position(differs) {
+        None => Ok(bytes),
+        Some(at) => Err(unstorable(tensor, what, values[at], at, columns)),
+    }
+}
+
+fn same_bits(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+}
+
+fn unstorable(
+    tensor: &QuantizedTensor,
+    what: &'static str,
+    value: f32,
+    at: usize,
+    columns: usize,
+) -> Error {
+    Error::Unstorable {
+        module: tensor.module.clone(),
+        what,
+        value: value.to_string(),
+        row: to_u64(at / columns.max(1)),
+        group: to_u64(at % columns.max(1)),
+        detail: format!("{:?} does not hold it exactly", tensor.scheme.scale),
     }
 }
 
@@ -257,6 +388,7 @@ pub fn constant_regions(tensor: &QuantizedTensor) -> Vec<EncodedRegion> {
         let row_len = to_u64(bytes.len()).checked_div(rows).unwrap_or(0);
         EncodedRegion {
             part,
+            row_len,
             rows: 0..rows,
             columns: 0..row_len,
             bytes,
@@ -272,6 +404,9 @@ pub fn constant_regions(tensor: &QuantizedTensor) -> Vec<EncodedRegion> {
 
 /// The bytes of a part that follows from the scheme alone.
 fn constant_bytes(tensor: &QuantizedTensor, part: &Part) -> Option<Vec<u8>> {
+    if let Some(content) = &part.content {
+        return Some(content.clone());
+    }
     match (part.role, part.storage) {
         (Role::Shape, _) => Some(integers(part.dtype, tensor.shape.iter().copied())),
         (Role::GroupIndex, _) => {
@@ -279,7 +414,10 @@ fn constant_bytes(tensor: &QuantizedTensor, part: &Part) -> Option<Vec<u8>> {
                 Granularity::IndexedGroup { .. } => return None,
                 Granularity::Group { size } => size.max(1),
                 Granularity::Block { columns, .. } => columns.max(1),
-                Granularity::Tensor | Granularity::Channel => u64::MAX,
+                Granularity::Tensor
+                | Granularity::Channel
+                | Granularity::Flat { .. }
+                | Granularity::Strided { .. } => u64::MAX,
             };
             Some(integers(
                 part.dtype,
@@ -327,6 +465,7 @@ pub fn group_index_region(tensor: &QuantizedTensor, index: &[u32]) -> Option<Enc
     );
     Some(EncodedRegion {
         part,
+        row_len: to_u64(bytes.len()),
         rows: 0..1,
         columns: 0..to_u64(bytes.len()),
         bytes,

@@ -6,6 +6,7 @@
 //! and know no convention. So N conventions cost N folders, and conversions need no pairs.
 #![forbid(unsafe_code)]
 
+pub mod arithmetic;
 mod binding;
 pub mod config;
 pub mod convention;
@@ -14,27 +15,30 @@ pub mod decode;
 pub mod encode;
 mod error;
 mod foreign;
-mod grid;
 pub mod headers;
 pub mod model;
 pub mod pattern;
 pub mod preset;
 pub mod quantized;
 pub mod scheme;
+mod storage;
+mod tile;
 
+pub use arithmetic::{Dequantizer, Extras};
 pub use config::Settings;
 pub use convention::{
-    CONVENTIONS, ConfigEdit, Convention, ConventionWriter, Recognized, convention,
+    CONVENTIONS, ConfigEdit, Convention, ConventionWriter, Recognized, Written, convention,
 };
 pub use decode::{Decoder, RowsOut};
-pub use encode::{CodeTile, EncodedRegion};
+pub use encode::EncodedRegion;
 pub use error::{Error, ErrorGroup};
 pub use headers::Headers;
 pub use model::Model;
 pub use pattern::Pattern;
-pub use preset::{Activations, PRESETS, Preset, PresetGranularity, WeightCode};
+pub use preset::{Activations, PRESETS, Preset, PresetGranularity, ScaleRule, WeightCode};
 pub use quantized::{Axes, Axis, Part, QuantizedTensor, Role, Storage};
 pub use scheme::{
-    Arithmetic, Code, Granularity, IntegerEncoding, ScaleCoding, ScaleDirection, Scheme,
-    ZeroCoding, ZeroPoint,
+    Arithmetic, Basis, Code, ColumnFactor, E8M0Rule, Granularity, IntegerEncoding, OffsetForm,
+    Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,
 };
+pub use tile::CodeTile;

@@ -111,6 +111,9 @@ impl Claims {
                 Storage::Elements { .. }
                 | Storage::Packed { .. }
                 | Storage::PackedConstant { .. }
+                | Storage::Tiled { .. }
+                | Storage::Flat { .. }
+                | Storage::Planes { .. }
                 | Storage::Vector => Sharing::Alone,
             };
             match self.owner.get(&part.name) {

@@ -59,6 +59,37 @@ pub enum PresetGranularity {
     },
 }
 
+/// How the reference of a convention chooses scale, zero point and codes: whose bytes a writer's quantized weights equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScaleRule {
+    /// compressed-tensors' `calculate_qparams` (formats: compressed-tensors §5, nvfp4-mxfp4 §4 and §6).
+    CompressedTensors,
+    /// `GPTQModel`'s `find_params` (formats: gptq §7).
+    Gptq,
+    /// transformers' `Fp8Quantize` (formats: fp8 §4).
+    FineGrainedFp8,
+    /// `AutoAWQ`'s `pseudo_quantize_tensor` (formats: awq §5).
+    Awq,
+    /// NVIDIA `ModelOpt` (formats: nvfp4-mxfp4 §4 and §6).
+    ModelOpt,
+    /// bitsandbytes on a CPU (formats: bitsandbytes §6 and §7).
+    Bitsandbytes,
+    /// MLX on a CPU (formats: mlx §5).
+    Mlx,
+    /// torchao (formats: torchao §5).
+    TorchAo,
+    /// HQQ without its optimizer (formats: hqq-quanto §1.5).
+    Hqq,
+    /// optimum-quanto (formats: hqq-quanto §2.5).
+    Quanto,
+    /// comfy-kitchen (formats: comfyui §3).
+    ComfyUi,
+    /// ggml's reference quantizers (formats: gguf §5).
+    Ggml,
+    /// OCP's own rule for MX scales, as transformers' gpt-oss checkpoints have it: `floor(log2 amax) - emax`.
+    OcpMx,
+}
+
 /// What a runtime does with activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activations {

@@ -1,7 +1,7 @@
 //! One quantized tensor: its logical shape, its scheme, and the stored parts by role.
 
 use safequant_container::Dtype;
-use safequant_kernels::{Float, Packing};
+use safequant_kernels::{Float, Packing, Planes, Tile};
 
 use crate::Scheme;
 
@@ -67,6 +67,22 @@ pub enum Role {
     Scale,
     /// The zero points, logically as the scales.
     ZeroPoint,
+    /// Floats that stand beside the scales: float zero points, biases ([`crate::ZeroPoint::Offset`]).
+    Offset,
+    /// What scales are scaled by ([`crate::SuperScale`]).
+    SuperScale,
+    /// The 256 values that scale codes index ([`crate::ScaleCoding::StoredTable`]).
+    ScaleTable,
+    /// The 16 values that codes index ([`crate::Code::StoredCodebook`]).
+    Codebook,
+    /// One factor per input feature ([`crate::Basis::columns`]).
+    ColumnFactor,
+    /// `[out, rank]` ([`crate::Basis::rank`]).
+    LowRankUp,
+    /// `[in, rank]` ([`crate::Basis::rank`]).
+    LowRankDown,
+    /// Which elements of a sparse matrix are stored.
+    Mask,
     /// For each input feature its group: activation order.
     GroupIndex,
     /// A descriptor that holds the logical shape.
@@ -88,6 +104,11 @@ pub struct Part {
     pub shape: Vec<u64>,
     /// How the logical grid of the role sits in it.
     pub storage: Storage,
+    /// Rows and columns of the stored grid, where it is larger than the logical one: padding, written as zeros, at the end
+    /// of rows and columns.
+    pub extent: Option<[u64; 2]>,
+    /// The whole content, where it follows from the layout alone: marker tensors, descriptors, code books. Written once.
+    pub content: Option<Vec<u8>>,
 }
 
 /// How the logical grid of a role (`[out, in]` for codes, `[out_groups, in_groups]` for scales and zero points) is stored.
@@ -128,6 +149,25 @@ pub enum Storage {
     },
     /// One element per input feature ([`Role::GroupIndex`]), or free content ([`Role::Shape`], [`Role::Auxiliary`]).
     Vector,
+    /// Permuted tiles, in the tile's own order; the grid is padded with zeros to whole tiles. The part's shape and dtype mean
+    /// nothing but bytes.
+    Tiled {
+        /// The permutation.
+        tile: Tile,
+    },
+    /// Codes of the whole matrix, flattened row by row, as one run; the part's shape and dtype mean nothing but bytes.
+    Flat {
+        /// The bit layout of the run.
+        packing: Packing,
+    },
+    /// Codes of the whole matrix, flattened row by row and cut in planes of equal length, which lie over each other in the
+    /// bits of the same words: HQQ, quanto. The last plane may be padded.
+    Planes {
+        /// Bits, word and order of the planes.
+        planes: Planes,
+        /// Elements in a plane: words of one matrix.
+        len: u64,
+    },
 }
 
 /// The order of the logical axes in a stored matrix.

@@ -3,7 +3,7 @@
 use safequant_container::Dtype;
 use safequant_kernels::{Codebook, Float, Minifloat};
 
-pub use safequant_kernels::Packing;
+pub use safequant_kernels::{E8M0Rule, Packing};
 
 /// What the codes, scales and zero points of a tensor mean.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,10 +16,32 @@ pub struct Scheme {
     pub scale: ScaleCoding,
     /// See [`ScaleDirection`].
     pub direction: ScaleDirection,
-    /// What is subtracted from a code.
+    /// What scales themselves are scaled by.
+    pub super_scale: SuperScale,
+    /// What is subtracted from a code, or added to the product.
     pub zero_point: ZeroPoint,
     /// The operations and their roundings.
     pub arithmetic: Arithmetic,
+    /// What is done with whole rows after that: the stored matrix may not be the weight, but a rotated, rescaled or
+    /// partial one.
+    pub basis: Basis,
+}
+
+impl Scheme {
+    /// Codes times scale and nothing else: `scale` as a dense float that multiplies, F32 product, one rounding. What
+    /// differs is set afterwards (`Scheme { zero_point, ..Scheme::plain(..) }`).
+    pub const fn plain(code: Code, granularity: Granularity, scale: ScaleCoding) -> Self {
+        Self {
+            code,
+            granularity,
+            scale,
+            direction: ScaleDirection::Multiply,
+            super_scale: SuperScale::None,
+            zero_point: ZeroPoint::Fixed(0),
+            arithmetic: Arithmetic::ScaledDifference,
+            basis: Basis::WEIGHT,
+        }
+    }
 }
 
 /// What one code is.
@@ -36,6 +58,11 @@ pub enum Code {
     Minifloat(Minifloat),
     /// An index into a table of 16 values.
     Codebook(Codebook),
+    /// An index into the 16 F32 values of the part with [`crate::Role::Codebook`].
+    StoredCodebook,
+    /// No code at all: elements of a dense float, two bytes or four each in [`crate::CodeTile::codes`]. Weights that are
+    /// stored sparse.
+    Dense(Float),
 }
 
 /// How an integer is written in the bits of a code.
@@ -74,6 +101,18 @@ pub enum Granularity {
         /// Input features per block.
         columns: u64,
     },
+    /// `size` consecutive elements of the matrix flattened row by row: a group may straddle rows, the last one may be
+    /// short. The grid of scales has one column and a row for each group. (bitsandbytes)
+    Flat {
+        /// Elements per group.
+        size: u64,
+    },
+    /// Element `e` of the matrix flattened row by row belongs to group `e % count`. The grid of scales is one row of
+    /// `count`. (HQQ with axis 0)
+    Strided {
+        /// Groups in the matrix.
+        count: u64,
+    },
 }
 
 /// How a stored scale becomes a number.
@@ -82,7 +121,42 @@ pub enum ScaleCoding {
     /// A dense float.
     Float(Float),
     /// A power of two, in an `F8_E8M0` or a `U8` tensor.
-    E8M0,
+    E8M0(E8M0Rule),
+    /// A small float, in a tensor of its own dtype or of `U8`: NVFP4's block scales.
+    Minifloat(Minifloat),
+    /// An index into the 256 F32 values of the part with [`crate::Role::ScaleTable`]: bitsandbytes' double quantization.
+    StoredTable,
+    /// A small integer, as it stands in a block of bytes: ggml's K-quants.
+    Integer,
+    /// Nothing is stored, the scale is 1: plain casts, dense values.
+    One,
+}
+
+/// What the scales themselves are scaled by: formats with two levels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SuperScale {
+    /// Nothing: the stored scale is the scale.
+    None,
+    /// One F32 per matrix that multiplies: `ModelOpt`'s `weight_scale_2`, torchao, `ComfyUI`.
+    Multiply,
+    /// One F32 per matrix that *divides*: compressed-tensors' `weight_global_scale`. The reciprocal of the other one only
+    /// up to a rounding, so the two are never taken for each other.
+    Divide,
+    /// One F32 per `size` consecutive scales (in row-major order over the grid), and an offset for all:
+    /// `f32(f32(scale * super) + offset)`. bitsandbytes.
+    Nested {
+        /// Scales that share a super-scale.
+        size: u64,
+        /// Added to the product.
+        offset: f32,
+    },
+    /// One per `size` consecutive scales of a row: the `d` of ggml's super-blocks. Offsets have one of their own.
+    Grouped {
+        /// Scales that share a super-scale.
+        size: u64,
+    },
+    /// One per output feature.
+    Channel,
 }
 
 /// Whether a scale multiplies or divides.
@@ -101,6 +175,24 @@ pub enum ZeroPoint {
     Fixed(i32),
     /// One per scale, in the part with [`crate::Role::ZeroPoint`].
     Stored(ZeroCoding),
+    /// A float for each scale, in the part with [`crate::Role::Offset`], beside the fixed zero `zero` of the unsigned form.
+    Offset {
+        /// Subtracted from the code first.
+        zero: i32,
+        /// Where the float comes in.
+        form: OffsetForm,
+    },
+}
+
+/// Where a float zero point or bias comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OffsetForm {
+    /// `(code - offset) * scale`: HQQ.
+    BeforeScale,
+    /// `code * scale + offset`: MLX, ggml's `m`, AWQ `gemv_fast`, torchao's int4.
+    Added,
+    /// `code * scale - offset`: quanto, ggml's `dmin * m`.
+    Subtracted,
 }
 
 /// How a stored zero point becomes the zero of the unsigned form.
@@ -129,6 +221,58 @@ pub enum Arithmetic {
     /// As [`Arithmetic::ScaledDifference`], but the scale is first rounded to this dtype: GPTQModel's FP8 modules hold
     /// their F32 scales in the model's dtype. Holds for every output dtype, because the module has no other scale.
     RoundedScale(Float),
+    /// In the reference dtype every input and every result of an operation is rounded to this one: HQQ, quanto, MLX,
+    /// torchao's integers, `ComfyUI`. For another output dtype as [`Arithmetic::ScaledDifference`].
+    EachStep(Float),
+    /// `f32(f32(code * scale) * f32(1/127))`: bitsandbytes' int8, whose scale is the row's absmax.
+    Over127,
+    /// `q = clamp(rne(code * scale), -127, 127)`, then `q * super_scale` (+ offset), in F32: `ComfyUI`'s
+    /// `asym_w4a8_int8`; the result is rounded to this dtype before the basis is undone.
+    Int8Grid(Float),
+}
+
+/// What is done with whole rows of products to get the weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Basis {
+    /// The stored matrix is rotated along the input features.
+    pub rotation: Rotation,
+    /// A factor per input feature, in the part with [`crate::Role::ColumnFactor`].
+    pub columns: ColumnFactor,
+    /// A product of two thin matrices is added: `up [out, rank]` and `down [in, rank]`
+    /// ([`crate::Role::LowRankUp`], [`crate::Role::LowRankDown`]); the rank, or 0 for none. Added after everything else.
+    pub rank: u64,
+}
+
+impl Basis {
+    /// The stored matrix is the weight.
+    pub const WEIGHT: Basis = Basis {
+        rotation: Rotation::None,
+        columns: ColumnFactor::None,
+        rank: 0,
+    };
+}
+
+/// How a stored matrix is rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rotation {
+    /// It is not.
+    None,
+    /// `ConvRot` in groups of `size` input features, a power of 4 (formats: comfyui §3.2). Its own inverse.
+    ConvRot {
+        /// Input features per group.
+        size: u64,
+    },
+}
+
+/// What a factor per input feature does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ColumnFactor {
+    /// There is none.
+    None,
+    /// The product is multiplied by it.
+    Multiply,
+    /// The product is divided by it.
+    Divide,
 }
 
 /// The dense float type of a header's dtype, where we compute with it.

@@ -10,8 +10,7 @@ use safequant_container::{BytesSource, Checkpoint, Dtype, Limits, ReadAt};
 use safequant_kernels::{Backend, Float, Packing};
 use safequant_schemes::encode::{constant_regions, encode, row_unit};
 use safequant_schemes::scheme::{
-    Arithmetic, Code, Granularity, IntegerEncoding, ScaleCoding, ScaleDirection, Scheme,
-    ZeroCoding, ZeroPoint,
+    Code, Granularity, IntegerEncoding, ScaleCoding, Scheme, ZeroCoding, ZeroPoint,
 };
 use safequant_schemes::{
     Axes, Axis, Decoder, Error, Model, Part, QuantizedTensor, Role, RowsOut, Storage,
@@ -279,6 +278,7 @@ fn integer_layout(
             rows: r,
             columns: c,
         } => [rows.div_ceil(r), columns.div_ceil(c)],
+        Granularity::Flat { .. } | Granularity::Strided { .. } => unreachable!("not made here"),
     };
     let packed = |[r, c]: [u64; 2]| {
         let words = |n: u64| {
@@ -308,6 +308,8 @@ fn integer_layout(
         dtype,
         shape,
         storage,
+        extent: None,
+        content: None,
     };
     QuantizedTensor {
         module: format!("{packing:?} {axes:?} along {along:?} {granularity:?}"),
@@ -315,15 +317,15 @@ fn integer_layout(
         convention: "test",
         shape: vec![stack, rows, columns],
         scheme: Scheme {
-            code: Code::Integer {
-                bits,
-                encoding: IntegerEncoding::Unsigned,
-            },
-            granularity,
-            scale: ScaleCoding::Float(Float::F32),
-            direction: ScaleDirection::Multiply,
             zero_point: ZeroPoint::Stored(ZeroCoding::Direct),
-            arithmetic: Arithmetic::ScaledDifference,
+            ..Scheme::plain(
+                Code::Integer {
+                    bits,
+                    encoding: IntegerEncoding::Unsigned,
+                },
+                granularity,
+                ScaleCoding::Float(Float::F32),
+            )
         },
         reference_dtype: Float::F32,
         parts: vec![
@@ -361,7 +363,9 @@ fn every_layout_gives_back_what_was_encoded_whatever_the_tiles() {
     for tensor in integer_layouts() {
         let top = match tensor.scheme.code {
             Code::Integer { bits, .. } => 1_u64 << bits,
-            Code::Minifloat(_) | Code::Codebook(_) => unreachable!("integers only"),
+            Code::Minifloat(_) | Code::Codebook(_) | Code::StoredCodebook | Code::Dense(_) => {
+                unreachable!("integers only")
+            }
         };
         let mut bytes: Vec<Vec<u8>> = tensor
             .parts
@@ -383,8 +387,7 @@ fn every_layout_gives_back_what_was_encoded_whatever_the_tiles() {
                 );
                 codes.extend_from_slice(&tile.codes);
                 for region in encode(&tensor, &tile, backend).unwrap() {
-                    let part = &tensor.parts[region.part];
-                    let row_len = part.shape[2] * 4;
+                    let row_len = region.row_len;
                     let width = usize::try_from(region.columns.end - region.columns.start).unwrap();
                     for (row, piece) in region.rows.clone().zip(region.bytes.chunks(width)) {
                         let to = usize::try_from(row * row_len + region.columns.start).unwrap();
@@ -443,6 +446,7 @@ fn tile_of(
             rows: r,
             columns: c,
         } => n.div_ceil(r) * tensor.in_features().div_ceil(c),
+        Granularity::Flat { .. } | Granularity::Strided { .. } => 0,
     };
     let codes = (0..n * tensor.in_features()).map(|_| u8::try_from(numbers(seed) % top).unwrap());
     let codes = codes.collect();
@@ -457,6 +461,7 @@ fn tile_of(
         codes,
         scales,
         zeros,
+        ..safequant_schemes::CodeTile::default()
     }
 }
 

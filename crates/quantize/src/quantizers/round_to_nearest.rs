@@ -92,7 +92,7 @@ fn record(tile: &mut CodeTile, target: &Target, choice: Choice) {
     tile.scales.push(choice.scale);
     match target.scheme.zero_point {
         ZeroPoint::Stored(_) => tile.zeros.push(choice.zero),
-        ZeroPoint::Fixed(_) => {}
+        ZeroPoint::Fixed(_) | ZeroPoint::Offset { .. } => {}
     }
 }
 
@@ -100,7 +100,11 @@ fn stored_dtype(target: &Target) -> Float {
     match target.scheme.scale {
         ScaleCoding::Float(dtype) => dtype,
         // `Rule::new` has refused it.
-        ScaleCoding::E8M0 => Float::F32,
+        ScaleCoding::E8M0(_)
+        | ScaleCoding::Minifloat(_)
+        | ScaleCoding::StoredTable
+        | ScaleCoding::Integer
+        | ScaleCoding::One => Float::F32,
     }
 }
 

@@ -2,9 +2,7 @@
 //! `specs/quantizers/round_to_nearest.md`; byte equality with the tools is in `tests/quantize/`.
 
 use safequant_kernels::Minifloat;
-use safequant_schemes::{
-    Arithmetic, Code, Granularity, IntegerEncoding, ScaleDirection, Scheme, ZeroCoding,
-};
+use safequant_schemes::{Code, Granularity, IntegerEncoding, ScaleDirection, Scheme, ZeroCoding};
 
 use super::*;
 use crate::report::{dequantize_tile, row_losses};
@@ -18,15 +16,15 @@ const STORED: ZeroPoint = ZeroPoint::Stored(ZeroCoding::Direct);
 fn int4(zero_point: ZeroPoint, rule: ScaleRule, granularity: Granularity, scale: Float) -> Target {
     Target {
         scheme: Scheme {
-            code: Code::Integer {
-                bits: 4,
-                encoding: IntegerEncoding::Unsigned,
-            },
-            granularity,
-            scale: ScaleCoding::Float(scale),
-            direction: ScaleDirection::Multiply,
             zero_point,
-            arithmetic: Arithmetic::ScaledDifference,
+            ..Scheme::plain(
+                Code::Integer {
+                    bits: 4,
+                    encoding: IntegerEncoding::Unsigned,
+                },
+                granularity,
+                ScaleCoding::Float(scale),
+            )
         },
         rule,
         division: Division::SourceDtype,
@@ -280,7 +278,7 @@ fn schemes_without_a_rule_are_refused_and_say_why() {
     };
     let cases: [&dyn Fn(&mut Target); 9] = [
         &|t| t.scheme.direction = ScaleDirection::Divide,
-        &|t| t.scheme.scale = ScaleCoding::E8M0,
+        &|t| t.scheme.scale = ScaleCoding::E8M0(safequant_schemes::E8M0Rule::Ocp),
         &|t| t.scheme.granularity = Granularity::IndexedGroup { size: 2 },
         &|t| t.scheme.zero_point = ZeroPoint::Fixed(3),
         &|t| {
@@ -356,7 +354,10 @@ fn tiny_and_huge_groups_have_finite_scales_and_codes_in_range() {
                             "{target:?} {group:?}"
                         );
                     }
-                    Code::Integer { .. } | Code::Codebook(_) => {
+                    Code::Integer { .. }
+                    | Code::Codebook(_)
+                    | Code::StoredCodebook
+                    | Code::Dense(_) => {
                         assert!(tile.codes.iter().all(|&c| c < 16), "{target:?}");
                     }
                 }

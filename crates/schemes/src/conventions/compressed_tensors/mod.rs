@@ -12,9 +12,8 @@ use self::config::{Config, Kind, Order, Strategy, WeightArgs, Zero};
 use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
 use crate::scheme::{Packing, float_of, minifloat_of};
 use crate::{
-    Arithmetic, Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers,
-    IntegerEncoding, Part, QuantizedTensor, Recognized, Role, ScaleCoding, ScaleDirection, Scheme,
-    Storage, ZeroCoding, ZeroPoint,
+    Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers, IntegerEncoding,
+    Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, ZeroCoding, ZeroPoint,
 };
 
 /// See the module.
@@ -330,12 +329,8 @@ impl Found<'_> {
             convention: ID,
             shape: shape.to_vec(),
             scheme: Scheme {
-                code,
-                granularity,
-                scale: ScaleCoding::Float(scale_float),
-                direction: ScaleDirection::Multiply,
                 zero_point,
-                arithmetic: Arithmetic::ScaledDifference,
+                ..Scheme::plain(code, granularity, ScaleCoding::Float(scale_float))
             },
             reference_dtype: scale_float,
             parts,

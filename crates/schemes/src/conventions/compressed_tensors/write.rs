@@ -9,12 +9,12 @@ use safequant_kernels::{Float, Minifloat};
 use serde_json::{Map, Value, json};
 
 use super::ID;
-use crate::binding::planned;
+use crate::binding::{matrix_only, planned};
 use crate::scheme::{Packing, dtype_of};
 use crate::{
-    Activations, Arithmetic, Axes, Axis, Code, ConfigEdit, ConventionWriter, Error, Granularity,
+    Activations, Axes, Axis, Code, ConfigEdit, ConventionWriter, Error, Granularity,
     IntegerEncoding, Part, Preset, PresetGranularity, QuantizedTensor, Role, ScaleCoding,
-    ScaleDirection, Scheme, Storage, WeightCode, ZeroCoding, ZeroPoint,
+    ScaleRule, Scheme, Storage, WeightCode, Written, ZeroCoding, ZeroPoint,
 };
 
 /// The version whose layout is written: dense packing, `scale_dtype` and `zp_dtype` in the arguments.
@@ -23,6 +23,10 @@ const VERSION: &str = "0.19.0";
 pub(super) struct Writer;
 
 impl ConventionWriter for Writer {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
     fn lay_out(
         &self,
         module: &str,
@@ -30,16 +34,7 @@ impl ConventionWriter for Writer {
         preset: &Preset,
         source: Float,
     ) -> Result<QuantizedTensor, Error> {
-        let &[rows, columns] = shape else {
-            return Err(Error::CannotWrite {
-                convention: ID,
-                module: module.to_owned(),
-                preset: preset.name.to_owned(),
-                reason: format!(
-                    "it holds matrices only, not a shape of {shape:?}; unstack the experts"
-                ),
-            });
-        };
+        let [rows, columns] = matrix_only(ID, module, shape, preset.name)?;
         check_divides(module, columns, preset)?;
         let granularity = granularity(preset.granularity);
         let grid = match granularity {
@@ -54,6 +49,7 @@ impl ConventionWriter for Writer {
             } => {
                 vec![rows.div_ceil(height.max(1)), columns.div_ceil(width.max(1))]
             }
+            Granularity::Flat { .. } | Granularity::Strided { .. } => Vec::new(),
         };
         let (code, mut parts) = codes(module, [rows, columns], preset)?;
         let elements = Storage::Elements { axes: Axes::OutIn };
@@ -82,24 +78,24 @@ impl ConventionWriter for Writer {
             convention: ID,
             shape: shape.to_vec(),
             scheme: Scheme {
-                code,
-                granularity,
-                scale: ScaleCoding::Float(source),
-                direction: ScaleDirection::Multiply,
                 zero_point,
-                arithmetic: Arithmetic::ScaledDifference,
+                ..Scheme::plain(code, granularity, ScaleCoding::Float(source))
             },
             reference_dtype: source,
             parts,
         })
     }
 
-    fn config(
-        &self,
-        preset: &Preset,
-        _modules: &[QuantizedTensor],
-        ignored: &[String],
-    ) -> Result<ConfigEdit, Error> {
+    fn config(&self, written: &Written<'_>) -> Result<ConfigEdit, Error> {
+        let ignored = written.ignored;
+        let Some(preset) = written.preset else {
+            return Err(Error::CannotWrite {
+                convention: self.id(),
+                module: "the configuration".to_owned(),
+                preset: "codes of another convention".to_owned(),
+                reason: "it can only be written when quantizing".to_owned(),
+            });
+        };
         let format = format_of(preset);
         let group = json!({
             "format": format,
@@ -122,7 +118,7 @@ impl ConventionWriter for Writer {
         });
         Ok(ConfigEdit {
             quantization_config: object(config),
-            documents: Vec::new(),
+            ..ConfigEdit::default()
         })
     }
 
@@ -138,6 +134,10 @@ impl ConventionWriter for Writer {
             "FP8_DYNAMIC",
             "FP8_BLOCK",
         ]
+    }
+
+    fn scale_rule(&self) -> ScaleRule {
+        ScaleRule::CompressedTensors
     }
 }
 

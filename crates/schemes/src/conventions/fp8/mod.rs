@@ -13,8 +13,8 @@ use self::config::Config;
 use crate::binding::{part, unsupported, wrong_shape};
 use crate::scheme::{float_of, minifloat_of};
 use crate::{
-    Arithmetic, Axes, Code, Convention, ConventionWriter, Error, Granularity, Headers, Part,
-    QuantizedTensor, Recognized, Role, ScaleCoding, ScaleDirection, Scheme, Storage, ZeroPoint,
+    Arithmetic, Axes, Code, Convention, ConventionWriter, E8M0Rule, Error, Granularity, Headers,
+    Part, QuantizedTensor, Recognized, Role, ScaleCoding, ScaleDirection, Scheme, Storage,
 };
 
 /// See the module.
@@ -404,15 +404,12 @@ impl Recognized for Found<'_> {
             convention: ID,
             shape,
             scheme: Scheme {
-                code: Code::Minifloat(minifloat),
-                granularity,
-                scale: coding,
                 direction: self.direction(),
-                zero_point: ZeroPoint::Fixed(0),
                 arithmetic: match self.direction() {
                     ScaleDirection::Multiply => Arithmetic::ScaledDifference,
                     ScaleDirection::Divide => Arithmetic::RoundedScale(self.reference),
                 },
+                ..Scheme::plain(Code::Minifloat(minifloat), granularity, coding)
             },
             reference_dtype: self.reference,
             parts,
@@ -435,7 +432,7 @@ impl Found<'_> {
         let is_block =
             matches!(granularity, Granularity::Block { .. }) && self.config.block.is_some();
         if scale.dtype == Dtype::F8E8M0 || (scale.dtype == Dtype::U8 && is_block) {
-            return Ok(ScaleCoding::E8M0);
+            return Ok(ScaleCoding::E8M0(E8M0Rule::Ocp));
         }
         if scale.dtype == Dtype::U8 {
             return Err(unsupported(module, "MXFP8", "U8 scales"));

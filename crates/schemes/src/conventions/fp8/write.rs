@@ -9,16 +9,19 @@ use safequant_kernels::{Float, Minifloat};
 use serde_json::{Map, Value, json};
 
 use super::ID;
-use crate::binding::planned;
+use crate::binding::{matrix_only, planned};
 use crate::{
-    Arithmetic, Axes, Code, ConfigEdit, ConventionWriter, Error, Granularity, Preset,
-    PresetGranularity, QuantizedTensor, Role, ScaleCoding, ScaleDirection, Scheme, Storage,
-    WeightCode, ZeroPoint,
+    Axes, Code, ConfigEdit, ConventionWriter, Error, Granularity, Preset, PresetGranularity,
+    QuantizedTensor, Role, ScaleCoding, ScaleRule, Scheme, Storage, WeightCode, Written,
 };
 
 pub(super) struct Writer;
 
 impl ConventionWriter for Writer {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
     fn lay_out(
         &self,
         module: &str,
@@ -39,9 +42,7 @@ impl ConventionWriter for Writer {
                 "it holds E4M3 weights only; compressed-tensors or gptq can hold integers",
             );
         };
-        let &[rows, columns] = shape else {
-            return refuse("stacked experts must be written one by one");
-        };
+        let [rows, columns] = matrix_only(ID, module, shape, preset.name)?;
         let (granularity, name, grid) = match preset.granularity {
             PresetGranularity::Block {
                 rows: height,
@@ -69,14 +70,11 @@ impl ConventionWriter for Writer {
             weight: weight.clone(),
             convention: ID,
             shape: shape.to_vec(),
-            scheme: Scheme {
-                code: Code::Minifloat(Minifloat::E4M3),
+            scheme: Scheme::plain(
+                Code::Minifloat(Minifloat::E4M3),
                 granularity,
-                scale: ScaleCoding::Float(Float::F32),
-                direction: ScaleDirection::Multiply,
-                zero_point: ZeroPoint::Fixed(0),
-                arithmetic: Arithmetic::ScaledDifference,
-            },
+                ScaleCoding::Float(Float::F32),
+            ),
             reference_dtype: source,
             parts: vec![
                 planned(
@@ -91,12 +89,16 @@ impl ConventionWriter for Writer {
         })
     }
 
-    fn config(
-        &self,
-        preset: &Preset,
-        _modules: &[QuantizedTensor],
-        ignored: &[String],
-    ) -> Result<ConfigEdit, Error> {
+    fn config(&self, written: &Written<'_>) -> Result<ConfigEdit, Error> {
+        let ignored = written.ignored;
+        let Some(preset) = written.preset else {
+            return Err(Error::CannotWrite {
+                convention: self.id(),
+                module: "the configuration".to_owned(),
+                preset: "codes of another convention".to_owned(),
+                reason: "it can only be written when quantizing".to_owned(),
+            });
+        };
         let config = match preset.granularity {
             PresetGranularity::Block { rows, columns } => json!({
                 "quant_method": "fp8",
@@ -121,11 +123,15 @@ impl ConventionWriter for Writer {
         };
         Ok(ConfigEdit {
             quantization_config,
-            documents: Vec::new(),
+            ..ConfigEdit::default()
         })
     }
 
     fn presets(&self) -> &'static [&'static str] {
         &["FP8", "FP8_BLOCK"]
+    }
+
+    fn scale_rule(&self) -> ScaleRule {
+        ScaleRule::FineGrainedFp8
     }
 }

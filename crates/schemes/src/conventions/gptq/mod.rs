@@ -10,9 +10,8 @@ use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wron
 use crate::config::GroupSize;
 use crate::scheme::{Packing, float_of};
 use crate::{
-    Arithmetic, Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers,
-    IntegerEncoding, QuantizedTensor, Recognized, Role, ScaleCoding, ScaleDirection, Scheme,
-    Storage, ZeroCoding, ZeroPoint,
+    Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers, IntegerEncoding,
+    QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, ZeroCoding, ZeroPoint,
 };
 
 /// GPTQ v1, which stores zero points minus one, and GPTQModel's planar variant of it, which does not.
@@ -187,18 +186,18 @@ impl Recognized for Found<'_> {
             convention: self.id,
             shape: shape.to_vec(),
             scheme: Scheme {
-                code: Code::Integer {
-                    bits,
-                    encoding: IntegerEncoding::Unsigned,
-                },
-                granularity: match parts.g_idx {
-                    Some(_) => Granularity::IndexedGroup { size },
-                    None => Granularity::Group { size },
-                },
-                scale: ScaleCoding::Float(scale_float),
-                direction: ScaleDirection::Multiply,
                 zero_point: ZeroPoint::Stored(self.zero_coding(bits)),
-                arithmetic: Arithmetic::ScaledDifference,
+                ..Scheme::plain(
+                    Code::Integer {
+                        bits,
+                        encoding: IntegerEncoding::Unsigned,
+                    },
+                    match parts.g_idx {
+                        Some(_) => Granularity::IndexedGroup { size },
+                        None => Granularity::Group { size },
+                    },
+                    ScaleCoding::Float(scale_float),
+                )
             },
             reference_dtype: scale_float,
             parts: parts.bound(packing),
@@ -299,7 +298,7 @@ impl Parts<'_> {
 /// Words that a run takes.
 fn words(packing: Packing, n: u64, word: u64) -> u64 {
     let (codes, bytes) = packing.codes_per_unit();
-    let (codes, bytes) = (crate::grid::to_u64(codes), crate::grid::to_u64(bytes));
+    let (codes, bytes) = (crate::storage::to_u64(codes), crate::storage::to_u64(bytes));
     let rest = (n % codes)
         .saturating_mul(u64::from(packing.bits()))
         .div_ceil(8);

@@ -9,12 +9,12 @@ use safequant_kernels::Float;
 use serde_json::{Map, Value, json};
 
 use super::words;
-use crate::binding::planned;
+use crate::binding::{matrix_only, planned};
 use crate::scheme::Packing;
 use crate::{
-    Arithmetic, Axes, Axis, Code, ConfigEdit, ConventionWriter, Error, Granularity,
-    IntegerEncoding, Part, Preset, PresetGranularity, QuantizedTensor, Role, ScaleCoding,
-    ScaleDirection, Scheme, Storage, WeightCode, ZeroCoding, ZeroPoint,
+    Axes, Axis, Code, ConfigEdit, ConventionWriter, Error, Granularity, IntegerEncoding, Part,
+    Preset, PresetGranularity, QuantizedTensor, Role, ScaleCoding, ScaleRule, Scheme, Storage,
+    WeightCode, Written, ZeroCoding, ZeroPoint,
 };
 
 /// One of the two formats.
@@ -33,6 +33,10 @@ pub(super) static V2: Writer = Writer {
 };
 
 impl ConventionWriter for Writer {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
     fn lay_out(
         &self,
         module: &str,
@@ -48,11 +52,7 @@ impl ConventionWriter for Writer {
             preset: preset.name.to_owned(),
             reason,
         };
-        let &[rows, columns] = shape else {
-            return Err(refuse(
-                "stacked experts must be written one by one".to_owned(),
-            ));
-        };
+        let [rows, columns] = matrix_only(self.id, module, shape, preset.name)?;
         let (bits, is_symmetric) = match preset.weights {
             WeightCode::SymmetricInteger { bits } => (bits, true),
             WeightCode::AsymmetricInteger { bits } => (bits, false),
@@ -90,27 +90,32 @@ impl ConventionWriter for Writer {
             convention: self.id,
             shape: shape.to_vec(),
             scheme: Scheme {
-                code: Code::Integer {
-                    bits,
-                    encoding: IntegerEncoding::Unsigned,
-                },
-                granularity,
-                scale: ScaleCoding::Float(Float::F16),
-                direction: ScaleDirection::Multiply,
                 zero_point,
-                arithmetic: Arithmetic::ScaledDifference,
+                ..Scheme::plain(
+                    Code::Integer {
+                        bits,
+                        encoding: IntegerEncoding::Unsigned,
+                    },
+                    granularity,
+                    ScaleCoding::Float(Float::F16),
+                )
             },
             reference_dtype: Float::F16,
             parts: self.parts(module, [rows, columns, groups], bits, zero_point),
         })
     }
 
-    fn config(
-        &self,
-        preset: &Preset,
-        modules: &[QuantizedTensor],
-        ignored: &[String],
-    ) -> Result<ConfigEdit, Error> {
+    fn config(&self, written: &Written<'_>) -> Result<ConfigEdit, Error> {
+        let ignored = written.ignored;
+        let Some(preset) = written.preset else {
+            return Err(Error::CannotWrite {
+                convention: self.id(),
+                module: "the configuration".to_owned(),
+                preset: "codes of another convention".to_owned(),
+                reason: "it can only be written when quantizing".to_owned(),
+            });
+        };
+        let modules = written.modules;
         let size = match preset.granularity {
             PresetGranularity::Group { size } => json!(size),
             PresetGranularity::Channel => json!(-1),
@@ -157,11 +162,16 @@ impl ConventionWriter for Writer {
         Ok(ConfigEdit {
             quantization_config: map,
             documents: vec![("quantize_config.json".to_owned(), document)],
+            ..ConfigEdit::default()
         })
     }
 
     fn presets(&self) -> &'static [&'static str] {
         &["W4A16", "W4A16_ASYM", "W8A16", "W3A16", "W2A16"]
+    }
+
+    fn scale_rule(&self) -> ScaleRule {
+        ScaleRule::Gptq
     }
 }
 
@@ -178,7 +188,7 @@ impl Writer {
                 along: Axis::Out,
                 lane: half - u8::from(self.coding == ZeroCoding::MinusOne),
             },
-            ZeroPoint::Stored(_) => Storage::Packed {
+            ZeroPoint::Stored(_) | ZeroPoint::Offset { .. } => Storage::Packed {
                 axes,
                 packing,
                 along: Axis::Out,

@@ -29,7 +29,9 @@ fn unit(granularity: Granularity) -> u64 {
         Granularity::Tensor
         | Granularity::Channel
         | Granularity::Group { .. }
-        | Granularity::IndexedGroup { .. } => 1,
+        | Granularity::IndexedGroup { .. }
+        | Granularity::Flat { .. }
+        | Granularity::Strided { .. } => 1,
     }
 }
 
@@ -155,7 +157,10 @@ proptest! {
                 let minus_zero = |c: &u8| if *c == 0x80 { 0 } else { *c };
                 let codes = |t: &CodeTile| match target.scheme.code {
                     Code::Minifloat(_) => t.codes.iter().map(minus_zero).collect(),
-                    Code::Integer { .. } | Code::Codebook(_) => t.codes.clone(),
+                    Code::Integer { .. }
+                    | Code::Codebook(_)
+                    | Code::StoredCodebook
+                    | Code::Dense(_) => t.codes.clone(),
                 };
                 prop_assert_eq!(codes(&again), codes(&tile), "{:?}", target);
             }

@@ -1,91 +1,22 @@
-//! A logical grid (codes, scales, zero points of one matrix) inside a stored part: which bytes hold some of its rows,
-//! and the way between those bytes and one code per byte, row-major. Convention-free; no arithmetic but shifts.
+//! A grid stored as a matrix: one element per entry, or runs of packed codes along one of its axes. No arithmetic but
+//! shifts.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use safequant_container::TensorRef;
 use safequant_kernels::{Backend, Packing};
 
+use super::{Grid, WordShift, ends_with, grid_of, to_u64, to_usize};
 use crate::encode::EncodedRegion;
-use crate::{Axes, Axis, Error, Granularity, Part, QuantizedTensor, Role, Storage};
-
-/// Converts a size, or says that this machine cannot address it.
-pub(crate) fn to_usize(module: &str, what: &'static str, value: u64) -> Result<usize, Error> {
-    usize::try_from(value).map_err(|_| Error::TooLarge {
-        module: module.to_owned(),
-        what,
-    })
-}
-
-/// `u64` of a `usize`: lossless on every machine Rust supports.
-pub(crate) fn to_u64(value: usize) -> u64 {
-    u64::try_from(value).expect("usize has at most 64 bits")
-}
-
-/// Rows and columns of a grid: `[out-like, in-like]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Grid {
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
-}
-
-/// The grid of a role in one matrix of `tensor`.
-pub(crate) fn grid_of(tensor: &QuantizedTensor, role: Role) -> Result<Grid, Error> {
-    let (out, cols) = (tensor.out_features(), tensor.in_features());
-    let (rows, columns) = match (role, tensor.scheme.granularity) {
-        (Role::Codes, _) => (out, cols),
-        (_, Granularity::Tensor) => (1, 1),
-        (_, Granularity::Channel) => (out, 1),
-        (_, Granularity::Group { size } | Granularity::IndexedGroup { size }) => {
-            (out, cols.div_ceil(size.max(1)))
-        }
-        (_, Granularity::Block { rows, columns }) => {
-            (out.div_ceil(rows.max(1)), cols.div_ceil(columns.max(1)))
-        }
-    };
-    Ok(Grid {
-        rows: to_usize(&tensor.module, "the grid", rows)?,
-        columns: to_usize(&tensor.module, "the grid", columns)?,
-    })
-}
-
-/// Rows of the scale grid that rows `rows` of a matrix need.
-pub(crate) fn scale_rows(granularity: Granularity, rows: &Range<usize>) -> Range<usize> {
-    match granularity {
-        Granularity::Tensor => 0..usize::from(!rows.is_empty()),
-        Granularity::Channel | Granularity::Group { .. } | Granularity::IndexedGroup { .. } => {
-            rows.clone()
-        }
-        Granularity::Block { rows: block, .. } => {
-            let block = usize::try_from(block.max(1)).unwrap_or(usize::MAX);
-            rows.start / block..rows.end.div_ceil(block)
-        }
-    }
-}
-
-/// Cuts rows of a stack where its matrices end: `(matrix, rows of that matrix)`.
-pub(crate) fn segments(
-    module: &str,
-    rows: &Range<u64>,
-    out_features: u64,
-) -> Result<Vec<(u64, Range<usize>)>, Error> {
-    let mut found = Vec::new();
-    let mut at = rows.start;
-    while at < rows.end && out_features > 0 {
-        let matrix = at / out_features;
-        let end = ((matrix + 1) * out_features).min(rows.end);
-        let base = matrix * out_features;
-        let local = to_usize(module, "a row", at - base)?..to_usize(module, "a row", end - base)?;
-        found.push((matrix, local));
-        at = end;
-    }
-    Ok(found)
-}
+use crate::{Axes, Axis, Error, Part, QuantizedTensor, Storage};
 
 /// Where the grids of a stack lie in a part; lengths checked against the header.
 #[derive(Clone, Debug)]
-pub(crate) struct Stored {
+pub(crate) struct Matrix {
     grid: Grid,
+    /// The stored grid: the logical one and its padding.
+    extent: Grid,
     axes: Axes,
     /// Packing and the axis of its runs; `None` for one element per entry.
     packing: Option<(Packing, Axis)>,
@@ -97,20 +28,9 @@ pub(crate) struct Stored {
     n_stored_rows: usize,
     /// Bytes of a stored row.
     row_len: usize,
-    /// Elements in the last dimension of the part.
-    last: u64,
 }
 
-/// Adds a constant to whole words: GPTQ v1 as GPTQModel writes it (gptq.md, section 4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WordShift {
-    /// As stored.
-    None,
-    /// The constant `0..01` repeated in every lane of this many bits.
-    PerLane(u32),
-}
-
-impl Stored {
+impl Matrix {
     /// Resolves a part's storage.
     ///
     /// # Errors
@@ -132,17 +52,21 @@ impl Stored {
                 along,
                 ..
             } => (axes, Some((packing, along)), 0),
-            Storage::Vector => (Axes::OutIn, None, 0),
+            Storage::Vector
+            | Storage::Flat { .. }
+            | Storage::Planes { .. }
+            | Storage::Tiled { .. } => (Axes::OutIn, None, 0),
         };
+        let extent = super::extent_of(tensor, part, grid)?;
         let mut stored = Self {
             grid,
+            extent,
             axes,
             packing,
             word,
             base: first.saturating_mul(to_u64(word)),
             n_stored_rows: 0,
             row_len: 0,
-            last: part.shape.last().copied().unwrap_or(1),
         };
         (stored.n_stored_rows, stored.row_len) = stored.stored_shape();
         stored.check(tensor, part)?;
@@ -151,7 +75,7 @@ impl Stored {
 
     /// Rows and row bytes of one stored matrix.
     fn stored_shape(&self) -> (usize, usize) {
-        let Grid { rows, columns } = self.grid;
+        let Grid { rows, columns } = self.extent;
         let (first, second, axis) = match self.axes {
             Axes::OutIn => (rows, columns, Axis::Out),
             Axes::InOut => (columns, rows, Axis::In),
@@ -184,7 +108,7 @@ impl Stored {
         // The last dimension is what tells a row from the next one.
         let row = to_u64(self.row_len / self.word);
         let is_flat = self.packing.is_none() && self.axes == Axes::OutIn;
-        if fits && (is_flat || self.last == row || found == Some(0)) {
+        if fits && (is_flat || ends_with(&part.shape, row) || found == Some(0)) {
             return Ok(());
         }
         Err(Error::PartShape {
@@ -212,7 +136,7 @@ impl Stored {
         }
     }
 
-    /// Upper bound of the bytes that [`Stored::read`] allocates for `n_rows` rows, the result included.
+    /// Upper bound of the bytes that [`Matrix::read`] allocates for `n_rows` rows, the result included.
     pub(crate) fn scratch_bytes(&self, n_rows: u64) -> u64 {
         let columns = to_u64(self.grid.columns);
         match self.packing {
@@ -284,12 +208,13 @@ impl Stored {
     ) -> Result<Vec<u8>, Error> {
         let columns = self.grid.columns;
         match self.axes {
-            Axes::OutIn => {
+            Axes::OutIn if self.extent.columns == columns => {
                 let mut bytes = vec![0; rows.len() * self.row_len];
                 let start = self.base + matrix * self.matrix_len();
                 tensor.read_exact_at(start + to_u64(rows.start * self.row_len), &mut bytes)?;
                 Ok(bytes)
             }
+            Axes::OutIn => self.rectangle(tensor, matrix, rows.clone(), 0..columns * self.word),
             Axes::InOut => {
                 let cut = rows.start * self.word..rows.end * self.word;
                 let bytes = self.rectangle(tensor, matrix, 0..columns, cut)?;
@@ -342,7 +267,7 @@ impl Stored {
             Axes::OutIn => {
                 let cut = cut.start / self.word..cut.end / self.word;
                 let n_words = cut.len();
-                let words = self.rectangle(tensor, matrix, cut, 0..self.row_len)?;
+                let words = self.rectangle(tensor, matrix, cut, 0..columns * self.word)?;
                 transpose(&words, n_words, columns, self.word)
             }
             Axes::InOut => self.rectangle(tensor, matrix, 0..columns, cut)?,
@@ -355,7 +280,7 @@ impl Stored {
         Ok(by_row)
     }
 
-    /// The bytes that rows `rows` of one matrix become; `entries` as [`Stored::read`] gives them.
+    /// The bytes that rows `rows` of one matrix become; `entries` as [`Matrix::read`] gives them.
     pub(crate) fn write(
         &self,
         part: usize,
@@ -368,7 +293,9 @@ impl Stored {
         if rows.is_empty() || self.grid.columns == 0 {
             return Vec::new();
         }
-        let columns = self.grid.columns;
+        let (rows, entries) = self.padded(rows, entries);
+        let (rows, entries) = (&rows, entries.as_ref());
+        let columns = self.extent.columns;
         let Some((packing, along)) = self.packing else {
             return self.write_elements(part, matrix, rows, entries);
         };
@@ -404,6 +331,25 @@ impl Stored {
         vec![self.region(part, matrix, &stored_rows, &stored_columns, bytes)]
     }
 
+    /// Entries with the zeros that stand beside and, after the last row, below them.
+    fn padded<'e>(&self, rows: &Range<usize>, entries: &'e [u8]) -> (Range<usize>, Cow<'e, [u8]>) {
+        if self.extent == self.grid {
+            return (rows.clone(), Cow::Borrowed(entries));
+        }
+        let size = if self.packing.is_some() { 1 } else { self.word };
+        let end = if rows.end == self.grid.rows {
+            self.extent.rows
+        } else {
+            rows.end
+        };
+        let (from, to) = (self.grid.columns * size, self.extent.columns * size);
+        let mut padded = vec![0; (end - rows.start) * to];
+        for (line, row) in padded.chunks_exact_mut(to).zip(entries.chunks_exact(from)) {
+            line[..from].copy_from_slice(row);
+        }
+        (rows.start..end, Cow::Owned(padded))
+    }
+
     fn region(
         &self,
         part: usize,
@@ -415,6 +361,7 @@ impl Stored {
         let first = matrix * to_u64(self.n_stored_rows);
         EncodedRegion {
             part,
+            row_len: to_u64(self.row_len),
             rows: first + to_u64(rows.start)..first + to_u64(rows.end),
             columns: to_u64(columns.start)..to_u64(columns.end),
             bytes,
@@ -432,12 +379,13 @@ impl Stored {
             Axes::OutIn => {
                 let start =
                     self.base + matrix * self.matrix_len() + to_u64(rows.start * self.row_len);
-                flat_regions(part, self.last.max(1) * to_u64(self.word), start, entries)
+                flat_regions(part, to_u64(self.row_len), start, entries)
             }
             Axes::InOut => {
-                let bytes = transpose(entries, rows.len(), self.grid.columns, self.word);
+                let columns = self.extent.columns;
+                let bytes = transpose(entries, rows.len(), columns, self.word);
                 let cut = rows.start * self.word..rows.end * self.word;
-                vec![self.region(part, matrix, &(0..self.grid.columns), &cut, bytes)]
+                vec![self.region(part, matrix, &(0..columns), &cut, bytes)]
             }
         }
     }
@@ -445,7 +393,12 @@ impl Stored {
 
 /// Regions for consecutive bytes of a tensor whose rows have `row_len` bytes: at most a partial row, whole rows, and
 /// another partial one.
-fn flat_regions(part: usize, row_len: u64, start: u64, bytes: &[u8]) -> Vec<EncodedRegion> {
+pub(super) fn flat_regions(
+    part: usize,
+    row_len: u64,
+    start: u64,
+    bytes: &[u8],
+) -> Vec<EncodedRegion> {
     let mut regions = Vec::new();
     let (mut at, mut rest) = (start, bytes);
     while !rest.is_empty() {
@@ -459,6 +412,7 @@ fn flat_regions(part: usize, row_len: u64, start: u64, bytes: &[u8]) -> Vec<Enco
         let (head, tail) = rest.split_at(usize::try_from(len).expect("at most the slice's length"));
         regions.push(EncodedRegion {
             part,
+            row_len,
             rows: row..row + n_rows,
             columns: column..column + len / n_rows,
             bytes: head.to_vec(),
@@ -602,12 +556,5 @@ mod tests {
             .map(|r| (r.rows.clone(), r.columns.clone()))
             .collect();
         assert_eq!(shapes, [(1..2, 2..4), (2..4, 0..4), (4..5, 0..1)]);
-    }
-
-    #[test]
-    fn rows_are_cut_where_matrices_end() {
-        let cut = segments("m", &(3..9), 4).unwrap();
-        assert_eq!(cut, [(0, 3..4), (1, 0..4), (2, 0..1)]);
-        assert_eq!(segments("m", &(0..3), 0).unwrap(), []);
     }
 }

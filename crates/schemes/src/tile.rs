@@ -1,0 +1,28 @@
+//! Rows of a quantized weight in the neutral form: what every convention decodes to and encodes from.
+
+use std::ops::Range;
+
+/// Codes, scales and zero points of some rows, in the neutral form.
+///
+/// Matrices of a stack stand one after the other. A *grid of scales* of a tile has the scale rows that its rows need
+/// ([`crate::Granularity`] says which) and all their columns; zero points and offsets are laid out as the scales.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CodeTile {
+    /// Rows of the stack.
+    pub rows: Range<u64>,
+    /// Codes in unsigned form (integers) or as bit patterns (minifloats, code books): `[rows, in_features]`. Of
+    /// [`crate::Code::Dense`] the little-endian bytes of the elements.
+    pub codes: Vec<u8>,
+    /// Stored scales as numbers that the stored form holds exactly: `[row groups, in groups]` of the tile (one entry for
+    /// per-tensor granularity; one row of entries per block row for blocks). Empty for [`crate::ScaleCoding::One`].
+    pub scales: Vec<f32>,
+    /// Zeros of the unsigned form, laid out as `scales`; empty where the zero point is not stored as an integer.
+    pub zeros: Vec<i32>,
+    /// Float zero points or biases, laid out as `scales`; empty where there are none.
+    pub offsets: Vec<f32>,
+    /// What scales are scaled by ([`crate::SuperScale`]): for each matrix the super-scales that its scale rows need. Empty
+    /// where there are none.
+    pub supers: Vec<f32>,
+    /// What offsets are scaled by, laid out as `supers`: [`crate::SuperScale::Grouped`] alone has them.
+    pub offset_supers: Vec<f32>,
+}
