@@ -1,6 +1,6 @@
 //! Sixteen-entry code books.
 
-/// A table of 16 values that 4-bit codes index (bitsandbytes.md §4).
+/// A table of 16 values that 4-bit codes index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codebook {
     /// bitsandbytes NF4, sorted.
@@ -8,6 +8,12 @@ pub enum Codebook {
     /// bitsandbytes FP4 (not OCP E2M1): {0, 1/16, 8, 12, 4, 6, 2, 3} / 12, bit 3 is the sign. Code 8 is plus zero, as in
     /// the map that bitsandbytes stores (its CUDA kernel says minus zero).
     BnbFp4,
+    /// ggml `IQ4_NL` and `IQ4_XS`: integers from -127 to 113, sorted (gguf.md §4, table K).
+    Iq4Nl,
+    /// ggml `MXFP4` and `NVFP4`: E2M1 times two; code 8 is plus zero (gguf.md §4, table V).
+    DoubledE2M1,
+    /// comfy-kitchen's default for `asym_w4a8_int8`, sorted (comfyui.md §3.6). Files may hold another one.
+    W4A8,
 }
 
 /// The library's constants as bit patterns: decimals would invite a second rounding.
@@ -48,6 +54,40 @@ const BNB_FP4: [u32; 16] = [
     0xbe80_0000,
 ];
 
+const W4A8: [u32; 16] = [
+    0xbf7b_08bc,
+    0xbf4b_6641,
+    0xbf23_5ec8,
+    0xbf00_409e,
+    0xbec1_3038,
+    0xbe86_c072,
+    0xbe1e_ef5f,
+    0xbd4f_bfc6, //
+    0x3d57_353b,
+    0x3e20_c0ad,
+    0x3e87_d34e,
+    0x3ec2_5226,
+    0x3f00_acc1,
+    0x3f23_926c,
+    0x3f4b_7cfe,
+    0x3f7b_0d41,
+];
+const IQ4_NL: [u32; 16] = integers([
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+]);
+const DOUBLED_E2M1: [u32; 16] = integers([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]);
+
+/// Bit patterns of integers.
+const fn integers(values: [i8; 16]) -> [u32; 16] {
+    let mut bits = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bits[i] = (values[i] as f32).to_bits();
+        i += 1;
+    }
+    bits
+}
+
 /// `N` values, repeating the 16: codes above 15 count modulo 16.
 const fn table<const N: usize>(bits: &[u32; 16]) -> [f32; N] {
     let mut values = [0.0; N];
@@ -59,46 +99,100 @@ const fn table<const N: usize>(bits: &[u32; 16]) -> [f32; N] {
     values
 }
 
-static NF4_VALUES: [f32; 16] = table(&NF4);
-static BNB_FP4_VALUES: [f32; 16] = table(&BNB_FP4);
-static NF4_TABLE: [f32; 256] = table(&NF4);
-static BNB_FP4_TABLE: [f32; 256] = table(&BNB_FP4);
-
 impl Codebook {
     /// Every code book.
-    pub const ALL: &'static [Codebook] = &[Codebook::Nf4, Codebook::BnbFp4];
+    pub const ALL: &'static [Codebook] = &[
+        Codebook::Nf4,
+        Codebook::BnbFp4,
+        Codebook::Iq4Nl,
+        Codebook::DoubledE2M1,
+        Codebook::W4A8,
+    ];
 
     /// The values, indexed by code.
     pub const fn values(self) -> &'static [f32; 16] {
+        static NF4_VALUES: [f32; 16] = table(&NF4);
+        static BNB_FP4_VALUES: [f32; 16] = table(&BNB_FP4);
+        static IQ4_NL_VALUES: [f32; 16] = table(&IQ4_NL);
+        static DOUBLED_E2M1_VALUES: [f32; 16] = table(&DOUBLED_E2M1);
+        static W4A8_VALUES: [f32; 16] = table(&W4A8);
         match self {
             Codebook::Nf4 => &NF4_VALUES,
             Codebook::BnbFp4 => &BNB_FP4_VALUES,
+            Codebook::Iq4Nl => &IQ4_NL_VALUES,
+            Codebook::DoubledE2M1 => &DOUBLED_E2M1_VALUES,
+            Codebook::W4A8 => &W4A8_VALUES,
         }
     }
 
     /// The values for [`crate::Backend::dequantize_table`]: the upper half of the byte is ignored.
     pub const fn table(self) -> &'static [f32; 256] {
+        static NF4_TABLE: [f32; 256] = table(&NF4);
+        static BNB_FP4_TABLE: [f32; 256] = table(&BNB_FP4);
+        static IQ4_NL_TABLE: [f32; 256] = table(&IQ4_NL);
+        static DOUBLED_E2M1_TABLE: [f32; 256] = table(&DOUBLED_E2M1);
+        static W4A8_TABLE: [f32; 256] = table(&W4A8);
         match self {
             Codebook::Nf4 => &NF4_TABLE,
             Codebook::BnbFp4 => &BNB_FP4_TABLE,
+            Codebook::Iq4Nl => &IQ4_NL_TABLE,
+            Codebook::DoubledE2M1 => &DOUBLED_E2M1_TABLE,
+            Codebook::W4A8 => &W4A8_TABLE,
         }
     }
 
-    /// The code whose value is nearest to `value`: thresholds are the F32 midpoints of neighboring values, and a value
-    /// *on* a threshold takes the lower one (bitsandbytes.md §6). NaN gives the lowest value's code.
+    /// The code whose value is nearest to `value`, as the library that owns the book finds it. NaN gives a code, no more.
     ///
-    /// A FP4 zero is always code 0, never 8.
+    /// | book | halfway between two values |
+    /// |---|---|
+    /// | `Nf4`, `BnbFp4` | thresholds are the F32 midpoints; a value *on* one takes the lower (bitsandbytes.md §6) |
+    /// | `Iq4Nl` | distances are compared in F32; the upper |
+    /// | `DoubledE2M1` | the smaller magnitude; never code 8 |
+    /// | `W4A8` | distances are compared in F32; the lower: [`nearest_level`] |
+    ///
+    /// `BnbFp4` has two zeros, with a threshold at 0 between them: what is above 0 but nearest to it is code 8, zero and what
+    /// is below are code 0 (bitsandbytes 0.50.2, no CUDA).
     pub fn nearest(self, value: f32) -> u8 {
-        let sorted: &[u8] = match self {
-            Codebook::Nf4 => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
-            Codebook::BnbFp4 => &[11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3],
-        };
-        let at = |i: usize| self.values()[usize::from(sorted[i])];
-        let above = (1..sorted.len())
-            .filter(|&i| value > f32::midpoint(at(i - 1), at(i)))
-            .count();
-        sorted[above]
+        match self {
+            Codebook::Nf4 => {
+                const ORDER: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+                nearest_threshold(self.values(), &ORDER, value)
+            }
+            Codebook::BnbFp4 => {
+                const ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
+                nearest_threshold(self.values(), &ORDER, value)
+            }
+            Codebook::Iq4Nl => nearest_upper(self.values(), value),
+            Codebook::DoubledE2M1 => crate::E2M1Rule::TowardZeroUnsigned.encode(value / 2.0),
+            Codebook::W4A8 => nearest_level(self.values(), value),
+        }
     }
+}
+
+/// The thresholds are the midpoints of the values in sorted order; counts those below `value`.
+fn nearest_threshold(values: &[f32; 16], order: &[u8; 16], value: f32) -> u8 {
+    let at = |i: usize| values[usize::from(order[i])];
+    let above = (1..16)
+        .filter(|&i| value > f32::midpoint(at(i - 1), at(i)))
+        .count();
+    order[above]
+}
+
+/// ggml's `best_index_int8`: the upper neighbor unless the lower one is strictly nearer.
+fn nearest_upper(values: &[f32; 16], value: f32) -> u8 {
+    let upper = values.iter().filter(|&&v| value >= v).count().clamp(1, 15);
+    let is_lower = value - values[upper - 1] < values[upper] - value;
+    (upper - usize::from(is_lower)) as u8
+}
+
+/// The index of the level nearest to `value` among sorted levels, of which some may be equal: the upper neighbor only if it
+/// is strictly nearer, in F32 (comfyui.md §3.6).
+pub fn nearest_level(levels: &[f32; 16], value: f32) -> u8 {
+    let upper = levels.iter().filter(|&&level| level < value).count();
+    let lower = upper.saturating_sub(1);
+    let upper = upper.min(15);
+    let is_upper = (value - levels[upper]).abs() < (value - levels[lower]).abs();
+    (if is_upper { upper } else { lower }) as u8
 }
 
 #[cfg(test)]
@@ -124,14 +218,60 @@ mod tests {
     fn every_value_is_nearest_to_itself() {
         for &book in Codebook::ALL {
             for (code, &value) in book.values().iter().enumerate() {
-                let expected = if value == 0.0 {
-                    [7, 0][book as usize]
-                } else {
-                    code as u8
-                };
+                let is_second_zero = code == 8 && value == 0.0;
+                let expected = if is_second_zero { 0 } else { code as u8 };
                 assert_eq!(book.nearest(value), expected, "{book:?} {code}");
             }
         }
+    }
+
+    #[test]
+    fn every_code_is_a_nearest_one() {
+        for &book in Codebook::ALL {
+            let largest = book.values().iter().fold(0f32, |a, v| a.max(v.abs()));
+            for step in -1100..=1100 {
+                let value = largest * step as f32 / 1000.0;
+                let code = book.nearest(value);
+                let distance = |v: f32| (f64::from(v) - f64::from(value)).abs();
+                let found = distance(book.values()[usize::from(code)]);
+                let best = book
+                    .values()
+                    .iter()
+                    .map(|&v| distance(v))
+                    .fold(9e9, f64::min);
+                assert!(found <= best + 1e-7, "{book:?} {value}: code {code}");
+            }
+        }
+    }
+
+    /// Run with bitsandbytes 0.50.2: ties and the two zeros of FP4.
+    #[test]
+    fn fp4_has_a_threshold_between_its_zeros() {
+        let half = f32::from_bits(0x3b2a_aaab); // half of code 1
+        let values = [1e-6, -1e-6, 0.0, -0.0, half, -half, half.next_up()];
+        let codes = values.map(|v| Codebook::BnbFp4.nearest(v));
+        assert_eq!(codes, [8, 0, 0, 0, 8, 9, 1]);
+    }
+
+    #[test]
+    fn ties_of_the_other_books() {
+        assert_eq!(Codebook::Iq4Nl.nearest(-4.5), 8); // between -10 and 1
+        assert_eq!(Codebook::Iq4Nl.nearest(-200.0), 0);
+        assert_eq!(Codebook::Iq4Nl.nearest(200.0), 15);
+        assert_eq!(Codebook::DoubledE2M1.nearest(-5.0), 12);
+        assert_eq!(Codebook::DoubledE2M1.nearest(-0.5), 0);
+        let levels = [0.0; 16].map(|_: f32| 1.0);
+        assert_eq!(nearest_level(&levels, 1.0), 0);
+        assert_eq!(nearest_level(&levels, 2.0), 15);
+        assert_eq!(
+            nearest_level(
+                &[
+                    0., 1., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14.
+                ],
+                1.5
+            ),
+            2
+        );
     }
 
     /// bitsandbytes.md §13: output of the library for x[i] = (i - 32) / 32, x[5] = 0.3, block of 64.

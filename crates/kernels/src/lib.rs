@@ -22,6 +22,7 @@
 
 pub mod backend;
 pub mod codebook;
+pub mod dynamic_8bit;
 pub mod e2m1;
 pub mod e8m0;
 pub mod minifloat;
@@ -35,6 +36,7 @@ mod tests;
 
 pub use backend::{BACKENDS, Backend, PORTABLE};
 pub use codebook::Codebook;
+pub use dynamic_8bit::{DYNAMIC_8BIT, Dynamic8BitRule};
 pub use e2m1::E2M1Rule;
 pub use e8m0::{E8M0Rule, MxScaleRule, UNSIGNED_E4M3};
 pub use minifloat::{

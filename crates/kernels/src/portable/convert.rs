@@ -84,6 +84,33 @@ impl Float {
             Float::Bf16 => nearest_bf16(value),
         }
     }
+
+    /// [`Float::nearest`] of an F64, rounded once: not the same as rounding to F32 first.
+    #[inline(always)]
+    pub fn nearest_f64(self, value: f64) -> f32 {
+        match self {
+            Float::F32 => value as f32,
+            Float::F16 => nearest_f16(to_odd(value)),
+            Float::Bf16 => nearest_bf16(to_odd(value)),
+        }
+    }
+}
+
+/// An F64 as F32, rounded to the neighbor whose last bit is one unless it is exact: the last bit then says "more follows",
+/// and rounding again to a type at least two bits narrower is rounding once.
+#[inline(always)]
+fn to_odd(value: f64) -> f32 {
+    let near = value as f32;
+    let bits = near.to_bits();
+    let back = f64::from(near);
+    let is_even = bits & 1 == 0;
+    if is_even && back.abs() > value.abs() {
+        f32::from_bits(bits - 1)
+    } else if is_even && back.abs() < value.abs() {
+        f32::from_bits(bits + 1)
+    } else {
+        near
+    }
 }
 
 #[inline(always)]
@@ -290,6 +317,42 @@ mod tests {
                 "f16 {bits:08x}"
             );
         }
+    }
+
+    #[test]
+    fn f64_is_rounded_once() {
+        let mut cases = 0;
+        for float in [Float::F16, Float::Bf16] {
+            for bits in (0..=0x7f7f_ffffu32).step_by(65_521) {
+                let low = f32::from_bits(bits);
+                let low = float.nearest(low);
+                let next = match float {
+                    Float::F16 => f16_to_f32(f32_to_f16(low) + 1),
+                    Float::Bf16 | Float::F32 => bf16_to_f32(f32_to_bf16(low) + 1),
+                };
+                if !next.is_finite() || !low.is_finite() {
+                    continue;
+                }
+                let tie = f64::midpoint(f64::from(low), f64::from(next));
+                let is_even = float.nearest(tie as f32) == low;
+                let above = f64::from_bits(tie.to_bits() + 1);
+                let below = f64::from_bits(tie.to_bits() - 1);
+                for sign in [1.0, -1.0] {
+                    let nearest = |v: f64| float.nearest_f64(v * f64::from(sign)) * sign;
+                    assert_eq!(nearest(below), low, "{float:?} {tie:e}");
+                    assert_eq!(nearest(above), next, "{float:?} {tie:e}");
+                    assert_eq!(nearest(tie), if is_even { low } else { next });
+                    assert_eq!(nearest(f64::from(low)), low);
+                }
+                cases += 1;
+            }
+            assert_eq!(float.nearest_f64(1e300), f32::INFINITY);
+            assert_eq!(float.nearest_f64(-1e300), f32::NEG_INFINITY);
+            assert!(float.nearest_f64(f64::NAN).is_nan());
+            assert_eq!(float.nearest_f64(f64::MIN_POSITIVE).to_bits(), 0);
+        }
+        assert!(cases > 40_000, "{cases}");
+        assert_eq!(Float::F32.nearest_f64(0.1), 0.1f32);
     }
 
     #[test]
