@@ -32,6 +32,9 @@ fn code(code: Code) -> String {
         Code::Minifloat(minifloat) => minifloat_name(minifloat).to_owned(),
         Code::Codebook(Codebook::Nf4) => "nf4".to_owned(),
         Code::Codebook(Codebook::BnbFp4) => "fp4 (bitsandbytes)".to_owned(),
+        Code::Codebook(Codebook::Iq4Nl) => "iq4_nl".to_owned(),
+        Code::Codebook(Codebook::DoubledE2M1) => "f4_e2m1 (doubled)".to_owned(),
+        Code::Codebook(Codebook::W4A8) => "w4a8".to_owned(),
         Code::StoredCodebook => "code book".to_owned(),
         Code::Dense(float) => float_name(float).to_owned(),
     }
