@@ -8,7 +8,9 @@
 //!
 //! and one line in [`BACKENDS`]. Tests and benches loop over [`Backend::available`].
 
-use crate::{Float, Minifloat, NanRule, OverflowRule, Packing, portable};
+use crate::{
+    Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, Tile, portable,
+};
 
 /// The operations that `schemes` and `quantize` call. Lengths are checked by the functions themselves, which panic with a
 /// message if they do not fit. No slice needs alignment.
@@ -22,18 +24,37 @@ pub struct Backend {
     pub unpack: fn(Packing, &[u8], &mut [u8]),
     /// [`Packing::pack`].
     pub pack: fn(Packing, &[u8], &mut [u8]),
+    /// [`Tile::unpack`]: one tile.
+    pub unpack_tile: fn(Tile, &[u8], &mut [u8]),
+    /// [`Tile::pack`]: one tile.
+    pub pack_tile: fn(Tile, &[u8], &mut [u8]),
+    /// [`Planes::unpack`]: the codes of one plane in a range of words.
+    pub unpack_plane: fn(Planes, plane: usize, words: &[u8], out: &mut [u8]),
+    /// [`Planes::pack`]: the codes of one plane into a range of words.
+    pub pack_plane: fn(Planes, plane: usize, codes: &[u8], words: &mut [u8]),
     /// `out[i] = f32(code - zero) * scale`, in F32, for one group: integer codes.
     /// [`portable::affine::dequantize_integer`].
     pub dequantize_integer: fn(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]),
     /// `out[i] = table[code] * scale`, in F32, for one group: minifloats and code books.
     /// [`portable::affine::dequantize_table`].
     pub dequantize_table: fn(codes: &[u8], table: &[f32; 256], scale: f32, out: &mut [f32]),
+    /// Rotates blocks of `group` values in place, in F32. [`portable::rotate::rotate`].
+    pub rotate: fn(values: &mut [f32], group: usize),
+    /// Rotates blocks of `group` values with sums in F64, each result rounded once.
+    /// [`portable::rotate::rotate_rounded`].
+    pub rotate_rounded: fn(Float, values: &[f32], group: usize, out: &mut [f32]),
+    /// Rotates blocks of `group` signed codes exactly, then scales. [`portable::rotate::rotate_codes`].
+    pub rotate_codes: fn(codes: &[i8], scale: f32, group: usize, out: &mut [f32]),
     /// Little-endian dense floats to F32 (exact). [`portable::convert::widen`].
     pub widen: fn(Float, &[u8], &mut [f32]),
     /// F32 to little-endian dense floats, rounding once to nearest even; NaN stays NaN. [`portable::convert::round`].
     pub round: fn(Float, &[f32], &mut [u8]),
     /// Codes of `values` (no scaling). [`portable::minifloat::encode`].
     pub encode_minifloat: fn(Minifloat, OverflowRule, NanRule, &[f32], &mut [u8]),
+    /// E2M1 codes of `values` (no scaling). [`portable::lookup::encode_e2m1`].
+    pub encode_e2m1: fn(E2M1Rule, &[f32], &mut [u8]),
+    /// Codes of `values * factor` of one group. [`portable::lookup::quantize_codebook`].
+    pub quantize_codebook: fn(Codebook, values: &[f32], factor: f32, out: &mut [u8]),
     /// Stored codes `rne(clamp(value / scale + zero, min_code, max_code)) - min_code` of one group, calculated in `arith`.
     /// [`portable::quantize::quantize_integer`].
     #[expect(
@@ -68,11 +89,20 @@ pub const PORTABLE: Backend = Backend {
     is_available: || true,
     unpack: Packing::unpack,
     pack: Packing::pack,
+    unpack_tile: Tile::unpack,
+    pack_tile: Tile::pack,
+    unpack_plane: Planes::unpack,
+    pack_plane: Planes::pack,
     dequantize_integer: portable::affine::dequantize_integer,
     dequantize_table: portable::affine::dequantize_table,
+    rotate: portable::rotate::rotate,
+    rotate_rounded: portable::rotate::rotate_rounded,
+    rotate_codes: portable::rotate::rotate_codes,
     widen: portable::convert::widen,
     round: portable::convert::round,
     encode_minifloat: portable::minifloat::encode,
+    encode_e2m1: portable::lookup::encode_e2m1,
+    quantize_codebook: portable::lookup::quantize_codebook,
     quantize_integer: portable::quantize::quantize_integer,
     quantize_minifloat: portable::quantize::quantize_minifloat,
     min_max: portable::scan::min_max,

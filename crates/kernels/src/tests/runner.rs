@@ -1,7 +1,7 @@
 //! Runs each operation of each available backend beside portable, bit for bit.
 
 use super::cases::{self, LENGTHS, OFFSETS};
-use crate::{Backend, Codebook, Float, Minifloat, PORTABLE, Packing};
+use crate::{Backend, Codebook, E2M1Rule, Float, Minifloat, PORTABLE, Packing, Planes, Tile};
 
 /// Calls `check` for each backend, length and offset, and says how many cases each backend had.
 fn run(operation: &str, check: impl Fn(&Backend, usize, usize)) {
@@ -75,6 +75,96 @@ fn unpack_and_pack() {
             );
         });
     }
+}
+
+#[test]
+fn tiles() {
+    for &tile in Tile::ALL {
+        for offset in OFFSETS {
+            let packed = cases::bytes(offset + tile.len_bytes());
+            let len = tile.n_entries() * tile.entry_bytes();
+            for backend in Backend::available() {
+                let mut outs = [vec![0xa5; offset + len], vec![0xa5; offset + len]];
+                for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                    (table.unpack_tile)(tile, &packed[*offset..], &mut out[*offset..]);
+                }
+                assert_eq!(outs[0], outs[1], "{} {tile:?} {offset}", backend.name);
+                let mut packs = [vec![0xa5; packed.len()], vec![0xa5; packed.len()]];
+                for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut packs) {
+                    (table.pack_tile)(tile, &outs[1][*offset..], &mut out[*offset..]);
+                }
+                assert_eq!(packs[0], packs[1], "{} {tile:?} {offset}", backend.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn planes() {
+    for &planes in Planes::ALL {
+        run(&format!("{planes:?}"), |backend, len, offset| {
+            let words = cases::bytes(offset + len * planes.word_bytes());
+            for plane in 0..planes.n_planes() {
+                let case = format!("{} {planes:?} {plane} {len} {offset}", backend.name);
+                let mut outs = [vec![0xa5; offset + len], vec![0xa5; offset + len]];
+                for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                    (table.unpack_plane)(planes, plane, &words[offset..], &mut out[offset..]);
+                }
+                assert_eq!(outs[0], outs[1], "{case}");
+                let mut packs = [vec![0xa5; words.len()], vec![0xa5; words.len()]];
+                for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut packs) {
+                    (table.pack_plane)(planes, plane, &outs[1][offset..], &mut out[offset..]);
+                }
+                assert_eq!(packs[0], packs[1], "{case}");
+            }
+        });
+    }
+}
+
+#[test]
+fn rotations() {
+    run("rotations", |backend, len, offset| {
+        for group in [4, 16, 64, 256] {
+            let n = len / group * group;
+            let values = &cases::weights(offset + n)[offset..];
+            let codes: Vec<i8> = cases::bytes(offset + n).iter().map(|&b| b as i8).collect();
+            let mut rows = [
+                [(); 5].map(|()| vec![0.0; n]),
+                [(); 5].map(|()| vec![0.0; n]),
+            ];
+            for (table, outs) in [backend, &PORTABLE].into_iter().zip(&mut rows) {
+                outs[0].copy_from_slice(values);
+                (table.rotate)(&mut outs[0], group);
+                (table.rotate_codes)(&codes[offset..], 0.0173, group, &mut outs[1]);
+                for (&float, out) in Float::ALL.iter().zip(&mut outs[2..]) {
+                    (table.rotate_rounded)(float, values, group, out);
+                }
+            }
+            for (ours, expected) in rows[0].iter().zip(&rows[1]) {
+                assert_eq!(bits(ours), bits(expected), "{} {n} {group}", backend.name);
+            }
+        }
+    });
+}
+
+#[test]
+fn lookups() {
+    run("lookups", |backend, len, offset| {
+        let values = &cases::floats(offset + len)[offset..];
+        let mut outs = [vec![0xa5; len], vec![0xa5; len]];
+        for &rule in E2M1Rule::ALL {
+            for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                (table.encode_e2m1)(rule, values, out);
+            }
+            assert_eq!(outs[0], outs[1], "{} {rule:?} {len}", backend.name);
+        }
+        for &book in Codebook::ALL {
+            for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                (table.quantize_codebook)(book, values, 0.37, out);
+            }
+            assert_eq!(outs[0], outs[1], "{} {book:?} {len}", backend.name);
+        }
+    });
 }
 
 #[test]
