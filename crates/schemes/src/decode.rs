@@ -34,6 +34,13 @@ pub struct Decoder<'a> {
     n_groups: usize,
 }
 
+/// What of a tile is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Scales,
+}
+
 /// A part and where its grids lie.
 struct Located<'a> {
     part: &'a Part,
@@ -168,12 +175,32 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// Bytes of the scales, zero points and super-scales that go with `n_rows` rows, as [`CodeTile`] holds them.
+    pub fn scale_bytes(&self, n_rows: u64) -> u64 {
+        let scales = self.scale_rows_of(n_rows);
+        scales
+            .saturating_mul(to_u64(self.n_groups))
+            .saturating_mul(12)
+    }
+
+    /// As [`Decoder::codes`], without the codes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn scales(&self, rows: Range<u64>) -> Result<CodeTile, Error> {
+        self.read_tile(rows, Wanted::Scales)
+    }
+
     /// Codes, scales and zero points of rows `rows` of the stack, in the neutral form; scales as stored (see
     /// [`crate::ScaleDirection`]), in F32.
     ///
     /// # Errors
     /// I/O, or stored values that no reader accepts.
     pub fn codes(&self, rows: Range<u64>) -> Result<CodeTile, Error> {
+        self.read_tile(rows, Wanted::All)
+    }
+
+    fn read_tile(&self, rows: Range<u64>, wanted: Wanted) -> Result<CodeTile, Error> {
         let mut tile = CodeTile {
             rows: rows.clone(),
             ..CodeTile::default()
@@ -181,7 +208,9 @@ impl<'a> Decoder<'a> {
         for (matrix, local) in segments(&self.tensor.module, &rows, self.tensor.out_features())? {
             let scheme = &self.tensor.scheme;
             let groups = scale_rows(scheme.granularity, &local, self.in_features);
-            append(&mut tile.codes, self.read_codes(matrix, &local)?);
+            if wanted == Wanted::All {
+                append(&mut tile.codes, self.read_codes(matrix, &local)?);
+            }
             if let Some(scale) = &self.scale {
                 append(&mut tile.scales, self.read_scales(scale, matrix, &groups)?);
             }

@@ -205,6 +205,41 @@ pub fn encode(
     Ok(regions)
 }
 
+/// Whether every scale, zero point and offset of a tile has a stored form; its codes are not looked at.
+///
+/// # Errors
+/// As [`encode`].
+pub(crate) fn check_scales(tensor: &QuantizedTensor, tile: &CodeTile) -> Result<(), Error> {
+    let backend = Backend::detect();
+    let groups = grid_of(tensor, Role::Scale)?.columns;
+    let supers = grid_of(tensor, Role::SuperScale)?.columns;
+    for part in tensor.parts.iter().filter(|p| is_streamed(p, tensor)) {
+        match part.role {
+            Role::Scale => drop(stored_scales(tensor, part, &tile.scales, groups, backend)?),
+            Role::ZeroPoint => drop(stored_zeros(tensor, &tile.zeros, groups)?),
+            Role::Offset => {
+                let what = ("offset", groups);
+                drop(stored_floats(tensor, part, what, &tile.offsets, backend)?);
+            }
+            Role::SuperScale => {
+                let what = ("super-scale", supers);
+                drop(stored_floats(tensor, part, what, &tile.supers, backend)?);
+            }
+            Role::Codes
+            | Role::GroupIndex
+            | Role::ScaleTable
+            | Role::Codebook
+            | Role::ColumnFactor
+            | Role::LowRankUp
+            | Role::LowRankDown
+            | Role::Mask
+            | Role::Shape
+            | Role::Auxiliary => {}
+        }
+    }
+    Ok(())
+}
+
 /// Whether a single entry of this role, or a single row of them, goes with the whole matrix.
 fn is_for_all_rows(role: Role, tensor: &QuantizedTensor) -> bool {
     let scheme = &tensor.scheme;

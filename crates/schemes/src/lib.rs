@@ -23,6 +23,7 @@ pub mod quantized;
 pub mod scheme;
 mod storage;
 mod tile;
+pub mod transcode;
 
 pub use arithmetic::{Dequantizer, Extras};
 pub use config::Settings;
@@ -42,3 +43,4 @@ pub use scheme::{
     Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,
 };
 pub use tile::CodeTile;
+pub use transcode::{Changes, Transcoder};
