@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)] // the first SIMD backend turns this into `deny`, opened in `arch/` only
 
 pub mod backend;
+pub mod blocks;
 pub mod codebook;
 pub mod dynamic_8bit;
 pub mod e2m1;
@@ -35,6 +36,7 @@ pub mod tile;
 mod tests;
 
 pub use backend::{BACKENDS, Backend, PORTABLE};
+pub use blocks::{BlockFields, BlockFormat};
 pub use codebook::Codebook;
 pub use dynamic_8bit::{DYNAMIC_8BIT, Dynamic8BitRule};
 pub use e2m1::E2M1Rule;
