@@ -457,7 +457,7 @@ impl Dequantizer {
             }
         }
         match basis.columns {
-            ColumnFactor::None => {}
+            ColumnFactor::None | ColumnFactor::Inputs => {}
             ColumnFactor::Multiply => {
                 round(values);
                 for (value, factor) in values.iter_mut().zip(&self.extras.columns) {

@@ -11,7 +11,7 @@ use crate::storage::{
 };
 use crate::{
     Code, CodeTile, ColumnFactor, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role,
-    ScaleCoding, SuperScale, ZeroCoding, ZeroPoint,
+    ScaleCoding, Storage, SuperScale, ZeroCoding, ZeroPoint,
 };
 
 pub use crate::arithmetic::RowsOut;
@@ -248,6 +248,12 @@ impl<'a> Decoder<'a> {
             return Ok(entries);
         };
         let half = 1_u8 << (bits - 1);
+        if holds_bare_fields(codes.part, bits) {
+            for field in &mut entries {
+                *field ^= half;
+            }
+            return Ok(entries);
+        }
         if bits < 8 {
             let limit = i16::from(half);
             let bad = |&b: &u8| !(-limit..limit).contains(&i16::from(b.cast_signed()));
@@ -356,6 +362,18 @@ fn append<T>(to: &mut Vec<T>, mut more: Vec<T>) {
     }
 }
 
+/// Whether codes of a part are fields of exactly `bits` bits when they are read, so that a negative one has no sign bits
+/// above: packed codes; not bytes, which are sign-extended.
+pub(crate) fn holds_bare_fields(part: &Part, bits: u32) -> bool {
+    match part.storage {
+        Storage::Packed { packing, .. }
+        | Storage::PackedConstant { packing, .. }
+        | Storage::Flat { packing } => packing.bits() == bits,
+        Storage::Planes { .. } | Storage::Tiled { .. } => true,
+        Storage::Elements { .. } | Storage::SharedElements { .. } | Storage::Vector => false,
+    }
+}
+
 /// Bits of an integer code; 8 for others, which have no zero points.
 pub(crate) fn integer_bits(tensor: &QuantizedTensor) -> u32 {
     match tensor.scheme.code {
@@ -449,7 +467,7 @@ impl SmallParts<'_> {
             Code::Integer { .. } | Code::Minifloat(_) | Code::Codebook(_) | Code::Dense(_) => None,
         };
         let columns = match scheme.basis.columns {
-            ColumnFactor::None => Vec::new(),
+            ColumnFactor::None | ColumnFactor::Inputs => Vec::new(),
             ColumnFactor::Multiply | ColumnFactor::Divide => self.floats(Role::ColumnFactor)?,
         };
         let (up, down) = if scheme.basis.rank == 0 {

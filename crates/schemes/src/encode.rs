@@ -6,7 +6,7 @@ use safequant_container::Dtype;
 use safequant_kernels::{Backend, NanRule, OverflowRule};
 
 use crate::arithmetic::code_bytes;
-use crate::decode::integer_bits;
+use crate::decode::{holds_bare_fields, integer_bits};
 use crate::storage::{Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64};
 use crate::{
     Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role, ScaleCoding,
@@ -158,7 +158,10 @@ pub fn encode(
         for (i, part, stored) in &streamed {
             let mut shift = WordShift::None;
             let (rows, entries) = match part.role {
-                Role::Codes => (&local, stored_codes(tensor, &tile.codes[codes.clone()])),
+                Role::Codes => (
+                    &local,
+                    stored_codes(tensor, part, &tile.codes[codes.clone()]),
+                ),
                 Role::ZeroPoint => {
                     let (lanes, word) = stored_zeros(tensor, &tile.zeros[scales.clone()], groups)?;
                     shift = word;
@@ -272,13 +275,16 @@ fn is_for_all_rows(role: Role, tensor: &QuantizedTensor) -> bool {
 }
 
 /// Codes as the file spells them.
-fn stored_codes(tensor: &QuantizedTensor, codes: &[u8]) -> Vec<u8> {
+fn stored_codes(tensor: &QuantizedTensor, part: &Part, codes: &[u8]) -> Vec<u8> {
     match tensor.scheme.code {
         Code::Integer {
             bits,
             encoding: IntegerEncoding::TwosComplement,
         } => {
             let half = 1_u8 << (bits - 1);
+            if holds_bare_fields(part, bits) {
+                return codes.iter().map(|c| c ^ half).collect();
+            }
             codes.iter().map(|c| c.wrapping_sub(half)).collect()
         }
         Code::Integer {

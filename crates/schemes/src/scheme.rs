@@ -273,6 +273,9 @@ pub enum ColumnFactor {
     Multiply,
     /// The product is divided by it.
     Divide,
+    /// The runtime multiplies the *activations* by it. It stands beside the weight and is not applied: the weight is that of
+    /// the rescaled inputs, as the tools that write such files (`ModelOpt`'s `pre_quant_scale`) dequantize it.
+    Inputs,
 }
 
 /// The dense float type of a header's dtype, where we compute with it.
