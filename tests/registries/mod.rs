@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use safequant::container::{Carrier, Dtype, LogicalDtype};
-use safequant::kernels::{BACKENDS, Minifloat, Packing};
+use safequant::kernels::{BACKENDS, Minifloat, Packing, Planes, Tile};
 use safequant::quantize::QUANTIZERS;
 
 fn root() -> PathBuf {
@@ -112,9 +112,11 @@ fn minifloats_are_unique() {
 fn packings_have_a_page_each() {
     let mut names = BTreeSet::new();
     let mut visited = 0;
-    for packing in Packing::all() {
+    let packings = Packing::all().map(|packing| format!("{packing:?}"));
+    let planes = Planes::ALL.iter().map(|planes| format!("Planes{planes:?}"));
+    let tiles = Tile::ALL.iter().map(|tile| format!("{tile:?}"));
+    for shown in packings.chain(planes).chain(tiles) {
         visited += 1;
-        let shown = format!("{packing:?}");
         let variant: String = shown
             .chars()
             .take_while(char::is_ascii_alphanumeric)
@@ -122,7 +124,7 @@ fn packings_have_a_page_each() {
         names.insert(snake_case(&variant));
     }
     println!("packings: {visited} of {} layouts", names.len());
-    assert_eq!(names.len(), 6, "{names:?}");
+    assert_eq!(names.len(), 6 + 2 + 11, "{names:?}");
     for name in &names {
         let page = root().join(format!("specs/packings/{name}.md"));
         assert!(page.exists(), "{}", page.display());

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use safequant_kernels::{
-    Backend, E8M0Rounding, Float, Minifloat, NanRule, OverflowRule, Packing, encode_e8m0,
+    Backend, E8M0Rounding, Float, Minifloat, NanRule, OverflowRule, Packing, Tile, encode_e8m0,
 };
 use serde_json::Value;
 
@@ -146,4 +146,74 @@ fn packings_have_the_bytes_of_the_vectors() {
     }
     assert_eq!(missing, []);
     assert_eq!(checked, 96);
+}
+
+fn snake_case(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !out.is_empty() {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+/// Entry `(row, column)` of a vector's matrix: see `what` in the file.
+fn entry(index: usize, bits: u32) -> u16 {
+    let mixed = u32::try_from(index + 1)
+        .unwrap()
+        .wrapping_mul(2_654_435_761);
+    u16::try_from(mixed >> (32 - bits)).unwrap()
+}
+
+/// Each tile has a vector of several tiles, and packs and unpacks them as it says, in its order.
+#[test]
+fn tiles_have_the_bytes_of_the_vectors() {
+    let vectors = vectors("tiles.json");
+    let mut missing: Vec<String> = Tile::ALL
+        .iter()
+        .map(|t| snake_case(&format!("{t:?}")))
+        .collect();
+    let mut checked = 0;
+    for case in vectors["cases"].as_array().unwrap() {
+        let name = case["tile"].as_str().unwrap();
+        let is_named = |tile: &&Tile| snake_case(&format!("{tile:?}")) == name;
+        let tile = *Tile::ALL.iter().find(is_named).unwrap();
+        let number = |key: &str| usize::try_from(case[key].as_u64().unwrap()).unwrap();
+        let (rows, columns) = (number("rows"), number("columns"));
+        assert_eq!(number("bits"), tile.bits() as usize, "{name}");
+        let stored = bytes(&case["bytes"]);
+        let (n_rows, n_columns) = (rows / tile.rows(), columns / tile.columns());
+        assert!(
+            n_rows * n_columns >= 2,
+            "{name}: one tile says nothing of their order"
+        );
+        for (row, column) in (0..n_rows).flat_map(|r| (0..n_columns).map(move |c| (r, c))) {
+            let at = tile.index(row, column, n_rows, n_columns) * tile.len_bytes();
+            let packed = &stored[at..at + tile.len_bytes()];
+            let expected: Vec<u8> = (0..tile.n_entries())
+                .flat_map(|i| {
+                    let (r, c) = (i / tile.columns(), i % tile.columns());
+                    let index = (row * tile.rows() + r) * columns + column * tile.columns() + c;
+                    entry(index, tile.bits())
+                        .to_le_bytes()
+                        .into_iter()
+                        .take(tile.entry_bytes())
+                })
+                .collect();
+            for backend in Backend::available() {
+                let mut entries = vec![0xff; expected.len()];
+                (backend.unpack_tile)(tile, packed, &mut entries);
+                assert_eq!(entries, expected, "{name} {row} {column} {}", backend.name);
+                let mut back = vec![0xff; packed.len()];
+                (backend.pack_tile)(tile, &entries, &mut back);
+                assert_eq!(back, packed, "{name} {row} {column} {}", backend.name);
+            }
+            checked += 1;
+        }
+        missing.retain(|m| m != name);
+    }
+    assert_eq!(missing, Vec::<String>::new());
+    assert_eq!(checked, 50);
 }

@@ -2,9 +2,9 @@
 //! scales in the order in which its threads need them.
 //!
 //! ```text
-//! codes     word 4 * (8 * (n % 8) + (k % 8) / 2) + n / 16 holds, lowest nibble first, the columns n and n + 8 (as n8)
-//!           and rows k and k + 8 (as k8) of one thread:
-//!           (n, k) (n, k8) (n8, k) (n8, k8) of even k, then the same of k + 1       hence the order 0 4 1 5 2 6 3 7
+//! codes     word 4 * (4 * (n % 8) + (k % 8) / 2) + n / 16 holds, lowest nibble first, with even k and k + 1, n and n + 8
+//!           (written n8), k and k + 8 (k8) of one thread:
+//!           (n, k) (n, k8) (n8, k) (n8, k8), then the same of k + 1: hence the interleave 0 4 1 5 2 6 3 7
 //! scales    64 features as a transposed 8 x 8 matrix: feature 8j + i at 8i + j
 //! single    32 features as 4 blocks of 8: block i holds features 2i + 0, 1, 8, 9, 16, 17, 24, 25
 //! ```

@@ -24,7 +24,9 @@ mod swizzled;
 /// | `Swizzled` | 128 x 4 | 8 | row by row | specs/packings/swizzled.md |
 /// | `NunchakuCodes` | 128 x 64 | 4 | row by row | specs/packings/nunchaku_codes.md |
 /// | `NunchakuScales` | 128 x 1 | 16 | row by row | specs/packings/nunchaku_scales.md |
+/// | `NunchakuMicroScales` | 128 x 4 | 8 | row by row | specs/packings/nunchaku_micro_scales.md |
 /// | `NunchakuLowRank` | 16 x 16 | 16 | row by row | specs/packings/nunchaku_low_rank.md |
+/// | `NunchakuLowRankDown` | 16 x 16 | 16 | row by row | specs/packings/nunchaku_low_rank_down.md |
 /// | `KitchenSvdq` | 128 x 64 | 4 | row by row | specs/packings/kitchen_svdq.md |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tile {
@@ -43,8 +45,13 @@ pub enum Tile {
     NunchakuCodes,
     /// Nunchaku scales of groups of 64, bias and smoothing factors (one column): 128 consecutive 16-bit values.
     NunchakuScales,
-    /// Nunchaku low-rank factors: 256 consecutive 16-bit values. The down projection is stored as its transpose.
+    /// Nunchaku E4M3 scales of groups of 16: 512 consecutive bytes.
+    NunchakuMicroScales,
+    /// Nunchaku's up projection `[out_features, rank]`: 256 consecutive 16-bit values.
     NunchakuLowRank,
+    /// Nunchaku's down projection, as the matrix `[in_features, rank]`: 256 consecutive 16-bit values, in each tile the
+    /// transpose of [`Tile::NunchakuLowRank`].
+    NunchakuLowRankDown,
     /// comfy-kitchen's tiled SVDQuant codes `[out_features / 128, in_features / 64, 32, 128]` (I8): 4096 consecutive bytes.
     KitchenSvdq,
 }
@@ -80,7 +87,9 @@ impl Tile {
         Tile::Swizzled,
         Tile::NunchakuCodes,
         Tile::NunchakuScales,
+        Tile::NunchakuMicroScales,
         Tile::NunchakuLowRank,
+        Tile::NunchakuLowRankDown,
         Tile::KitchenSvdq,
     ];
 
@@ -88,10 +97,14 @@ impl Tile {
     pub const fn rows(self) -> usize {
         match self {
             Tile::AwqGemvFast => 4,
-            Tile::NunchakuLowRank => 16,
+            Tile::NunchakuLowRank | Tile::NunchakuLowRankDown => 16,
             Tile::MarlinScalesSingle => 32,
             Tile::Marlin | Tile::MarlinScales => 64,
-            Tile::Swizzled | Tile::NunchakuCodes | Tile::NunchakuScales | Tile::KitchenSvdq => 128,
+            Tile::Swizzled
+            | Tile::NunchakuCodes
+            | Tile::NunchakuScales
+            | Tile::NunchakuMicroScales
+            | Tile::KitchenSvdq => 128,
         }
     }
 
@@ -99,8 +112,8 @@ impl Tile {
     pub const fn columns(self) -> usize {
         match self {
             Tile::MarlinScales | Tile::MarlinScalesSingle | Tile::NunchakuScales => 1,
-            Tile::Swizzled => 4,
-            Tile::Marlin | Tile::NunchakuLowRank => 16,
+            Tile::Swizzled | Tile::NunchakuMicroScales => 4,
+            Tile::Marlin | Tile::NunchakuLowRank | Tile::NunchakuLowRankDown => 16,
             Tile::AwqGemvFast | Tile::NunchakuCodes | Tile::KitchenSvdq => 64,
         }
     }
@@ -109,11 +122,12 @@ impl Tile {
     pub const fn bits(self) -> u32 {
         match self {
             Tile::AwqGemvFast | Tile::Marlin | Tile::NunchakuCodes | Tile::KitchenSvdq => 4,
-            Tile::Swizzled => 8,
+            Tile::Swizzled | Tile::NunchakuMicroScales => 8,
             Tile::MarlinScales
             | Tile::MarlinScalesSingle
             | Tile::NunchakuScales
-            | Tile::NunchakuLowRank => 16,
+            | Tile::NunchakuLowRank
+            | Tile::NunchakuLowRankDown => 16,
         }
     }
 
@@ -142,7 +156,9 @@ impl Tile {
             | Tile::Swizzled
             | Tile::NunchakuCodes
             | Tile::NunchakuScales
+            | Tile::NunchakuMicroScales
             | Tile::NunchakuLowRank
+            | Tile::NunchakuLowRankDown
             | Tile::KitchenSvdq => TileOrder::RowByRow,
         }
     }
@@ -169,7 +185,9 @@ impl Tile {
             Tile::Swizzled => swizzled::scales(row, column),
             Tile::NunchakuCodes => nunchaku::codes(row, column),
             Tile::NunchakuScales => nunchaku::scales(row),
+            Tile::NunchakuMicroScales => nunchaku::micro_scales(row, column),
             Tile::NunchakuLowRank => nunchaku::low_rank(row, column),
+            Tile::NunchakuLowRankDown => nunchaku::low_rank(column, row),
             Tile::KitchenSvdq => kitchen::svdq(row, column),
         }
     }
@@ -183,7 +201,9 @@ impl Tile {
         static SWIZZLED: [u16; 128 * 4] = table(Tile::Swizzled);
         static NUNCHAKU_CODES: [u16; 128 * 64] = table(Tile::NunchakuCodes);
         static NUNCHAKU_SCALES: [u16; 128] = table(Tile::NunchakuScales);
+        static NUNCHAKU_MICRO_SCALES: [u16; 128 * 4] = table(Tile::NunchakuMicroScales);
         static NUNCHAKU_LOW_RANK: [u16; 16 * 16] = table(Tile::NunchakuLowRank);
+        static NUNCHAKU_LOW_RANK_DOWN: [u16; 16 * 16] = table(Tile::NunchakuLowRankDown);
         static KITCHEN_SVDQ: [u16; 128 * 64] = table(Tile::KitchenSvdq);
         match self {
             Tile::AwqGemvFast => &AWQ_GEMV_FAST,
@@ -193,7 +213,9 @@ impl Tile {
             Tile::Swizzled => &SWIZZLED,
             Tile::NunchakuCodes => &NUNCHAKU_CODES,
             Tile::NunchakuScales => &NUNCHAKU_SCALES,
+            Tile::NunchakuMicroScales => &NUNCHAKU_MICRO_SCALES,
             Tile::NunchakuLowRank => &NUNCHAKU_LOW_RANK,
+            Tile::NunchakuLowRankDown => &NUNCHAKU_LOW_RANK_DOWN,
             Tile::KitchenSvdq => &KITCHEN_SVDQ,
         }
     }
@@ -304,7 +326,7 @@ mod tests {
         }
         assert_eq!(
             visited,
-            256 + 1024 + 64 + 32 + 512 + 8192 + 128 + 256 + 8192
+            256 + 1024 + 64 + 32 + 512 + 8192 + 128 + 512 + 2 * 256 + 8192
         );
     }
 
