@@ -403,17 +403,42 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
 }
 
 #[test]
-fn fp4_in_compressed_tensors_names_format_and_module() {
+fn fp4_that_the_configuration_calls_integers_names_format_and_module() {
     let draft = Draft::of(CT).change(&format!("{Q}.weight_packed"), |d| {
         d.dtype = Dtype::U8;
         d.shape[1] *= 4;
     });
-    let e = refused("mxfp4", draft);
-    assert_eq!(e.group(), ErrorGroup::Unsupported);
+    let e = refused("nvfp4", draft);
+    assert!(matches!(e, Error::Contradiction { .. }), "{e}");
     assert!(
-        e.to_string().contains(Q) && e.to_string().contains("mxfp4-pack-quantized"),
+        e.to_string().contains(Q) && e.to_string().contains("nvfp4-pack-quantized"),
         "{e}"
     );
+}
+
+#[test]
+fn fp4_without_its_scales_is_refused() {
+    const NVFP4: &str = "llm-compressor/ct-nvfp4";
+    const MXFP4: &str = "llm-compressor/ct-mxfp4a16";
+    for (name, part) in [
+        (NVFP4, "weight_global_scale"),
+        (NVFP4, "weight_scale"),
+        (MXFP4, "weight_scale"),
+    ] {
+        let mut draft = Draft::of(name);
+        let missing = format!("{Q}.{part}");
+        draft.tensors.retain(|(name, _)| *name != missing);
+        let e = refused(part, draft);
+        assert!(matches!(e, Error::MissingPart { .. }), "{part}: {e}");
+    }
+    let e = refused(
+        "two global scales",
+        Draft::of(NVFP4).change(&format!("{Q}.weight_global_scale"), |d| {
+            d.shape = vec![2];
+            d.bytes = vec![0; 8];
+        }),
+    );
+    assert!(matches!(e, Error::PartShape { .. }), "{e}");
 }
 
 #[test]

@@ -64,7 +64,16 @@ pub(super) enum Strategy {
     Tensor,
     Channel,
     Group(u64),
+    /// As `Group`, under one global scale.
+    TensorGroup(u64),
     Block(u64, u64),
+}
+
+impl Strategy {
+    /// Whether scales are themselves scaled.
+    pub(super) const fn is_nested(self) -> bool {
+        matches!(self, Strategy::TensorGroup(_))
+    }
 }
 
 /// Whether `weight_g_idx` assigns columns to groups.
@@ -316,8 +325,13 @@ fn parse_strategy(args: &Settings, kind: Kind) -> Result<Strategy, Error> {
             Some((rows, columns)) => Ok(Strategy::Block(rows, columns)),
             None => Err(args.wrong("block_structure", "two integers", &Value::Null)),
         },
-        // Only NVFP4 has it: a group scale under a global one. The module's tensors will say so.
-        Some("tensor_group") if kind == Kind::Float => group(),
+        // Only NVFP4 has it: a group scale under a global one.
+        Some("tensor_group") if kind == Kind::Float => match size {
+            Some(GroupSize::Features(size)) => Ok(Strategy::TensorGroup(size)),
+            Some(GroupSize::WholeRow) | None => {
+                Err(args.wrong("group_size", "an integer above 0", &Value::Null))
+            }
+        },
         Some(other) => {
             Err(args.wrong("strategy", "tensor, channel, group or block", &other.into()))
         }
@@ -350,7 +364,10 @@ fn preset(name: &str) -> Option<WeightArgs> {
         })
     };
     match name.as_str() {
-        "FP8" | "FP8_DYNAMIC" | "FP8_BLOCK" => args(8, Kind::Float, Zero::Symmetric),
+        "FP8" | "FP8_DYNAMIC" | "FP8_BLOCK" | "MXFP8" | "MXFP8A16" => {
+            args(8, Kind::Float, Zero::Symmetric)
+        }
+        "NVFP4" | "NVFP4A16" | "MXFP4" | "MXFP4A16" => args(4, Kind::Float, Zero::Symmetric),
         "INT8" => args(8, Kind::Integer, Zero::Symmetric),
         "W4AFP8" => args(4, Kind::Integer, Zero::Symmetric),
         _ => {

@@ -7,13 +7,15 @@ mod write;
 use std::collections::BTreeSet;
 
 use safequant_container::{Dtype, TensorInfo};
+use safequant_kernels::{Float, Minifloat};
 
 use self::config::{Config, Kind, Order, Strategy, WeightArgs, Zero};
 use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
-use crate::scheme::{Packing, float_of, minifloat_of};
+use crate::scheme::{E8M0Rule, Packing, float_of, minifloat_of};
 use crate::{
     Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers, IntegerEncoding,
-    Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, ZeroCoding, ZeroPoint,
+    Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, SuperScale, ZeroCoding,
+    ZeroPoint,
 };
 
 /// See the module.
@@ -28,7 +30,8 @@ impl Convention for CompressedTensors {
     }
 
     fn summary(&self) -> &'static str {
-        "llm-compressor and vLLM: packed integers of 1 to 8 bits, int8 and FP8, per tensor, channel, group or block"
+        "llm-compressor and vLLM: packed integers of 1 to 8 bits, int8, FP8, NVFP4, MXFP4 and MXFP8, per tensor, channel, \
+         group or block"
     }
 
     fn recognize<'a>(
@@ -122,8 +125,11 @@ impl<'a> Found<'a> {
 /// The module of which a tensor holds the codes.
 fn module_of<'i>(headers: Headers<'_>, info: &'i TensorInfo, config: &Config) -> Option<&'i str> {
     if let Some(module) = info.name.strip_suffix(".weight_packed") {
-        // Without a configuration, only the layout that explains itself.
-        let explains = headers.tensor(&format!("{module}.weight_shape")).is_some();
+        // Without a configuration, only the layouts that explain themselves.
+        let companion = |ending: &str| headers.tensor(&format!("{module}.{ending}"));
+        let is_mx = companion("weight_scale").is_some_and(|s| s.dtype == Dtype::U8);
+        let is_fp4 = is_mx || companion("weight_global_scale").is_some();
+        let explains = companion("weight_shape").is_some() || (info.dtype == Dtype::U8 && is_fp4);
         return (config.place.is_some() || explains).then_some(module);
     }
     let module = info.name.strip_suffix(".weight")?;
@@ -181,7 +187,7 @@ impl Found<'_> {
         let declared = group.format.as_deref().or(self.config.format.as_deref());
         let fits = match declared {
             None | Some("mixed-precision" | "fakequant" | "dense") => true,
-            Some("naive-quantized") => format != "pack-quantized",
+            Some("naive-quantized") => matches!(format, "int-quantized" | "float-quantized"),
             Some(declared) => declared == format,
         };
         if !fits {
@@ -193,7 +199,7 @@ impl Found<'_> {
         Ok(Some(args))
     }
 
-    /// `weight_packed`: integers in I32 words. U8 words are FP4.
+    /// `weight_packed`: integers in I32 words, or pairs of E2M1 codes in bytes.
     fn bind_packed(&self, module: &str, codes: &TensorInfo) -> Result<QuantizedTensor, Error> {
         if self
             .headers
@@ -203,15 +209,7 @@ impl Found<'_> {
             return Err(unsupported(module, "compressed-tensors marlin-24", ""));
         }
         if codes.dtype == Dtype::U8 {
-            let global = self
-                .headers
-                .tensor(&format!("{module}.weight_global_scale"));
-            let format = if global.is_some() {
-                "nvfp4-pack-quantized"
-            } else {
-                "mxfp4-pack-quantized"
-            };
-            return Err(unsupported(module, format, "FP4 weights"));
+            return self.bind_fp4(module, codes);
         }
         check_dtype(module, codes, &[Dtype::I32])?;
         let (shape, descriptor) = self.shape(module)?;
@@ -244,6 +242,48 @@ impl Found<'_> {
         self.finish(module, shape, code, &args, parts)
     }
 
+    /// `weight_packed` in bytes: E2M1, the even element in the low nibble (clauses F1 to F5).
+    fn bind_fp4(&self, module: &str, codes: &TensorInfo) -> Result<QuantizedTensor, Error> {
+        let &[rows, bytes] = codes.shape.as_slice() else {
+            return Err(wrong_shape(module, codes, "[out, in / 2]".to_owned()));
+        };
+        let scale = required(self.headers, module, &format!("{module}.weight_scale"))?;
+        let format = if matches!(scale.dtype, Dtype::U8 | Dtype::F8E8M0) {
+            "mxfp4-pack-quantized"
+        } else {
+            "nvfp4-pack-quantized"
+        };
+        let shape = [rows, bytes.saturating_mul(2)];
+        let args = match self.args(module, Kind::Float, format)? {
+            Some(args) => args,
+            None => WeightArgs {
+                bits: 4,
+                kind: Kind::Float,
+                zero: Zero::Symmetric,
+                strategy: Some(if format == "mxfp4-pack-quantized" {
+                    Strategy::Group(32)
+                } else {
+                    Strategy::TensorGroup(16)
+                }),
+                order: Order::Natural,
+            },
+        };
+        check_bits(module, &args, 4, codes)?;
+        let storage = Storage::Packed {
+            axes: Axes::OutIn,
+            packing: Packing::LsbFirst { bits: 4 },
+            along: Axis::In,
+        };
+        let parts = vec![part(Role::Codes, codes, storage)];
+        self.finish(
+            module,
+            shape,
+            Code::Minifloat(Minifloat::E2M1),
+            &args,
+            parts,
+        )
+    }
+
     /// `weight` in I8 or FP8.
     fn bind_unpacked(&self, module: &str, codes: &TensorInfo) -> Result<QuantizedTensor, Error> {
         let &[rows, columns] = codes.shape.as_slice() else {
@@ -255,24 +295,18 @@ impl Found<'_> {
             ));
         };
         let float = minifloat_of(codes.dtype);
-        let (kind, format) = match float {
-            Some(_) => (Kind::Float, "float-quantized"),
-            None => (Kind::Integer, "int-quantized"),
-        };
         let scale = required(self.headers, module, &format!("{module}.weight_scale"))?;
-        if matches!(scale.dtype, Dtype::U8 | Dtype::F8E8M0) {
-            return Err(unsupported(module, "mxfp8-quantized", ""));
-        }
+        let (kind, format) = match (float, scale.dtype) {
+            (Some(_), Dtype::U8 | Dtype::F8E8M0) => (Kind::Float, "mxfp8-quantized"),
+            (Some(_), _) => (Kind::Float, "float-quantized"),
+            (None, _) => (Kind::Integer, "int-quantized"),
+        };
         let args = self.args(module, kind, format)?;
         let args = args.ok_or_else(|| unsupported(module, format, "without a configuration"))?;
         let code = match float {
-            Some(minifloat) if args.bits == 8 => Code::Minifloat(minifloat),
-            Some(_) => {
-                return Err(Error::Contradiction {
-                    module: module.to_owned(),
-                    config: format!("{} bits", args.bits),
-                    tensors: format!("the weight is {}", codes.dtype),
-                });
+            Some(minifloat) => {
+                check_bits(module, &args, 8, codes)?;
+                Code::Minifloat(minifloat)
             }
             None => Code::Integer {
                 bits: args.bits,
@@ -299,9 +333,7 @@ impl Found<'_> {
         mut parts: Vec<Part>,
     ) -> Result<QuantizedTensor, Error> {
         let scale = required(self.headers, module, &format!("{module}.weight_scale"))?;
-        let Some(scale_float) = float_of(scale.dtype) else {
-            return Err(wrong_dtype(module, scale, "F32, F16 or BF16"));
-        };
+        let coding = scale_coding(module, code, scale)?;
         let strategy = match args.strategy {
             Some(strategy) => strategy,
             None => strategy_of(module, shape, scale)?,
@@ -314,6 +346,7 @@ impl Found<'_> {
             Storage::Elements { axes: Axes::OutIn },
         ));
         let zero_point = self.zero_point(module, code, args, grid, &mut parts)?;
+        let super_scale = self.super_scale(module, code, args, &mut parts)?;
         let granularity = self.granularity(module, strategy, args.order, &mut parts)?;
         for ending in COMPANIONS {
             let name = format!("{module}.{ending}");
@@ -329,12 +362,45 @@ impl Found<'_> {
             convention: ID,
             shape: shape.to_vec(),
             scheme: Scheme {
+                super_scale,
                 zero_point,
-                ..Scheme::plain(code, granularity, ScaleCoding::Float(scale_float))
+                ..Scheme::plain(code, granularity, coding)
             },
-            reference_dtype: scale_float,
+            reference_dtype: reference(coding),
             parts,
         })
+    }
+
+    /// The global scale of `tensor_group`, which divides the scales (clause F3).
+    fn super_scale(
+        &self,
+        module: &str,
+        code: Code,
+        args: &WeightArgs,
+        parts: &mut Vec<Part>,
+    ) -> Result<SuperScale, Error> {
+        let name = format!("{module}.weight_global_scale");
+        let Some(info) = self.headers.tensor(&name) else {
+            return if args.strategy.is_some_and(Strategy::is_nested) {
+                Err(Error::MissingPart {
+                    module: module.to_owned(),
+                    part: name,
+                })
+            } else {
+                Ok(SuperScale::None)
+            };
+        };
+        if !matches!(code, Code::Minifloat(_)) {
+            let detail = format!("{name} beside codes that are no floats");
+            return Err(unsupported(module, "compressed-tensors", &detail));
+        }
+        check_dtype(module, info, &[Dtype::F32])?;
+        if info.n_elements() != 1 {
+            return Err(wrong_shape(module, info, "one number".to_owned()));
+        }
+        let storage = Storage::Elements { axes: Axes::OutIn };
+        parts.push(part(Role::SuperScale, info, storage));
+        Ok(SuperScale::Divide)
     }
 
     /// The zero point, and its part. What is stored wins over `symmetric`: the library subtracts it in any case.
@@ -405,6 +471,7 @@ impl Found<'_> {
             Strategy::Tensor => Granularity::Tensor,
             Strategy::Channel => Granularity::Channel,
             Strategy::Block(rows, columns) => Granularity::Block { rows, columns },
+            Strategy::TensorGroup(size) => Granularity::Group { size },
             Strategy::Group(size) => {
                 let index = self.headers.tensor(&format!("{module}.weight_g_idx"));
                 match (order, index) {
@@ -509,6 +576,47 @@ impl Found<'_> {
     }
 }
 
+/// How scales of this dtype are read: dense floats; powers of two in U8 and E8M0; E4M3 under a global scale.
+fn scale_coding(module: &str, code: Code, scale: &TensorInfo) -> Result<ScaleCoding, Error> {
+    let is_float = matches!(code, Code::Minifloat(_));
+    match (float_of(scale.dtype), scale.dtype) {
+        (Some(float), _) => Ok(ScaleCoding::Float(float)),
+        (None, Dtype::U8 | Dtype::F8E8M0) if is_float => {
+            Ok(ScaleCoding::E8M0(E8M0Rule::TopIsInfinity))
+        }
+        (None, Dtype::F8E4M3) if is_float => Ok(ScaleCoding::Minifloat(Minifloat::E4M3)),
+        (None, _) => Err(wrong_dtype(
+            module,
+            scale,
+            "F32, F16 or BF16 (beside FP4 and FP8 also F8_E4M3, U8 or F8_E8M0)",
+        )),
+    }
+}
+
+/// The dtype of the library's decompressed weight: that of the scales, or BF16 where they are no dense floats (clause F5).
+fn reference(scale: ScaleCoding) -> Float {
+    match scale {
+        ScaleCoding::Float(float) => float,
+        ScaleCoding::E8M0(_)
+        | ScaleCoding::Minifloat(_)
+        | ScaleCoding::StoredTable
+        | ScaleCoding::Integer
+        | ScaleCoding::One => Float::Bf16,
+    }
+}
+
+/// The bits of the configuration are those of the float that is stored.
+fn check_bits(module: &str, args: &WeightArgs, bits: u32, codes: &TensorInfo) -> Result<(), Error> {
+    if args.bits == bits {
+        return Ok(());
+    }
+    Err(Error::Contradiction {
+        module: module.to_owned(),
+        config: format!("{} bits", args.bits),
+        tensors: format!("{} is {}, with {bits}-bit floats", codes.name, codes.dtype),
+    })
+}
+
 fn last(info: &TensorInfo) -> u64 {
     info.shape.last().copied().unwrap_or(1)
 }
@@ -518,7 +626,9 @@ fn grid(strategy: Strategy, [rows, columns]: [u64; 2]) -> [u64; 2] {
     match strategy {
         Strategy::Tensor => [1, 1],
         Strategy::Channel => [rows, 1],
-        Strategy::Group(size) => [rows, columns.div_ceil(size.max(1))],
+        Strategy::Group(size) | Strategy::TensorGroup(size) => {
+            [rows, columns.div_ceil(size.max(1))]
+        }
         Strategy::Block(height, width) => {
             [rows.div_ceil(height.max(1)), columns.div_ceil(width.max(1))]
         }
@@ -534,7 +644,7 @@ fn check_grid(
     let fits = match strategy {
         Strategy::Tensor => scale.n_elements() == 1,
         Strategy::Channel => scale.shape == grid || scale.shape == grid[..1],
-        Strategy::Group(_) | Strategy::Block(..) => scale.shape == grid,
+        Strategy::Group(_) | Strategy::TensorGroup(_) | Strategy::Block(..) => scale.shape == grid,
     };
     if fits {
         return Ok(());
