@@ -19,8 +19,8 @@ use crate::size::Size;
 #[command(
     name = "safequant",
     version,
-    about = "Inspect, quantize and dequantize safetensors checkpoints",
-    long_about = "Inspect, quantize and dequantize safetensors checkpoints: offline, on a CPU, in bounded memory.\n\
+    about = "Inspect, quantize, convert and dequantize safetensors checkpoints",
+    long_about = "Inspect, quantize, convert and dequantize safetensors checkpoints: offline, on a CPU, in bounded memory.\n\
                   Data goes to stdout; progress and messages go to stderr.",
     after_help = TOP_EXAMPLES,
     after_long_help = TOP_LONG,
@@ -67,6 +67,14 @@ pub(crate) enum Verb {
     /// convention's own reference implementation.
     #[command(after_help = DEQUANTIZE_EXAMPLES)]
     Dequantize(DequantizeArgs),
+    /// Write a quantized checkpoint in another convention
+    ///
+    /// Codes and scales are carried over, never weights. Each module has a label: `exact` (same codes, same scales; the way
+    /// back gives the same bytes), `cast` (a scale is rounded to another dtype, or repeated for smaller groups), `lossy`
+    /// (the codes change: refused without --allow-lossy), `impossible`. Nothing is written before every label is known.
+    /// docs/conversions.md shows what goes where.
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert(ConvertArgs),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(CompletionsArgs),
@@ -130,6 +138,24 @@ pub(crate) struct DequantizeArgs {
     /// The dtype of the dense weights
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeArg::Auto)]
     pub(crate) dtype: DtypeArg,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `convert`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    #[command(flatten)]
+    pub(crate) paths: Paths,
+    /// The convention to write
+    #[arg(long, value_name = "CONVENTION", value_parser = written_conventions())]
+    pub(crate) to: String,
+    /// Dequantize and quantize again what cannot be carried over, instead of refusing
+    #[arg(long)]
+    pub(crate) allow_lossy: bool,
+    /// Modules to leave dense (dequantized): a glob, or `re:` and a regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) ignore: Vec<String>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -288,6 +314,13 @@ Examples:
   safequant dequantize model-w4a16 -o model-dense
   safequant dequantize model-w4a16 -o model-f32 --dtype f32 --max-shard-size 2GB
   safequant dequantize model-w4a16 -o model-dense --force --json --quiet";
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  safequant convert model-w4a16 -o model-v2 --to gptq_v2 --dry-run
+  safequant convert model-w4a16 -o model-v2 --to gptq_v2
+  safequant convert model-w4a16 -o model-fp8 --to fp8 --allow-lossy
+  safequant convert model-w4a16 -o model-v2 --to gptq_v2 --force --json --quiet";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

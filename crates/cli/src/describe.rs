@@ -79,6 +79,7 @@ pub(crate) fn action(action: &Action) -> String {
         Action::Copy => "copy".to_owned(),
         Action::Quantize(scheme) => format!("quantize to {scheme}"),
         Action::Dequantize(convention) => format!("dequantize from {convention}"),
+        Action::Convert(label) => format!("convert ({})", label.word()),
         Action::Drop => "drop".to_owned(),
     }
 }
@@ -89,7 +90,16 @@ pub(crate) const fn action_parts(action: &Action) -> (&'static str, Option<&'sta
         Action::Copy => ("copy", None),
         Action::Quantize(scheme) => ("quantize", Some(*scheme)),
         Action::Dequantize(convention) => ("dequantize", Some(*convention)),
+        Action::Convert(_) => ("convert", None),
         Action::Drop => ("drop", None),
+    }
+}
+
+/// How much survives, where something is converted.
+pub(crate) const fn label(action: &Action) -> Option<&'static str> {
+    match action {
+        Action::Convert(label) => Some(label.word()),
+        Action::Copy | Action::Quantize(_) | Action::Dequantize(_) | Action::Drop => None,
     }
 }
 

@@ -53,6 +53,11 @@ fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
             let job = plan::dequantize(args);
             commands::job::run(&job, output).map_err(|failure| (failure, record))
         }
+        Verb::Convert(args) => {
+            let record = record(args.job.json);
+            let job = plan::convert(args).map_err(|failure| (failure, record))?;
+            commands::job::run(&job, output).map_err(|failure| (failure, record))
+        }
         Verb::Completions(args) => {
             commands::completions::run(&args).map_err(|failure| (failure, Record::None))
         }

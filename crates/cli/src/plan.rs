@@ -6,13 +6,14 @@ use safequant::kernels::Float;
 use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
 use safequant::rewrite::{
-    DequantizeRecipe, Destination, JobOptions, OutputDtype, QuantizeRecipe, Verb,
+    ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, OutputDtype,
+    QuantizeRecipe, Verb,
 };
 use safequant::schemes::pattern::Pattern;
 use safequant::schemes::{CONVENTIONS, Preset};
 
 use crate::args::{
-    DequantizeArgs, DivisionArg, DtypeArg, JobArgs, NonFiniteArg, Paths, QuantizeArgs,
+    ConvertArgs, DequantizeArgs, DivisionArg, DtypeArg, JobArgs, NonFiniteArg, Paths, QuantizeArgs,
 };
 use crate::exit::Failure;
 use crate::output::Record;
@@ -111,6 +112,27 @@ pub(crate) fn dequantize(args: DequantizeArgs) -> Job {
     };
     let verb = Verb::Dequantize(DequantizeRecipe { dtype });
     Job::new("dequantize", args.paths, verb, &args.job)
+}
+
+/// What `convert` means.
+///
+/// # Errors
+/// A pattern that cannot be compiled.
+pub(crate) fn convert(args: ConvertArgs) -> Result<Job, Failure> {
+    check_patterns("--ignore", &args.ignore)?;
+    let known = CONVENTIONS.iter().map(|c| c.id()).find(|id| *id == args.to);
+    let recipe = ConvertRecipe {
+        // clap has let through nothing else.
+        convention: known.unwrap_or_default(),
+        loss: if args.allow_lossy {
+            LossPolicy::Allow
+        } else {
+            LossPolicy::Refuse
+        },
+        ignore: args.ignore,
+    };
+    let verb = Verb::Convert(recipe);
+    Ok(Job::new("convert", args.paths, verb, &args.job))
 }
 
 fn options(args: &JobArgs) -> JobOptions {

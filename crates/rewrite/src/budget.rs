@@ -105,6 +105,28 @@ impl Budget {
                 };
                 self.rows_tiling(step, tensor, &needs)
             }
+            Work::Transcode(work) => {
+                let decoder = Decoder::new(&work.source, checkpoint, Backend::detect())?;
+                let layout = &work.layout;
+                let carried = step.output_bytes().div_ceil(layout.n_rows().max(1));
+                let codes = layout.in_features() * encode::code_bytes(layout);
+                let needs = Needs {
+                    fixed: constant_bytes(layout),
+                    // Codes before and after, scales with their places, encoded bytes twice.
+                    per_row: 3 * codes
+                        + decoder.scale_bytes(1)
+                        + 48 * groups_per_row(layout)
+                        + 2 * carried,
+                    floats_per_row: codes,
+                    unit: common_multiple(
+                        encode::row_unit(layout),
+                        common_multiple(encode::row_unit(&work.source), decoder.row_unit()),
+                    ),
+                    decoder: Some(&decoder),
+                    is_strided: is_transposed(&work.source) || is_transposed(layout),
+                };
+                self.rows_tiling(step, layout, &needs)
+            }
             Work::Quantize(work) => {
                 let layout = &work.layout;
                 let unit = encode::row_unit(layout);

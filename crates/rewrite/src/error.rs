@@ -76,6 +76,28 @@ pub enum Error {
         /// The id.
         convention: String,
     },
+    /// Codes would change, or cannot be held, and that was not allowed.
+    #[error(
+        "{convention} cannot take over the codes of {n} of {n_all} modules as they are: {first}"
+    )]
+    WouldLose {
+        /// The convention to write.
+        convention: &'static str,
+        /// How many.
+        n: usize,
+        /// Of how many.
+        n_all: usize,
+        /// The first few, each with the reason and what to do.
+        first: String,
+    },
+    /// A weight that was planned to keep its codes cannot: the source changed in between.
+    #[error("{module} cannot keep its codes after all: {reason}")]
+    NotCarried {
+        /// The module.
+        module: String,
+        /// Why not.
+        reason: String,
+    },
     /// The convention does not know the scheme.
     #[error("convention {convention} cannot hold {scheme}; it holds {holds}")]
     SchemeNotHeld {
@@ -259,6 +281,8 @@ impl Error {
             Error::NothingQuantized { .. } => "nothing_quantized",
             Error::UnknownMethod { .. } => "unknown_method",
             Error::NotWritable { .. } => "convention_not_writable",
+            Error::WouldLose { .. } => "would_lose",
+            Error::NotCarried { .. } => "not_carried",
             Error::SchemeNotHeld { .. } => "scheme_not_held",
             Error::Document { .. } => "document",
             Error::DocumentEncoding { .. } => "document_encoding",
@@ -309,6 +333,8 @@ impl Error {
             | Error::Defect { .. }
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
+            | Error::WouldLose { .. }
+            | Error::NotCarried { .. }
             | Error::MemoryTooSmall { .. }
             | Error::UnknownMethod { .. }
             | Error::DestinationExists { .. }

@@ -4,6 +4,7 @@
 mod budget;
 mod commit;
 mod config;
+pub mod convert;
 mod error;
 pub mod events;
 mod journal;
@@ -18,9 +19,10 @@ pub mod stream;
 mod tile;
 mod workspace;
 
+pub use convert::{Conversion, Label};
 pub use error::{Error, ErrorGroup};
 pub use events::{CancelToken, Event, Events};
 pub use place::OutputKind;
 pub use plan::{Action, Destination, JobOptions, Plan, PlannedModule, Verb, plan, plan_on};
-pub use recipe::{DequantizeRecipe, OutputDtype, QuantizeRecipe};
+pub use recipe::{ConvertRecipe, DequantizeRecipe, LossPolicy, OutputDtype, QuantizeRecipe};
 pub use stream::{ModuleSummary, Summary, run};

@@ -105,7 +105,8 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         pool: &'w rayon::ThreadPool,
         cancel: &'w CancelToken,
     ) -> Result<Self, Error> {
-        let is_quantizing = |step: &Step| matches!(step.work, Work::Quantize(_));
+        let is_quantizing =
+            |step: &Step| matches!(step.work, Work::Quantize(_) | Work::Transcode(_));
         let quantizer = if plan.job.steps.iter().any(is_quantizing) {
             Some(recipe::quantizer(plan.job.method)?)
         } else {
@@ -401,7 +402,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
     fn statistics_of(&mut self, step: &Step) -> Result<Result<Option<Arc<Statistics>>, ()>, Error> {
         let group = match &step.work {
             Work::Quantize(work) => work.statistics,
-            Work::Copy | Work::Drop | Work::Dequantize(..) => None,
+            Work::Copy | Work::Drop | Work::Dequantize(..) | Work::Transcode(_) => None,
         };
         let Some(group) = group else {
             return Ok(Ok(None));
@@ -466,6 +467,7 @@ fn share(step: &Step, rows: u64) -> u64 {
         Work::Drop | Work::Copy => step.source_bytes,
         Work::Dequantize(tensor, _) => tensor.n_rows(),
         Work::Quantize(work) => work.layout.n_rows(),
+        Work::Transcode(work) => work.layout.n_rows(),
     };
     let bytes = u128::from(step.source_bytes) * u128::from(rows) / u128::from(all.max(1));
     u64::try_from(bytes).unwrap_or(step.source_bytes)

@@ -14,7 +14,7 @@ use crate::config::{Travel, travels};
 use crate::journal::Fingerprint;
 use crate::place::{OutputKind, Place};
 use crate::steps::{Step, Steps};
-use crate::{DequantizeRecipe, Error, QuantizeRecipe, config, recipe, steps};
+use crate::{ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, config, recipe, steps};
 
 /// A writing verb with its recipe.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub enum Verb {
     Quantize(QuantizeRecipe),
     /// Any convention in, dense out.
     Dequantize(DequantizeRecipe),
+    /// Any convention in, another one out.
+    Convert(ConvertRecipe),
 }
 
 /// What to do when the destination exists or an earlier job was interrupted.
@@ -110,6 +112,8 @@ pub enum Action {
     Quantize(&'static str),
     /// Dequantized from this convention.
     Dequantize(&'static str),
+    /// Codes carried over to another convention, with what that costs.
+    Convert(Label),
     /// Left out: belongs to the old convention only.
     Drop,
 }
@@ -121,15 +125,17 @@ impl Action {
             Action::Copy => "copy",
             Action::Quantize(_) => "quantize",
             Action::Dequantize(_) => "dequantize",
+            Action::Convert(_) => "convert",
             Action::Drop => "drop",
         }
     }
 
-    /// The scheme quantized to or the convention dequantized from.
+    /// The scheme quantized to, the convention dequantized from, or the label of a conversion.
     pub const fn detail(&self) -> Option<&'static str> {
         match self {
             Action::Copy | Action::Drop => None,
             Action::Quantize(name) | Action::Dequantize(name) => Some(name),
+            Action::Convert(label) => Some(label.word()),
         }
     }
 }
@@ -165,6 +171,7 @@ pub fn plan_on<'a>(
     let steps = match verb {
         Verb::Quantize(recipe) => steps::quantize(checkpoint, &model, recipe)?,
         Verb::Dequantize(recipe) => steps::dequantize(checkpoint, &model, recipe)?,
+        Verb::Convert(recipe) => steps::convert(checkpoint, &model, recipe)?,
     };
     Planner {
         checkpoint,
@@ -220,6 +227,8 @@ impl<'a> Planner<'a, '_> {
                 budget,
                 method: match self.verb {
                     Verb::Quantize(recipe) => recipe.method,
+                    // What is quantized anew is rounded to nearest.
+                    Verb::Convert(_) => "rtn",
                     Verb::Dequantize(_) => "",
                 },
                 shards,
@@ -261,7 +270,7 @@ impl<'a> Planner<'a, '_> {
 
     fn documents(&mut self, built: &mut Steps) -> Result<Vec<(String, Vec<u8>)>, Error> {
         let mut documents = match self.verb {
-            Verb::Quantize(_) => {
+            Verb::Quantize(_) | Verb::Convert(_) => {
                 let edit = std::mem::take(&mut built.edit);
                 config::quantized_documents(self.checkpoint, edit)?
             }
@@ -269,7 +278,7 @@ impl<'a> Planner<'a, '_> {
         };
         if self.place.kind == OutputKind::File {
             documents.clear();
-            if matches!(self.verb, Verb::Quantize(_)) {
+            if matches!(self.verb, Verb::Quantize(_) | Verb::Convert(_)) {
                 self.notes.push(
                     "a single file has no config.json: the quantization config is written to its __metadata__"
                         .to_owned(),

@@ -34,6 +34,26 @@ pub struct DequantizeRecipe {
     pub dtype: OutputDtype,
 }
 
+/// What `convert` is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConvertRecipe {
+    /// The convention to write.
+    pub convention: &'static str,
+    /// What to do with weights whose codes cannot stay.
+    pub loss: LossPolicy,
+    /// Patterns of modules to leave dense (dequantized).
+    pub ignore: Vec<String>,
+}
+
+/// What to do with weights whose codes cannot stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LossPolicy {
+    /// Refuse the whole job, naming them.
+    Refuse,
+    /// Dequantize them and quantize them again.
+    Allow,
+}
+
 /// The dtype of dequantized weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OutputDtype {
@@ -51,14 +71,19 @@ pub(crate) fn quantizer(method: &str) -> Result<&'static dyn Quantizer, Error> {
     })
 }
 
-/// The writer of a recipe's convention, if it holds the recipe's scheme.
-pub(crate) fn writer(recipe: &QuantizeRecipe) -> Result<&'static dyn ConventionWriter, Error> {
-    let convention = CONVENTIONS.iter().find(|c| c.id() == recipe.convention);
-    let writer = convention
+/// The writer of a convention.
+pub(crate) fn writer_of(convention: &str) -> Result<&'static dyn ConventionWriter, Error> {
+    let found = CONVENTIONS.iter().find(|c| c.id() == convention);
+    found
         .and_then(|c| c.writer())
         .ok_or_else(|| Error::NotWritable {
-            convention: recipe.convention.to_owned(),
-        })?;
+            convention: convention.to_owned(),
+        })
+}
+
+/// The writer of a recipe's convention, if it holds the recipe's scheme.
+pub(crate) fn writer(recipe: &QuantizeRecipe) -> Result<&'static dyn ConventionWriter, Error> {
+    let writer = writer_of(recipe.convention)?;
     if writer.presets().contains(&recipe.preset.name) {
         return Ok(writer);
     }
@@ -84,6 +109,12 @@ pub(crate) fn canonical(verb: &Verb) -> Value {
             "ignore": r.ignore,
             "division": format!("{:?}", r.division),
             "nonfinite": format!("{:?}", r.nonfinite),
+        }),
+        Verb::Convert(r) => json!({
+            "verb": "convert",
+            "convention": r.convention,
+            "loss": format!("{:?}", r.loss),
+            "ignore": r.ignore,
         }),
         Verb::Dequantize(r) => json!({
             "verb": "dequantize",

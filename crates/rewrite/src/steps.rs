@@ -1,11 +1,14 @@
 //! The units of work: what each module or plain tensor becomes, and which tensors that writes.
 
+mod convert;
+
 use safequant_container::{Checkpoint, Dtype, PlannedTensor, TensorGroup, TensorInfo};
 use safequant_kernels::Float;
 use safequant_quantize::Target;
 use safequant_schemes::scheme::{dtype_of, float_of};
 use safequant_schemes::{ConfigEdit, ConventionWriter, Model, QuantizedTensor, Written};
 
+pub(crate) use self::convert::convert;
 use crate::budget::Tiling;
 use crate::select::{Choice, Kind, Selection, fused_groups, is_unoriented_stack, kind};
 use crate::{Action, DequantizeRecipe, Error, OutputDtype, QuantizeRecipe, recipe};
@@ -44,6 +47,17 @@ pub(crate) enum Work {
     Dequantize(Box<QuantizedTensor>, Float),
     /// Rows of floats, quantized.
     Quantize(Box<QuantizeWork>),
+    /// Codes and scales, carried over to another layout.
+    Transcode(Box<TranscodeWork>),
+}
+
+/// A module whose codes stay.
+#[derive(Clone, Debug)]
+pub(crate) struct TranscodeWork {
+    pub(crate) source: QuantizedTensor,
+    /// The source with its scheme as simple as its numbers allow.
+    pub(crate) plain: QuantizedTensor,
+    pub(crate) layout: QuantizedTensor,
 }
 
 /// A module to quantize.
@@ -100,6 +114,12 @@ impl Step {
             at: (0, 0),
         });
         self
+    }
+
+    fn with_parts(self, parts: &[safequant_schemes::Part]) -> Self {
+        parts.iter().fold(self, |step, part| {
+            step.with_output(&part.name, part.dtype, &part.shape)
+        })
     }
 
     fn copy(info: &TensorInfo) -> Self {
@@ -357,11 +377,7 @@ impl Builder<'_> {
             statistics: None,
         }));
         let action = Action::Quantize(preset.name);
-        let step = Step::new(module, action, shape, source_bytes, work);
-        let add = |step: Step, part: &safequant_schemes::Part| {
-            step.with_output(&part.name, part.dtype, &part.shape)
-        };
-        Ok(parts.iter().fold(step, add))
+        Ok(Step::new(module, action, shape, source_bytes, work).with_parts(&parts))
     }
 
     fn finish(mut self) -> Result<Steps, Error> {
@@ -378,7 +394,7 @@ impl Builder<'_> {
             ignored: &self.ignored,
             preset: Some(&self.recipe.preset),
         })?;
-        let statistics = share_statistics(&mut steps, self.recipe)?;
+        let statistics = share_statistics(&mut steps, self.recipe.method)?;
         self.notes.extend(self.selection.notes());
         self.notes.extend(fused_notes(&layouts, &self.ignored));
         if self.n_foreign > 0 {
@@ -405,18 +421,23 @@ impl Builder<'_> {
 fn layout_of(step: &Step) -> Option<&QuantizedTensor> {
     match &step.work {
         Work::Quantize(work) => Some(&work.layout),
+        Work::Transcode(work) => Some(&work.layout),
         Work::Copy | Work::Drop | Work::Dequantize(..) => None,
     }
 }
 
 /// Groups the steps that need statistics of the whole weight; fused siblings together, so that they get one scale.
-fn share_statistics(steps: &mut [Step], recipe: &QuantizeRecipe) -> Result<Vec<Vec<usize>>, Error> {
-    let quantizer = recipe::quantizer(recipe.method)?;
+fn share_statistics(steps: &mut [Step], method: &str) -> Result<Vec<Vec<usize>>, Error> {
+    let quantizer = recipe::quantizer(method)?;
     let mut needing = Vec::new();
     for (i, step) in steps.iter().enumerate() {
         match &step.work {
             Work::Quantize(work) if quantizer.needs_statistics(&work.target) => needing.push(i),
-            Work::Quantize(_) | Work::Copy | Work::Drop | Work::Dequantize(..) => {}
+            Work::Quantize(_)
+            | Work::Copy
+            | Work::Drop
+            | Work::Dequantize(..)
+            | Work::Transcode(_) => {}
         }
     }
     let named = needing.iter().map(|&i| {

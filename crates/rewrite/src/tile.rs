@@ -7,9 +7,12 @@ use safequant_container::{Checkpoint, FileWriter, TensorRef};
 use safequant_kernels::{Backend, Float};
 use safequant_quantize::report::row_losses;
 use safequant_quantize::{Loss, Quantizer, Rows, Statistics};
-use safequant_schemes::{Decoder, EncodedRegion, QuantizedTensor, RowsOut, encode};
+use safequant_schemes::{
+    Decoder, EncodedRegion, Part, QuantizedTensor, RowsOut, Transcoder, encode,
+};
 
 use crate::Error;
+use crate::convert::{carried_parts, counterpart};
 use crate::steps::{DenseSource, QuantizeWork, Step, Work};
 
 /// What all tiles of a step share.
@@ -22,6 +25,7 @@ pub(crate) struct StepContext<'p> {
     quantizer: Option<&'static dyn Quantizer>,
     statistics: Option<Arc<Statistics>>,
     backend: &'static Backend,
+    checkpoint: &'p Checkpoint,
 }
 
 /// Where a step reads.
@@ -29,6 +33,7 @@ enum Reader<'p> {
     Nothing,
     Plain(TensorRef<'p>, Option<Float>),
     Quantized(Box<Decoder<'p>>),
+    Carried(Box<Decoder<'p>>, Box<Transcoder<'p>>),
 }
 
 /// Bytes of an output, written and ready to be digested.
@@ -64,19 +69,29 @@ impl<'p> StepContext<'p> {
             let found = checkpoint.tensor(name);
             found.map_or(Reader::Nothing, |tensor| Reader::Plain(tensor, float))
         };
-        let reader = match &step.work {
-            Work::Drop => Reader::Nothing,
-            Work::Copy => plain(&step.name, None),
-            Work::Dequantize(tensor, _) => {
-                Reader::Quantized(Box::new(Decoder::new(tensor, checkpoint, backend)?))
-            }
-            Work::Quantize(work) => match &work.source {
-                DenseSource::Plain(name, float) => plain(name, Some(*float)),
-                DenseSource::Quantized(tensor) => {
+        let reader =
+            match &step.work {
+                Work::Drop => Reader::Nothing,
+                Work::Copy => plain(&step.name, None),
+                Work::Dequantize(tensor, _) => {
                     Reader::Quantized(Box::new(Decoder::new(tensor, checkpoint, backend)?))
                 }
-            },
-        };
+                Work::Transcode(work) => {
+                    let decoder = Decoder::new(&work.source, checkpoint, backend)?;
+                    let transcoder = Transcoder::new(&work.source, &work.plain, &work.layout)
+                        .map_err(|reason| Error::NotCarried {
+                            module: step.name.clone(),
+                            reason,
+                        })?;
+                    Reader::Carried(Box::new(decoder), Box::new(transcoder))
+                }
+                Work::Quantize(work) => match &work.source {
+                    DenseSource::Plain(name, float) => plain(name, Some(*float)),
+                    DenseSource::Quantized(tensor) => {
+                        Reader::Quantized(Box::new(Decoder::new(tensor, checkpoint, backend)?))
+                    }
+                },
+            };
         Ok(Self {
             index,
             step,
@@ -85,6 +100,7 @@ impl<'p> StepContext<'p> {
             quantizer,
             statistics,
             backend,
+            checkpoint,
         })
     }
 
@@ -95,6 +111,7 @@ impl<'p> StepContext<'p> {
             Work::Copy => self.copy(span),
             Work::Dequantize(tensor, float) => self.dequantize(tensor, *float, span),
             Work::Quantize(work) => self.quantize(work, span),
+            Work::Transcode(work) => self.transcode(&work.layout, span),
         }
     }
 
@@ -160,6 +177,25 @@ impl<'p> StepContext<'p> {
         })
     }
 
+    fn transcode(&self, layout: &QuantizedTensor, span: &Range<u64>) -> Result<Done, Error> {
+        let Reader::Carried(decoder, transcoder) = &self.reader else {
+            return Ok(Done::default());
+        };
+        if span.is_empty() {
+            return Ok(Done::default());
+        }
+        let tile = decoder.codes(span.clone())?;
+        let (carried, _) = transcoder.tile(&tile)?;
+        drop(tile);
+        let regions = encode::encode(layout, &carried, self.backend)?;
+        drop(carried);
+        let pieces = regions.into_iter().map(|region| self.write_region(region));
+        Ok(Done {
+            pieces: pieces.collect::<Result<_, Error>>()?,
+            ..Done::default()
+        })
+    }
+
     /// Statistics of one tile.
     pub(crate) fn observe(&self, span: &Range<u64>) -> Result<Statistics, Error> {
         let (Work::Quantize(work), Some(quantizer)) = (&self.step.work, self.quantizer) else {
@@ -177,11 +213,48 @@ impl<'p> StepContext<'p> {
 
     /// The parts that no tile fills.
     pub(crate) fn constants(&self) -> Result<Vec<Piece>, Error> {
-        let Work::Quantize(work) = &self.step.work else {
-            return Ok(Vec::new());
+        let layout = match &self.step.work {
+            Work::Quantize(work) => &work.layout,
+            Work::Transcode(work) => &work.layout,
+            Work::Copy | Work::Drop | Work::Dequantize(..) => return Ok(Vec::new()),
         };
-        let regions = encode::constant_regions(&work.layout).into_iter();
-        regions.map(|region| self.write_region(region)).collect()
+        let regions = encode::constant_regions(layout).into_iter();
+        let mut pieces: Vec<Piece> = regions
+            .map(|region| self.write_region(region))
+            .collect::<Result<_, Error>>()?;
+        if let (Reader::Carried(decoder, _), Work::Transcode(work)) =
+            (&self.reader, &self.step.work)
+        {
+            let region = match decoder.group_index() {
+                Some(index) => encode::group_index_region(layout, index),
+                None => encode::trivial_index_region(layout),
+            };
+            if let Some(region) = region {
+                pieces.push(self.write_region(region)?);
+            }
+            for (output, part) in carried_parts(layout) {
+                pieces.extend(self.carry(&work.source, output, part)?);
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// A part that is copied from the source's.
+    fn carry(
+        &self,
+        source: &QuantizedTensor,
+        output: usize,
+        part: &Part,
+    ) -> Result<Option<Piece>, Error> {
+        let from = counterpart(source, part).and_then(|p| self.checkpoint.tensor(&p.name));
+        let Some(from) = from else { return Ok(None) };
+        let bytes = from.read_all(from.info.len_bytes())?;
+        self.write(output, 0, &bytes)?;
+        Ok(Some(Piece {
+            output,
+            offset: Some(0),
+            bytes,
+        }))
     }
 
     fn as_rows<'v>(
@@ -213,7 +286,7 @@ impl<'p> StepContext<'p> {
             Reader::Quantized(decoder) => {
                 decoder.rows(span.clone(), RowsOut::F32(&mut values))?;
             }
-            Reader::Plain(_, None) | Reader::Nothing => {}
+            Reader::Plain(_, None) | Reader::Nothing | Reader::Carried(..) => {}
         }
         Ok(values)
     }
@@ -314,6 +387,7 @@ impl Step {
             Work::Copy => (1, self.source_bytes),
             Work::Dequantize(tensor, _) => (tensor.n_matrices(), tensor.out_features()),
             Work::Quantize(work) => (work.layout.n_matrices(), work.layout.out_features()),
+            Work::Transcode(work) => (work.layout.n_matrices(), work.layout.out_features()),
         }
     }
 }

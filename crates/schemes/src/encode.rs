@@ -5,7 +5,7 @@ use std::ops::Range;
 use safequant_container::Dtype;
 use safequant_kernels::{Backend, NanRule, OverflowRule};
 
-use crate::arithmetic::code_bytes;
+use crate::arithmetic::code_bytes as bytes_of_code;
 use crate::decode::{holds_bare_fields, integer_bits};
 use crate::storage::{Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64};
 use crate::{
@@ -121,6 +121,23 @@ pub(crate) fn is_streamed(part: &Part, tensor: &QuantizedTensor) -> bool {
     }
 }
 
+/// Bytes of one code in a tile: 1, but for dense values.
+pub fn code_bytes(tensor: &QuantizedTensor) -> u64 {
+    to_u64(bytes_of_code(tensor.scheme.code))
+}
+
+/// Whether the bytes of a part follow neither from tiles nor from the layout: they come from the tensor that is converted.
+pub fn is_carried(tensor: &QuantizedTensor, part: &Part) -> bool {
+    let is_constant = match (part.role, part.storage) {
+        // A trivial index follows from the group size; another one is written by whoever has it.
+        (Role::Shape | Role::GroupIndex, _) | (Role::ZeroPoint, Storage::PackedConstant { .. }) => {
+            true
+        }
+        _ => part.content.is_some(),
+    };
+    !is_constant && !is_streamed(part, tensor)
+}
+
 /// The regions that a tile fills: every byte of every streamed part is filled by exactly one tile. The scale of a whole
 /// matrix is filled by the tile with the matrix's first row.
 ///
@@ -146,7 +163,7 @@ pub fn encode(
     let columns = grid_of(tensor, Role::Codes)?.columns;
     let groups = grid_of(tensor, Role::Scale)?.columns;
     let supers = grid_of(tensor, Role::SuperScale)?.columns;
-    let width = columns * code_bytes(scheme.code);
+    let width = columns * bytes_of_code(scheme.code);
     let (mut code_at, mut scale_at, mut super_at) = (0, 0, 0);
     for (matrix, local) in segments(&tensor.module, &tile.rows, tensor.out_features())? {
         let scale_local = scale_rows(scheme.granularity, &local, columns);
@@ -487,6 +504,17 @@ fn integers(dtype: Dtype, values: impl Iterator<Item = u64>) -> Vec<u8> {
             bytes.into_iter().take(len)
         })
         .collect()
+}
+
+/// The bytes of a group index of consecutive groups, where the layout keeps an index all the same. `None` where the layout
+/// has none, or where it follows from the layout alone.
+pub fn trivial_index_region(tensor: &QuantizedTensor) -> Option<EncodedRegion> {
+    let Granularity::IndexedGroup { size } = tensor.scheme.granularity else {
+        return None;
+    };
+    let group = |k: u64| u32::try_from(k / size.max(1)).ok();
+    let index: Option<Vec<u32>> = (0..tensor.in_features()).map(group).collect();
+    group_index_region(tensor, &index?)
 }
 
 /// The bytes of a group index that is not trivial: when act-order weights are written again.

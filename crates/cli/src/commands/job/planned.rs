@@ -111,6 +111,7 @@ fn record(job: &Job, plan: &Plan<'_>) -> Value {
             "name": module.name,
             "action": action,
             "scheme_or_convention": to,
+            "label": describe::label(&module.action),
             "shape": module.shape,
             "source_bytes": module.source_bytes,
             "output_bytes": module.output_bytes,

@@ -89,6 +89,7 @@ fn headline(job: &Job, summary: &Summary) -> String {
 struct ActionTotal {
     label: String,
     parts: (&'static str, Option<&'static str>),
+    loss: Option<&'static str>,
     modules: usize,
     weights: u64,
     source_bytes: u64,
@@ -108,6 +109,7 @@ fn actions(summary: &Summary) -> Vec<ActionTotal> {
                 totals.push(ActionTotal {
                     label,
                     parts,
+                    loss: describe::label(&module.action),
                     modules: 0,
                     weights: 0,
                     source_bytes: 0,
@@ -188,6 +190,7 @@ fn module_record(module: &ModuleSummary) -> Value {
         "name": module.name,
         "action": action,
         "scheme_or_convention": to,
+        "label": describe::label(&module.action),
         "weights": module.n_weights,
         "source_bytes": module.source_bytes,
         "output_bytes": module.output_bytes,
@@ -206,6 +209,7 @@ fn record(job: &Job, summary: &Summary, elapsed: f64) -> Value {
         json!({
             "action": total.parts.0,
             "scheme_or_convention": total.parts.1,
+            "label": total.loss,
             "modules": total.modules,
             "weights": total.weights,
             "source_bytes": total.source_bytes,
