@@ -98,7 +98,8 @@ pub enum MxScaleRule {
     /// As `Floor`, after `amax` is rounded to the element's mantissa, halves up: torchao `EVEN`.
     Even,
     /// As `Floor`, after a mantissa of 1.75 or more is rounded up, whatever the element: compressed-tensors. The rule works
-    /// on the bits of the weight's dtype, which only shows in subnormals of F16: they become 0 or 2^-14.
+    /// on the bits of the weight's dtype, which only shows at the ends of F16: subnormals become 0 or 2^-14, and from
+    /// 1.75 * 2^15 on the byte is 255.
     SevenFourths {
         /// The dtype that `amax` has.
         amax: Float,
@@ -183,6 +184,7 @@ const fn half_ulp(element: Minifloat) -> u32 {
 /// The exponent field after compressed-tensors' rounding, of a magnitude's bits.
 fn seven_fourths(dtype: Float, bits: u32) -> u32 {
     const SMALLEST_F16_FIELD: u32 = 127 - 14;
+    const LARGEST_F16_FIELD: u32 = 127 + 15;
     let field = (bits + (1 << 21)) >> 23;
     match dtype {
         // 0.75 * 2^-14 is where the carry reaches the exponent of the smallest normal F16.
@@ -194,6 +196,8 @@ fn seven_fourths(dtype: Float, bits: u32) -> u32 {
                 0
             }
         }
+        // F16 overflows to infinity where F32 does not.
+        Float::F16 if field > LARGEST_F16_FIELD => 0xff,
         Float::F32 | Float::F16 | Float::Bf16 => field,
     }
 }
