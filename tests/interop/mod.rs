@@ -6,4 +6,5 @@ mod decoding;
 mod encoding;
 mod fixture;
 mod refusals;
+mod slicing;
 mod writing;

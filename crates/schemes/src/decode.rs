@@ -21,6 +21,7 @@ pub use crate::arithmetic::RowsOut;
 pub struct Decoder<'a> {
     /// What is decoded.
     pub tensor: &'a QuantizedTensor,
+    checkpoint: &'a Checkpoint,
     backend: &'static Backend,
     codes: Located<'a>,
     scale: Option<Located<'a>>,
@@ -102,6 +103,7 @@ impl<'a> Decoder<'a> {
         };
         Ok(Self {
             tensor,
+            checkpoint,
             backend,
             codes: find(Role::Codes)?,
             scale,
@@ -118,6 +120,16 @@ impl<'a> Decoder<'a> {
     /// The group of each input feature, where groups are not consecutive: activation order.
     pub fn group_index(&self) -> Option<&[u32]> {
         self.dequantizer.group_index()
+    }
+
+    /// All values of a part of dense floats that is held as long as the tensor is.
+    pub(crate) fn small_floats(&self, role: Role) -> Result<Vec<f32>, Error> {
+        let reader = SmallParts {
+            tensor: self.tensor,
+            checkpoint: self.checkpoint,
+            backend: self.backend,
+        };
+        reader.floats(role)
     }
 
     /// What turns this tensor's tiles into values.

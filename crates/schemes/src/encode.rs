@@ -506,6 +506,22 @@ fn integers(dtype: Dtype, values: impl Iterator<Item = u64>) -> Vec<u8> {
         .collect()
 }
 
+/// The bytes of a part of dense floats, whole; `values` are all entries of its grid.
+///
+/// # Errors
+/// A value that its dtype does not hold exactly.
+pub(crate) fn floats_region(
+    tensor: &QuantizedTensor,
+    part: usize,
+    values: &[f32],
+) -> Result<Vec<EncodedRegion>, Error> {
+    let backend = Backend::detect();
+    let stored = Stored::new(tensor, &tensor.parts[part])?;
+    let rows = 0..grid_of(tensor, tensor.parts[part].role)?.rows;
+    let bytes = stored_floats(tensor, &tensor.parts[part], ("factor", 1), values, backend)?;
+    Ok(stored.write(part, 0, &rows, &bytes, backend, WordShift::None))
+}
+
 /// The bytes of a group index of consecutive groups, where the layout keeps an index all the same. `None` where the layout
 /// has none, or where it follows from the layout alone.
 pub fn trivial_index_region(tensor: &QuantizedTensor) -> Option<EncodedRegion> {

@@ -195,6 +195,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// A weight cannot be cut there.
+    #[error("{module} cannot be sliced: {problem}")]
+    Slice {
+        /// The module.
+        module: String,
+        /// The numbers that do not go together.
+        problem: String,
+    },
+
     /// A value of a tile has no stored form.
     #[error("{module}: the {what} {value} in row {row}, group {group} cannot be stored{}", hint(.detail))]
     Unstorable {
@@ -244,6 +253,7 @@ impl Error {
             Error::PresetOption { .. } => "scheme_option",
             Error::CannotWrite { .. } => "convention_cannot_hold",
             Error::Unstorable { .. } => "unstorable_value",
+            Error::Slice { .. } => "slice",
         }
     }
 
@@ -266,6 +276,7 @@ impl Error {
             Error::UnknownPreset { .. }
             | Error::PresetOption { .. }
             | Error::CannotWrite { .. }
+            | Error::Slice { .. }
             | Error::Unstorable { .. } => ErrorGroup::Refused,
         }
     }

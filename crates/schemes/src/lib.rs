@@ -21,6 +21,7 @@ pub mod pattern;
 pub mod preset;
 pub mod quantized;
 pub mod scheme;
+pub mod slice;
 mod storage;
 mod tile;
 pub mod transcode;
@@ -42,5 +43,6 @@ pub use scheme::{
     Arithmetic, Basis, Code, ColumnFactor, E8M0Rule, Granularity, IntegerEncoding, OffsetForm,
     Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,
 };
+pub use slice::{Selection, Slice, SliceBytes, slice};
 pub use tile::CodeTile;
 pub use transcode::{Changes, Transcoder};

@@ -8,7 +8,7 @@ use safequant_kernels::{Backend, Packing};
 use super::matrix::flat_regions;
 use super::{grid_of, part_bytes, to_u64, to_usize, wrong_size};
 use crate::encode::EncodedRegion;
-use crate::{Error, Part, QuantizedTensor};
+use crate::{Axis, Error, Part, QuantizedTensor};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -42,6 +42,30 @@ impl Flat {
             columns: grid.columns,
             matrix_len,
         })
+    }
+
+    /// Bytes of a part with this storage.
+    pub(super) fn bytes(
+        tensor: &QuantizedTensor,
+        part: &Part,
+        packing: Packing,
+    ) -> Result<u64, Error> {
+        let grid = grid_of(tensor, part.role)?;
+        let len = packing.packed_len_bytes(grid.rows.saturating_mul(grid.columns), 1);
+        let word = to_usize(&tensor.module, "an element", part.dtype.bits() / 8)?.max(1);
+        let matrix = to_u64(len.div_ceil(word).saturating_mul(word));
+        Ok(matrix.saturating_mul(tensor.n_matrices()))
+    }
+
+    /// The bytes of some rows of a single matrix, if they begin with a unit.
+    pub(super) fn contiguous(&self, axis: Axis, entries: &Range<usize>) -> Option<Range<u64>> {
+        let (unit, _) = self.packing.codes_per_unit();
+        let (start, end) = (entries.start * self.columns, entries.end * self.columns);
+        if axis == Axis::In || !start.is_multiple_of(unit) {
+            return None;
+        }
+        let at = |n: usize| to_u64(self.packing.packed_len_bytes(n, 1));
+        Some(at(start)..at(end))
     }
 
     /// Rows after which the run is at the beginning of a unit.

@@ -36,6 +36,12 @@ impl Matrix {
     /// # Errors
     /// [`Error::PartShape`] if the header's shape does not hold the grids exactly.
     pub(crate) fn new(tensor: &QuantizedTensor, part: &Part) -> Result<Self, Error> {
+        let stored = Self::unchecked(tensor, part)?;
+        stored.check(tensor, part)?;
+        Ok(stored)
+    }
+
+    fn unchecked(tensor: &QuantizedTensor, part: &Part) -> Result<Self, Error> {
         let grid = grid_of(tensor, part.role)?;
         let word = to_usize(&tensor.module, "an element", part.dtype.bits() / 8)?.max(1);
         let (axes, packing, first) = match part.storage {
@@ -69,8 +75,44 @@ impl Matrix {
             row_len: 0,
         };
         (stored.n_stored_rows, stored.row_len) = stored.stored_shape();
-        stored.check(tensor, part)?;
         Ok(stored)
+    }
+
+    /// The shape of a part with this storage.
+    pub(super) fn shape(tensor: &QuantizedTensor, part: &Part) -> Result<Vec<u64>, Error> {
+        let stored = Self::unchecked(tensor, part)?;
+        let stack = tensor.shape.len().saturating_sub(2);
+        let mut shape = tensor.shape[..stack].to_vec();
+        shape.push(to_u64(stored.n_stored_rows));
+        shape.push(to_u64(stored.row_len / stored.word));
+        if matches!(part.storage, Storage::Vector) {
+            shape = vec![to_u64(stored.grid.rows * stored.grid.columns)];
+        }
+        Ok(shape)
+    }
+
+    /// The bytes of some rows or columns of the grid of a single matrix, if they lie together.
+    pub(super) fn contiguous(&self, axis: Axis, entries: &Range<usize>) -> Option<Range<u64>> {
+        let is_first = match self.axes {
+            Axes::OutIn => axis == Axis::Out,
+            Axes::InOut => axis == Axis::In,
+        };
+        if !is_first || self.extent != self.grid {
+            return None;
+        }
+        let rows = match self.packing {
+            Some((packing, along)) if along == axis => {
+                let (unit, _) = packing.codes_per_word_unit(self.word);
+                if !entries.start.is_multiple_of(unit) {
+                    return None;
+                }
+                let words = |n: usize| packing.packed_len_bytes(n, self.word) / self.word;
+                words(entries.start)..words(entries.end)
+            }
+            Some(_) | None => entries.clone(),
+        };
+        let at = |row: usize| self.base + to_u64(row) * to_u64(self.row_len);
+        Some(at(rows.start)..at(rows.end))
     }
 
     /// Rows and row bytes of one stored matrix.

@@ -17,7 +17,7 @@ use self::matrix::Matrix;
 use self::planes::InPlanes;
 use self::tiled::Tiled;
 use crate::encode::EncodedRegion;
-use crate::{Code, Error, Granularity, Part, QuantizedTensor, Role, Storage, SuperScale};
+use crate::{Axis, Code, Error, Granularity, Part, QuantizedTensor, Role, Storage, SuperScale};
 
 /// Converts a size, or says that this machine cannot address it.
 pub(crate) fn to_usize(module: &str, what: &'static str, value: u64) -> Result<usize, Error> {
@@ -212,6 +212,17 @@ impl Stored {
         })
     }
 
+    /// The bytes of rows (or columns) `entries` of a single matrix's grid, all columns (or rows) of them, if they lie
+    /// together.
+    pub(crate) fn contiguous(&self, axis: Axis, entries: &Range<usize>) -> Option<Range<u64>> {
+        match self {
+            Self::Matrix(m) => m.contiguous(axis, entries),
+            Self::Tiled(t) => t.contiguous(axis, entries),
+            Self::Flat(f) => f.contiguous(axis, entries),
+            Self::Planes(_) => None,
+        }
+    }
+
     /// Rows of one matrix between two places where a stored word begins.
     pub(crate) fn row_unit(&self) -> usize {
         match self {
@@ -272,6 +283,30 @@ impl Stored {
             Self::Tiled(t) => t.write(part, matrix, rows, entries),
             Self::Flat(f) => f.write(part, matrix, rows, entries, backend),
             Self::Planes(p) => p.write(part, matrix, rows, entries),
+        }
+    }
+}
+
+/// The shape that a part has by its storage: for parts that are made, not found.
+///
+/// # Errors
+/// A size that this machine cannot address.
+pub(crate) fn shape_of(tensor: &QuantizedTensor, part: &Part) -> Result<Vec<u64>, Error> {
+    let flat = |bytes: u64| {
+        let word = (part.dtype.bits() / 8).max(1);
+        vec![bytes.div_ceil(word)]
+    };
+    match part.storage {
+        Storage::Elements { .. }
+        | Storage::SharedElements { .. }
+        | Storage::Packed { .. }
+        | Storage::PackedConstant { .. }
+        | Storage::Vector => Matrix::shape(tensor, part),
+        Storage::Tiled { tile } => Ok(flat(Tiled::bytes(tensor, part, tile)?)),
+        Storage::Flat { packing } => Ok(flat(Flat::bytes(tensor, part, packing)?)),
+        Storage::Planes { planes, len } => {
+            let words = len.saturating_mul(to_u64(planes.word_bytes()));
+            Ok(flat(words.saturating_mul(tensor.n_matrices())))
         }
     }
 }

@@ -7,7 +7,7 @@ use safequant_kernels::{Tile, TileOrder};
 
 use super::{Grid, entry_bytes, extent_of, grid_of, part_bytes, to_u64, wrong_size};
 use crate::encode::EncodedRegion;
-use crate::{Error, Part, QuantizedTensor};
+use crate::{Axis, Error, Part, QuantizedTensor};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -33,6 +33,35 @@ impl Tiled {
             return Err(wrong_size(tensor, part, needed));
         }
         Ok(stored)
+    }
+
+    /// Bytes of a part with this storage.
+    pub(super) fn bytes(tensor: &QuantizedTensor, part: &Part, tile: Tile) -> Result<u64, Error> {
+        let grid = grid_of(tensor, part.role)?;
+        let extent = extent_of(tensor, part, grid)?;
+        let tiles = Grid {
+            rows: extent.rows.div_ceil(tile.rows()),
+            columns: extent.columns.div_ceil(tile.columns()),
+        };
+        let stored = Self { tile, grid, tiles };
+        Ok(stored.matrix_len().saturating_mul(tensor.n_matrices()))
+    }
+
+    /// The bytes of some rows or columns of the grid of a single matrix, if they are whole tiles that lie together.
+    pub(super) fn contiguous(&self, axis: Axis, entries: &Range<usize>) -> Option<Range<u64>> {
+        let (is_first, unit, others) = match (self.tile.order(), axis) {
+            (TileOrder::RowByRow, Axis::Out) => (true, self.tile.rows(), self.tiles.columns),
+            (TileOrder::ColumnByColumn, Axis::In) => (true, self.tile.columns(), self.tiles.rows),
+            (TileOrder::RowByRow, Axis::In) | (TileOrder::ColumnByColumn, Axis::Out) => {
+                (false, 1, 0)
+            }
+        };
+        if !is_first || !entries.start.is_multiple_of(unit) {
+            return None;
+        }
+        let len = to_u64(others).saturating_mul(to_u64(self.tile.len_bytes()));
+        let at = |tile: usize| to_u64(tile).saturating_mul(len);
+        Some(at(entries.start / unit)..at(entries.end.div_ceil(unit)))
     }
 
     fn matrix_len(&self) -> u64 {
