@@ -8,7 +8,15 @@ use safequant::container::{BytesSource, Checkpoint, Dtype, Limits, ReadAt};
 use serde_json::Value;
 
 /// Producers whose checkpoints a convention of ours must claim.
-pub(crate) const PRODUCERS: [&str; 4] = ["composed", "gptqmodel", "llm-compressor", "transformers"];
+pub(crate) const PRODUCERS: [&str; 7] = [
+    "composed",
+    "gptqmodel",
+    "hqq",
+    "llm-compressor",
+    "optimum-quanto",
+    "torchao",
+    "transformers",
+];
 
 /// One fixture.
 pub(crate) struct Fixture {

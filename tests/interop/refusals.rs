@@ -307,7 +307,6 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
         "bitsandbytes",
         "mxfp4",
         "torchao",
-        "hqq",
         "quark",
         "auto-round",
         "eetq",
@@ -350,7 +349,6 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
             ("m._weight_qdata", Dtype::I8, vec![8, 8]),
             ("m._weight_scale", Dtype::F32, vec![8, 1]),
         ],
-        vec![("m.W_q", Dtype::U8, vec![8, 8])],
         vec![
             ("m.weight", Dtype::U32, vec![8, 8]),
             ("m.scales", Dtype::F16, vec![8, 1]),

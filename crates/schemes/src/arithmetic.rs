@@ -491,8 +491,20 @@ impl Dequantizer {
             }
         }
         (self.backend.round)(float, values, out);
+        if float == Float::Bf16 && (self.backend.first_non_finite)(values).is_some() {
+            for (_, bytes) in values
+                .iter()
+                .zip(out.as_chunks_mut().0)
+                .filter(|(v, _)| v.is_nan())
+            {
+                *bytes = BF16_NAN;
+            }
+        }
     }
 }
+
+/// What torch on a CPU makes of every NaN, and so what references hold (specs/dtypes/bf16.md).
+const BF16_NAN: [u8; 2] = [0xff, 0xff];
 
 /// Adds, or subtracts, a float zero point; `values` are the products, or the codes where it comes first.
 fn add_offset(form: OffsetForm, offset: f32, scale: f32, step: Option<Float>, values: &mut [f32]) {

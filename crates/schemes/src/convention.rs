@@ -127,6 +127,9 @@ pub static CONVENTIONS: &[&dyn Convention] = &[
     &crate::conventions::gptq::Gptq,
     &crate::conventions::gptq::GptqV2,
     &crate::conventions::fp8::Fp8,
+    &crate::conventions::hqq::Hqq,
+    &crate::conventions::quanto::Quanto,
+    &crate::conventions::torchao::Torchao,
 ];
 
 /// The convention with this id, if there is one.

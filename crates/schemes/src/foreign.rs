@@ -12,7 +12,6 @@ const MARKERS: &[(&str, &str)] = &[
     (".SCB", "bitsandbytes int8"),
     (".weight_scb", "bitsandbytes int8 as GPTQModel writes it"),
     ("_qdata", "torchao"),
-    (".W_q", "HQQ"),
     (".weight._data", "quanto"),
     (".weight._scale", "quanto"),
     (".comfy_quant", "ComfyUI"),
@@ -113,6 +112,9 @@ fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
         "compressed-tensors" => &["compressed-tensors"],
         "gptq" => &["gptq", "gptq_v2"],
         "fp8" | "fbgemm_fp8" => &["fp8"],
+        "hqq" => &["hqq"],
+        "quanto" => &["quanto"],
+        "torchao" => &["torchao"],
         _ => &[],
     };
     if model.conventions.iter().any(|(id, _)| known.contains(id)) {

@@ -38,6 +38,14 @@ impl<'a> Headers<'a> {
         values.next().map(|(_, v)| v.as_str())
     }
 
+    /// Every entry of the shards' `__metadata__`, shard after shard; a key comes once for every shard that has it.
+    pub fn all_metadata(self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let shards = self.checkpoint.shards().iter();
+        shards
+            .flat_map(|s| s.header.metadata.iter().flatten())
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// A document beside the weights.
     pub fn document(self, name: &str) -> Option<&'a [u8]> {
         self.checkpoint.document(name)

@@ -3,3 +3,6 @@
 pub mod compressed_tensors;
 pub mod fp8;
 pub mod gptq;
+pub mod hqq;
+pub mod quanto;
+pub mod torchao;
