@@ -8,11 +8,13 @@ use safequant::container::{BytesSource, Checkpoint, Dtype, Limits, ReadAt};
 use serde_json::Value;
 
 /// Producers whose checkpoints a convention of ours must claim.
-pub(crate) const PRODUCERS: [&str; 7] = [
+pub(crate) const PRODUCERS: [&str; 9] = [
+    "bitsandbytes",
     "composed",
     "gptqmodel",
     "hqq",
     "llm-compressor",
+    "mlx",
     "optimum-quanto",
     "torchao",
     "transformers",

@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bitsandbytes;
 mod decoding;
 mod encoding;
 mod fixture;
+mod mlx;
 mod refusals;
 mod slicing;
 mod writing;

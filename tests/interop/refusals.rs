@@ -304,7 +304,6 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
     let methods = [
         "modelopt",
         "awq",
-        "bitsandbytes",
         "mxfp4",
         "torchao",
         "quark",
@@ -337,14 +336,6 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
     };
     for tensors in [
         vec![("m.weight", Dtype::F8E4M3, vec![4, 4])],
-        vec![
-            ("m.weight", Dtype::U8, vec![8, 1]),
-            ("m.weight.quant_state.bitsandbytes__nf4", Dtype::U8, vec![4]),
-        ],
-        vec![
-            ("m.weight", Dtype::I8, vec![8, 8]),
-            ("m.SCB", Dtype::F32, vec![8]),
-        ],
         vec![
             ("m._weight_qdata", Dtype::I8, vec![8, 8]),
             ("m._weight_scale", Dtype::F32, vec![8, 1]),

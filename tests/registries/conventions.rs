@@ -34,7 +34,17 @@ fn conventions_are_unique_and_have_a_page_each() {
 }
 
 /// The conventions of issue 2, written here a second time: one that falls out of the list must be missed.
-const CONVENTION_IDS: &[&str] = &["compressed-tensors", "fp8", "gptq", "gptq_v2", "hqq", "quanto", "torchao"];
+const CONVENTION_IDS: &[&str] = &[
+    "bitsandbytes",
+    "compressed-tensors",
+    "fp8",
+    "gptq",
+    "gptq_v2",
+    "hqq",
+    "mlx",
+    "quanto",
+    "torchao",
+];
 
 #[test]
 fn presets_are_unique_and_their_default_convention_writes_them() {

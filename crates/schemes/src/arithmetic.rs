@@ -207,7 +207,8 @@ impl Dequantizer {
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
             | Arithmetic::RoundedScale(_)
-            | Arithmetic::Over127 => None,
+            | Arithmetic::Over127
+            | Arithmetic::ScaleOver127 => None,
         }
     }
 
@@ -216,12 +217,18 @@ impl Dequantizer {
             Arithmetic::EachStep(_) => (step, step, step),
             Arithmetic::RoundedScale(float) => (Some(float), None, None),
             Arithmetic::Int8Grid(_) => (None, None, step),
-            Arithmetic::ScaledDifference | Arithmetic::RoundedTo(_) | Arithmetic::Over127 => {
-                (None, None, None)
-            }
+            Arithmetic::ScaledDifference
+            | Arithmetic::RoundedTo(_)
+            | Arithmetic::Over127
+            | Arithmetic::ScaleOver127 => (None, None, None),
         };
         let round = |value: f32| rounds.map_or(value, |float| float.nearest(value));
         let mut factors: Vec<f32> = tile.scales.iter().map(|&s| round(s)).collect();
+        if self.scheme.arithmetic == Arithmetic::ScaleOver127 {
+            for factor in &mut factors {
+                *factor /= 127.0;
+            }
+        }
         let mut offsets: Vec<f32> = tile.offsets.iter().map(|&o| round(o)).collect();
         if self.scheme.super_scale != SuperScale::None {
             self.each_scale(tile, |i, s| {
@@ -433,6 +440,7 @@ impl Dequantizer {
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
             | Arithmetic::RoundedScale(_)
+            | Arithmetic::ScaleOver127
             | Arithmetic::EachStep(_) => {}
         }
     }

@@ -130,6 +130,8 @@ pub static CONVENTIONS: &[&dyn Convention] = &[
     &crate::conventions::hqq::Hqq,
     &crate::conventions::quanto::Quanto,
     &crate::conventions::torchao::Torchao,
+    &crate::conventions::bitsandbytes::Bitsandbytes,
+    &crate::conventions::mlx::Mlx,
 ];
 
 /// The convention with this id, if there is one.

@@ -35,24 +35,25 @@ pub fn row_unit(tensor: &QuantizedTensor) -> u64 {
     let columns = tensor.in_features();
     // Rows after which a run of `n` elements of the flattened matrix is complete.
     let rows_of = |n: u64| least_common_multiple(n, columns) / columns.max(1);
+    // Scales that share a super-scale.
+    let nested = match scheme.super_scale {
+        SuperScale::Nested { size, offset: _ } => size.max(1),
+        SuperScale::None
+        | SuperScale::Multiply
+        | SuperScale::Divide
+        | SuperScale::Grouped { .. }
+        | SuperScale::Channel => 1,
+    };
     let (block, scales) = match scheme.granularity {
         Granularity::Block { rows, .. } => (rows.max(1), rows.max(1)),
-        Granularity::Flat { size } => {
-            let nested = match scheme.super_scale {
-                SuperScale::Nested { size, offset: _ } => size.max(1),
-                SuperScale::None
-                | SuperScale::Multiply
-                | SuperScale::Divide
-                | SuperScale::Grouped { .. }
-                | SuperScale::Channel => 1,
-            };
-            (rows_of(size.max(1).saturating_mul(nested)), 1)
-        }
+        Granularity::Flat { size } => (rows_of(size.max(1).saturating_mul(nested)), 1),
         Granularity::Strided { .. } => (tensor.out_features().max(1), 1),
-        Granularity::Tensor
-        | Granularity::Channel
-        | Granularity::Group { .. }
-        | Granularity::IndexedGroup { .. } => (1, 1),
+        Granularity::Group { size } | Granularity::IndexedGroup { size } => {
+            let groups = columns.div_ceil(size.max(1)).max(1);
+            (least_common_multiple(nested, groups) / groups, 1)
+        }
+        Granularity::Channel => (nested, 1),
+        Granularity::Tensor => (1, 1),
     };
     let parts = tensor.parts.iter().filter(|p| is_streamed(p, tensor));
     parts
@@ -337,7 +338,26 @@ fn stored_scales(
             same_bits(format.decode(code), s).then_some(code)
         }),
         ScaleCoding::Integer => each(&|s| (0..=255_u8).find(|&b| same_bits(f32::from(b), s))),
-        ScaleCoding::StoredTable | ScaleCoding::One => each(&|_| None),
+        ScaleCoding::StoredTable => {
+            let table = scale_table(tensor)?;
+            each(&|s| (0..=255_u8).find(|&b| same_bits(table[usize::from(b)], s)))
+        }
+        ScaleCoding::One => each(&|_| None),
+    }
+}
+
+/// The 256 values that scale codes index, which a layout carries as content.
+fn scale_table(tensor: &QuantizedTensor) -> Result<[f32; 256], Error> {
+    let content = tensor
+        .part(Role::ScaleTable)
+        .and_then(|part| part.content.as_deref());
+    let (values, rest) = content.unwrap_or_default().as_chunks::<4>();
+    match <&[[u8; 4]; 256]>::try_from(values) {
+        Ok(values) if rest.is_empty() => Ok(values.map(f32::from_le_bytes)),
+        _ => Err(Error::MissingPart {
+            module: tensor.module.clone(),
+            part: "the table of scales".to_owned(),
+        }),
     }
 }
 

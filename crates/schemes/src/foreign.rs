@@ -6,11 +6,6 @@ use crate::{Error, Headers, Model, Settings};
 
 /// Name endings that only one family of formats uses.
 const MARKERS: &[(&str, &str)] = &[
-    (".quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
-    (".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
-    (".weight_quant_state", "bitsandbytes as GPTQModel writes it"),
-    (".SCB", "bitsandbytes int8"),
-    (".weight_scb", "bitsandbytes int8 as GPTQModel writes it"),
     ("_qdata", "torchao"),
     (".weight._data", "quanto"),
     (".weight._scale", "quanto"),
@@ -57,7 +52,7 @@ pub(crate) fn check(
         let Some(info) = headers.tensor(name) else {
             continue;
         };
-        if let Some(format) = suspicious(headers, info) {
+        if let Some(format) = suspicious(info) {
             return Err(unsupported(
                 name,
                 &format,
@@ -115,6 +110,8 @@ fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
         "hqq" => &["hqq"],
         "quanto" => &["quanto"],
         "torchao" => &["torchao"],
+        "bitsandbytes" => &["bitsandbytes"],
+        "mlx" | "afq" | "metal" => &["mlx"],
         _ => &[],
     };
     if model.conventions.iter().any(|(id, _)| known.contains(id)) {
@@ -124,7 +121,7 @@ fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
 }
 
 /// A weight in a dtype that no dense model uses.
-fn suspicious(headers: Headers<'_>, info: &TensorInfo) -> Option<String> {
+fn suspicious(info: &TensorInfo) -> Option<String> {
     let format = || {
         Some(format!(
             "a {} weight without a known convention",
@@ -140,11 +137,7 @@ fn suspicious(headers: Headers<'_>, info: &TensorInfo) -> Option<String> {
         | Dtype::F8E8M0
         | Dtype::F8E4M3Fnuz
         | Dtype::F8E5M2Fnuz => format(),
-        Dtype::U32 if info.name.ends_with(".weight") => {
-            let scales = format!("{}.scales", info.name.strip_suffix(".weight")?);
-            headers.tensor(&scales).map(|_| "MLX".to_owned())
-        }
-        Dtype::U8 | Dtype::I8 | Dtype::I32
+        Dtype::U8 | Dtype::I8 | Dtype::I32 | Dtype::U32
             if info.name.ends_with(".weight") && info.shape.len() > 1 =>
         {
             format()

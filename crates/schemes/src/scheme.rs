@@ -226,6 +226,8 @@ pub enum Arithmetic {
     EachStep(Float),
     /// `f32(f32(code * scale) * f32(1/127))`: bitsandbytes' int8, whose scale is the row's absmax.
     Over127,
+    /// `f32(code * f32(scale / 127))`: the same int8 as GPTQModel computes it.
+    ScaleOver127,
     /// `q = clamp(rne(code * scale), -127, 127)`, then `q * super_scale` (+ offset), in F32: `ComfyUI`'s
     /// `asym_w4a8_int8`; the result is rounded to this dtype before the basis is undone.
     Int8Grid(Float),

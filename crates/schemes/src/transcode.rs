@@ -312,7 +312,7 @@ impl<'a> Transcoder<'a> {
             ScaleDirection::Divide => 1.0 / scale,
         };
         let scale = match scheme.arithmetic {
-            Arithmetic::Over127 => scale / 127.0,
+            Arithmetic::Over127 | Arithmetic::ScaleOver127 => scale / 127.0,
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
             | Arithmetic::RoundedScale(_)
@@ -335,8 +335,9 @@ impl<'a> Transcoder<'a> {
         if to.scale == ScaleCoding::One {
             return Ok(None);
         }
-        let is_same_reading = from.direction == to.direction
-            && (from.arithmetic == Arithmetic::Over127) == (to.arithmetic == Arithmetic::Over127);
+        let over_127 =
+            |s: &Scheme| matches!(s.arithmetic, Arithmetic::Over127 | Arithmetic::ScaleOver127);
+        let is_same_reading = from.direction == to.direction && over_127(from) == over_127(to);
         let exact = if is_same_reading {
             let stored = tile.scales.get(i).copied().unwrap_or(1.0);
             f64::from(applied.to(stored)) / self.codes.factor
@@ -346,11 +347,7 @@ impl<'a> Transcoder<'a> {
                 ScaleDirection::Multiply => scale,
                 ScaleDirection::Divide => 1.0 / scale,
             };
-            if to.arithmetic == Arithmetic::Over127 {
-                scale * 127.0
-            } else {
-                scale
-            }
+            if over_127(to) { scale * 127.0 } else { scale }
         };
         let stored = changes.rounded(exact, |x| match to.scale {
             ScaleCoding::Float(float) => nearest(float, x),

@@ -1,8 +1,10 @@
 //! One folder per toolchain: `mod.rs` (recognize, bind), `config.rs`, `write.rs`. No folder imports another.
 
+pub mod bitsandbytes;
 pub mod compressed_tensors;
 pub mod fp8;
 pub mod gptq;
 pub mod hqq;
+pub mod mlx;
 pub mod quanto;
 pub mod torchao;

@@ -8,7 +8,7 @@ use safequant_kernels::{Backend, Packing};
 use super::matrix::flat_regions;
 use super::{grid_of, part_bytes, to_u64, to_usize, wrong_size};
 use crate::encode::EncodedRegion;
-use crate::{Axis, Error, Part, QuantizedTensor};
+use crate::{Axis, Code, Error, Part, QuantizedTensor};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Flat {
     columns: usize,
     /// Bytes of one matrix.
     matrix_len: u64,
+    /// The code that fills the last byte of a matrix: that of zero, as a quantizer of zeros would write it.
+    filler: u8,
 }
 
 impl Flat {
@@ -41,6 +43,7 @@ impl Flat {
             rows: grid.rows,
             columns: grid.columns,
             matrix_len,
+            filler: filler(tensor),
         })
     }
 
@@ -114,9 +117,24 @@ impl Flat {
             len = usize::try_from(self.matrix_len - start).unwrap_or(len);
         }
         let mut run = vec![0; len];
-        (backend.pack)(self.packing, codes, &mut run);
+        let (unit, _) = self.packing.codes_per_unit();
+        if codes.len().is_multiple_of(unit) {
+            (backend.pack)(self.packing, codes, &mut run);
+        } else {
+            let mut filled = codes.to_vec();
+            filled.resize(codes.len().next_multiple_of(unit), self.filler);
+            (backend.pack)(self.packing, &filled, &mut run);
+        }
         let whole = self.matrix_len.max(1);
         flat_regions(part, whole, matrix * self.matrix_len + start, &run)
+    }
+}
+
+/// The code of zero in a code book; 0 for other codes.
+fn filler(tensor: &QuantizedTensor) -> u8 {
+    match tensor.scheme.code {
+        Code::Codebook(book) => book.nearest(0.0),
+        Code::Integer { .. } | Code::Minifloat(_) | Code::StoredCodebook | Code::Dense(_) => 0,
     }
 }
 
