@@ -75,7 +75,9 @@ fn round_trip(name: &str, tensor: &QuantizedTensor, checkpoint: &Checkpoint) -> 
         // A group index that turned out trivial is written by whoever writes the module.
         let is_trivial_index = part.role == Role::GroupIndex && decoder.group_index().is_none();
         let is_shared = matches!(part.storage, Storage::SharedElements { .. });
-        if part.role == Role::Auxiliary || is_trivial_index || is_shared {
+        // What the runtime does to the activations is no part of the weight's numbers.
+        let is_beside = matches!(part.role, Role::Auxiliary | Role::ColumnFactor);
+        if is_beside || is_trivial_index || is_shared {
             continue;
         }
         let stored = checkpoint

@@ -8,13 +8,14 @@ use safequant::container::{BytesSource, Checkpoint, Dtype, Limits, ReadAt};
 use serde_json::Value;
 
 /// Producers whose checkpoints a convention of ours must claim.
-pub(crate) const PRODUCERS: [&str; 9] = [
+pub(crate) const PRODUCERS: [&str; 10] = [
     "bitsandbytes",
     "composed",
     "gptqmodel",
     "hqq",
     "llm-compressor",
     "mlx",
+    "modelopt",
     "optimum-quanto",
     "torchao",
     "transformers",

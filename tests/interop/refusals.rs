@@ -346,7 +346,7 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
             ("m.biases", Dtype::F16, vec![8, 1]),
         ],
         vec![
-            ("e.gate_up_proj_blocks", Dtype::U8, vec![1, 2, 1, 16]),
+            ("e.gate_up_proj_blocks", Dtype::U8, vec![1, 2, 1, 8]),
             ("e.gate_up_proj_scales", Dtype::U8, vec![1, 2, 1]),
         ],
         vec![

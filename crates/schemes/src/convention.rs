@@ -132,6 +132,8 @@ pub static CONVENTIONS: &[&dyn Convention] = &[
     &crate::conventions::torchao::Torchao,
     &crate::conventions::bitsandbytes::Bitsandbytes,
     &crate::conventions::mlx::Mlx,
+    &crate::conventions::modelopt::ModelOpt,
+    &crate::conventions::mxfp4::Mxfp4,
 ];
 
 /// The convention with this id, if there is one.

@@ -112,6 +112,8 @@ fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
         "torchao" => &["torchao"],
         "bitsandbytes" => &["bitsandbytes"],
         "mlx" | "afq" | "metal" => &["mlx"],
+        "mxfp4" | "gpt_oss_mxfp4" => &["mxfp4"],
+        name if name.starts_with("modelopt") => &["modelopt"],
         _ => &[],
     };
     if model.conventions.iter().any(|(id, _)| known.contains(id)) {

@@ -6,5 +6,7 @@ pub mod fp8;
 pub mod gptq;
 pub mod hqq;
 pub mod mlx;
+pub mod modelopt;
+pub mod mxfp4;
 pub mod quanto;
 pub mod torchao;
