@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
-use safequant::container::{Checkpoint, Header, Limits, ReadAt};
+use safequant::container::{Checkpoint, GgufValue, Header, Limits, ReadAt};
 use safequant::kernels::Backend;
 use safequant::schemes::{Decoder, Model, QuantizedTensor, RowsOut};
 use serde_json::{Map, Value, json};
@@ -25,6 +25,7 @@ pub const TARGETS: &[Target] = &[
     ("index", index),
     ("config", config),
     ("bind", bind),
+    ("gguf", gguf),
 ];
 
 /// A file whose first bytes are given and whose others follow a pattern: as long as its header asks for, without memory.
@@ -113,6 +114,46 @@ fn check_header(header: &Header, len_bytes: u64) {
         end = tensor.range.end;
     }
     assert_eq!(end, len_bytes, "the tensors do not cover the file");
+}
+
+/// A GGUF file: once as it is, once as the beginning of a file that is long enough for any tensor.
+pub fn gguf(data: &[u8]) {
+    for len_bytes in [data.len() as u64, MAX_FILE_BYTES] {
+        let file = Arc::new(VirtualFile {
+            head: data.to_vec(),
+            len_bytes,
+        });
+        let shards = vec![("fuzz.gguf".to_owned(), file as Arc<dyn ReadAt>)];
+        let opened = Checkpoint::from_sources("fuzz", shards, BTreeMap::new(), &limits());
+        let Ok(checkpoint) = opened else { continue };
+        check_gguf(&checkpoint.shards()[0].header, len_bytes);
+        let metadata = checkpoint.gguf().expect("a GGUF file has metadata");
+        let mut keys = BTreeSet::new();
+        for (key, value) in metadata.iter() {
+            assert!(keys.insert(key), "{key:?} twice");
+            if let GgufValue::Array(list) = value {
+                assert_eq!(list.iter().count() as u64, list.len());
+            }
+        }
+        assert_eq!(keys.len(), metadata.len());
+    }
+}
+
+fn check_gguf(header: &Header, len_bytes: u64) {
+    let mut names = BTreeSet::new();
+    let mut end = header.data_start();
+    for tensor in &header.tensors {
+        assert!(names.insert(&tensor.name), "{:?} twice", tensor.name);
+        assert!(tensor.range.start >= end, "{:?} overlaps", tensor.name);
+        let elements = tensor.shape.iter().map(|d| u128::from(*d));
+        let bits = elements.product::<u128>() * u128::from(tensor.dtype.bits());
+        assert_eq!(bits, u128::from(tensor.len_bytes()) * 8);
+        if let (Some(block), Some(last)) = (tensor.block, tensor.shape.last()) {
+            assert!(last.is_multiple_of(block.bytes));
+        }
+        end = tensor.range.end;
+    }
+    assert!(end <= len_bytes, "tensors beyond the file");
 }
 
 /// An index over the shards that it names itself.

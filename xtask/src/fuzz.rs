@@ -13,6 +13,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("index", "json"),
     ("config", "json"),
     ("bind", "header"),
+    ("gguf", "gguf"),
 ];
 
 /// Longest seed; larger ones slow the fuzzer down more than they teach it.
@@ -75,9 +76,10 @@ fn fuzz(target: &str, dictionary: &str, seconds: &str) -> Outcome {
     run_command(&mut fuzz)
 }
 
-/// Seeds from the fixtures. `header`: header bytes; `index` and `config`: the documents; `bind`: see `fuzz/src/lib.rs`.
+/// Seeds from the fixtures. `header`: header bytes; `index` and `config`: the documents; `bind`: see `fuzz/src/lib.rs`;
+/// `gguf`: the first bytes of a file.
 fn prepare() -> Outcome {
-    let mut counts = [0_usize; 4];
+    let mut counts = [0_usize; 5];
     for (target, _) in TARGETS {
         for folder in ["corpus", "regressions"] {
             let place = root().join("fuzz").join(folder).join(target);
@@ -102,6 +104,11 @@ fn prepare() -> Outcome {
         } else if file == "config.json" || file == "quantize_config.json" {
             seed("config", &slug, &bytes_of(name)?)?;
             counts[2] += 1;
+        } else if file.ends_with(".gguf") {
+            let mut head = bytes_of(name)?;
+            head.truncate(8 << 10);
+            seed("gguf", &slug, &head)?;
+            counts[4] += 1;
         }
     }
     for ((target, _), count) in TARGETS.iter().zip(counts) {

@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::gguf::split::{self, read_gguf_shard};
 use crate::header::read_range;
-use crate::paths::{Directory, INDEX_SUFFIX, Listing, check_shard_name};
+use crate::paths::{Directory, INDEX_SUFFIX, Listing, WEIGHTS_SUFFIX, check_shard_name};
 use crate::source::OpenFailure;
-use crate::{BytesSource, Error, FileSource, Header, Index, Limits, ReadAt, TensorRef};
+use crate::{
+    BytesSource, Error, FileSource, GgufMetadata, Header, Index, Limits, ReadAt, TensorRef, gguf,
+};
 
 /// How a checkpoint was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckpointKind {
-    /// One `.safetensors` file.
+    /// One `.safetensors` file, or one GGUF model.
     File,
     /// A directory in the Hugging Face layout, with or without an index.
     Directory,
@@ -20,7 +23,7 @@ pub enum CheckpointKind {
     Index,
 }
 
-/// One safetensors file of a checkpoint.
+/// One safetensors or GGUF file of a checkpoint.
 pub struct Shard {
     /// The file's name inside the checkpoint (a name, never a path).
     pub name: String,
@@ -69,13 +72,14 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a file, a directory or an index file (anything that ends in `.json`).
+    /// Opens a file, a directory or an index file (anything that ends in `.json`). A file is a GGUF file if its first bytes
+    /// or its name say so; any part of a split model opens all of it.
     ///
     /// # Errors
     /// A named condition; the message carries file and tensor. Those of [`Header::read`] and of
     /// specs/container/checkpoint.md: `FileName`, `PathEscape`, `NotRegularFile`, `ShardMissing`, `TooManyShards`,
     /// `NoWeights`, `AmbiguousIndex`, `NoWeightMap`, `IndexMissingTensor`, `IndexWrongShard`, `TensorInTwoShards`,
-    /// `DocumentTooLarge`, `TooManyEntries`, `Changed`, `Io`.
+    /// `DocumentTooLarge`, `TooManyEntries`, `Changed`, `Io`; those of specs/container/gguf.md: `Gguf*`, `OnlyGguf`.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
         let shown = path.to_string_lossy();
         let status = std::fs::metadata(path).map_err(|error| Error::io(&shown, error))?;
@@ -93,7 +97,11 @@ impl Checkpoint {
 
     fn open_single(path: &Path, shown: &str, limits: &Limits) -> Result<Self, Error> {
         let source = open_given(path, shown)?;
-        let shard = read_shard(file_name(path), shown, Arc::new(source), limits)?;
+        let name = file_name(path);
+        if name.ends_with(gguf::SUFFIX) || gguf::is_gguf(&source) {
+            return Self::open_gguf(path, shown, source, limits);
+        }
+        let shard = read_shard(name, shown, Arc::new(source), limits)?;
         let directory = Directory::open(parent(path))?;
         let documents = read_documents(&directory, FILE_DOCUMENTS.iter().copied(), limits)?;
         let mut checkpoint =
@@ -168,9 +176,14 @@ impl Checkpoint {
             shards.push(open_shard(&directory, index.as_ref(), name, limits)?);
         }
         if shards.is_empty() {
-            return Err(Error::NoWeights {
-                directory: shown.to_owned(),
-            });
+            let names = listing.sidecars.into_iter().map(|sidecar| sidecar.name);
+            let directory = shown.to_owned();
+            return Err(
+                match names.into_iter().find(|name| name.ends_with(gguf::SUFFIX)) {
+                    Some(name) => Error::OnlyGguf { directory, name },
+                    None => Error::NoWeights { directory },
+                },
+            );
         }
         let top = listing.sidecars.iter().map(|sidecar| sidecar.name.as_str());
         let is_document = |name: &&str| {
@@ -202,7 +215,8 @@ impl Checkpoint {
 
     /// Builds a checkpoint from sources that are already open: tests, fuzzing, and remote stores.
     ///
-    /// A document whose name ends in `.safetensors.index.json` is the index.
+    /// A document whose name ends in `.safetensors.index.json` is the index. Shards whose names end in `.gguf` are the
+    /// parts of a GGUF model; there are no others beside them then.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -227,10 +241,17 @@ impl Checkpoint {
         };
         let mut opened = Vec::new();
         for (file, source) in shards {
-            check_shard_name(name, &file)?;
-            opened.push(read_shard(file.clone(), &file, source, limits)?);
+            let (read, checked): (ReadShard, _) = match file.strip_suffix(gguf::SUFFIX) {
+                Some(stem) => (read_gguf_shard, format!("{stem}{WEIGHTS_SUFFIX}")),
+                None => (read_shard, file.clone()),
+            };
+            check_shard_name(name, &checked)?;
+            opened.push(read(file.clone(), &file, source, limits)?);
         }
         opened.sort_by(|a, b| a.name.cmp(&b.name));
+        if opened.iter().any(|shard| shard.header.gguf.is_some()) {
+            split::check(name, &opened)?;
+        }
         if let Some(pair) = opened.windows(2).find(|pair| pair[0].name == pair[1].name) {
             let (file, name) = (name.to_owned(), pair[0].name.clone());
             return Err(Error::FileName {
@@ -251,7 +272,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn assemble(
+    pub(crate) fn assemble(
         kind: CheckpointKind,
         name: &str,
         shards: Vec<Shard>,
@@ -296,6 +317,11 @@ impl Checkpoint {
     /// The index, if there is one. It may leave tensors unlisted; every tensor that it lists is where it says.
     pub fn index(&self) -> Option<&Index> {
         self.index.as_ref()
+    }
+
+    /// The keys and values of a GGUF model (of its first part, if it is split); `None` for any other checkpoint.
+    pub fn gguf(&self) -> Option<&GgufMetadata> {
+        self.shards.first()?.header.gguf.as_deref()
     }
 
     /// Names of `*.safetensors` files in the directory that the index does not name; empty without an index.
@@ -376,7 +402,7 @@ fn is_document_name(name: &str) -> bool {
         .is_some_and(|stem| !stem.contains('/'))
 }
 
-fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     path.file_name()
         .unwrap_or_default()
         .to_string_lossy()
@@ -384,7 +410,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// The directory of a file given by the user, before symlinks are followed: that is where its companions are.
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("."))
 }
 
@@ -399,7 +425,7 @@ fn open_given(path: &Path, shown: &str) -> Result<FileSource, Error> {
     })
 }
 
-fn check_shard_count(file: &str, found: usize, limits: &Limits) -> Result<(), Error> {
+pub(crate) fn check_shard_count(file: &str, found: usize, limits: &Limits) -> Result<(), Error> {
     if found > limits.max_shards {
         let limit = limits.max_shards;
         return Err(Error::TooManyShards {
@@ -491,6 +517,9 @@ fn read_shard(
         source,
     })
 }
+
+/// Reads the header of a file under the name that it has in the checkpoint and the one for messages.
+type ReadShard = fn(String, &str, Arc<dyn ReadAt>, &Limits) -> Result<Shard, Error>;
 
 /// Every tensor once, by name: the one that the index lists, or the only one.
 fn match_names(

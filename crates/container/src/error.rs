@@ -4,56 +4,8 @@
 //! characters are written as `\u{..}`, and long names are cut (reliability.md, P9). The fields keep the raw text.
 
 use crate::Dtype;
+use crate::error_group::errors;
 use crate::shown::{Shown, ShownShape};
-
-/// Whose fault an error is; decides the exit status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ErrorGroup {
-    /// The file is wrong.
-    Malformed,
-    /// The file is right, and we cannot read it yet.
-    Unsupported,
-    /// The file asks for more than the limits allow.
-    Limit,
-    /// The environment failed: I/O, disk full, permission.
-    Io,
-    /// The request itself would lose or overwrite something.
-    Refused,
-}
-
-/// Declares [`Error`] together with the code and group of each variant, so that none can be forgotten.
-macro_rules! errors {
-    ($(
-        $(#[doc = $doc:literal])*
-        #[error($($message:tt)*)]
-        $variant:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* } = $code:literal, $group:ident;
-    )*) => {
-        /// Everything this crate can answer instead of a result.
-        #[derive(Debug, thiserror::Error)]
-        pub enum Error {
-            $(
-                $(#[doc = $doc])*
-                #[error($($message)*)]
-                $variant { $($(#[$field_meta])* $field: $type,)* },
-            )*
-        }
-
-        impl Error {
-            /// The code of every condition, in the order of the variants.
-            pub const CODES: &'static [&'static str] = &[$($code,)*];
-
-            /// The condition's stable name, for `--json` and for tests (`container_overlap`).
-            pub fn code(&self) -> &'static str {
-                match self { $(Error::$variant { .. } => $code,)* }
-            }
-
-            /// The group this condition belongs to.
-            pub fn group(&self) -> ErrorGroup {
-                match self { $(Error::$variant { .. } => ErrorGroup::$group,)* }
-            }
-        }
-    };
-}
 
 errors! {
     /// The system refused an operation.
@@ -499,6 +451,83 @@ errors! {
         limit: u64,
     } = "tensor_too_large", Limit;
 
+    /// Something else should stand in the header of a GGUF file.
+    #[error("{}: expected {expected} at byte {offset}", Shown(file))]
+    Gguf {
+        /// The file.
+        file: String,
+        /// Where, from the start of the file.
+        offset: u64,
+        /// What should stand there.
+        expected: &'static str,
+    } = "gguf", Malformed;
+
+    /// A GGUF file of a version that is not read.
+    #[error("{}: GGUF version {found}, expected 2 or 3 in little-endian order", Shown(file))]
+    GgufVersion {
+        /// The file.
+        file: String,
+        /// The version.
+        found: u32,
+    } = "gguf_version", Unsupported;
+
+    /// A header declares more of something than its bytes can hold.
+    #[error("{}: {found} {what} are declared, and there is room for {most}", Shown(file))]
+    GgufCount {
+        /// The file.
+        file: String,
+        /// Of what.
+        what: &'static str,
+        /// The number declared.
+        found: u64,
+        /// The number that file and limit leave room for.
+        most: u64,
+    } = "gguf_count", Malformed;
+
+    /// A key or a tensor occurs twice.
+    #[error("{}: {what} {} occurs twice", Shown(file), Shown(name))]
+    GgufDuplicate {
+        /// The file.
+        file: String,
+        /// `key` or `tensor`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    } = "gguf_duplicate", Malformed;
+
+    /// A row is no whole number of blocks.
+    #[error("{}: tensor {}: rows of {elements} elements are no whole number of {block} blocks", Shown(file), Shown(tensor))]
+    GgufRow {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The block type.
+        block: &'static str,
+        /// Elements of a row.
+        elements: u64,
+    } = "gguf_row", Malformed;
+
+    /// Files that should be the parts of one model are not.
+    #[error("{}: {}: {what}", Shown(checkpoint), Shown(file))]
+    GgufSplit {
+        /// The model.
+        checkpoint: String,
+        /// The part.
+        file: String,
+        /// What is wrong with it.
+        what: &'static str,
+    } = "gguf_split", Malformed;
+
+    /// A directory has GGUF files and nothing else.
+    #[error("{}: no .safetensors file, but {}: give the path of the GGUF file itself", Shown(directory), Shown(name))]
+    OnlyGguf {
+        /// The directory.
+        directory: String,
+        /// One of them.
+        name: String,
+    } = "only_gguf", Refused;
+
     /// A name would be written twice: of a tensor or of a metadata entry.
     #[error("{}: {} would be written twice", Shown(file), Shown(name))]
     PlannedTwice {
@@ -563,15 +592,6 @@ errors! {
         /// The version found.
         found: u64,
     } = "manifest_version", Unsupported;
-}
-
-impl Error {
-    pub(crate) fn io(path: &str, source: std::io::Error) -> Self {
-        Error::Io {
-            path: path.to_owned(),
-            source,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::json::{MAX_TEXT_BYTES, Reader, reserve_one, to_string};
-use crate::{Dtype, Error, Limits, ReadAt, TensorInfo};
+use crate::{Dtype, Error, GgufMetadata, Limits, ReadAt, TensorInfo};
 
 /// The length word in front of the JSON.
 const LENGTH_BYTES: u64 = 8;
@@ -11,16 +11,19 @@ const LENGTH_BYTES: u64 = 8;
 /// The name that no tensor can have.
 pub(crate) const METADATA: &str = "__metadata__";
 
-/// A validated header: every range lies inside the file, and the ranges tile the data section exactly.
+/// A validated header: every range lies inside the file, and the ranges tile the data section exactly (in a GGUF file
+/// but for the padding between tensors, and whatever follows the last one).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// `N`, the length of the JSON including its padding.
-    pub json_len_bytes: u64,
+    /// Bytes before the data section: the length word, the JSON and its padding.
+    pub len_bytes: u64,
     /// The tensors, by ascending offset (specs/container/safetensors.md, clause R11); zero-size tensors at one offset
     /// keep the order of the file.
     pub tensors: Vec<TensorInfo>,
     /// `__metadata__`, in the order of the file; `None` if absent or null.
     pub metadata: Option<Vec<(String, String)>>,
+    /// The keys and values of a GGUF file; `None` for a safetensors file.
+    pub gguf: Option<Box<GgufMetadata>>,
 }
 
 impl Header {
@@ -57,7 +60,7 @@ impl Header {
 
     /// Where the data section begins, relative to the start of the file.
     pub fn data_start(&self) -> u64 {
-        LENGTH_BYTES + self.json_len_bytes
+        self.len_bytes
     }
 
     /// The value of a key of `__metadata__`.
@@ -134,7 +137,11 @@ fn foreign_format(source: &dyn ReadAt) -> Option<&'static str> {
             b"version https://git-lfs",
             "a Git LFS pointer: fetch the file itself with `git lfs pull`",
         ),
-        (b"gguf", "a GGUF file"),
+        (b"gguf", "a GGUF file: name the file itself"),
+        (b"fugg", "a GGUF file of the other byte order"),
+        (b"lmgg", "a ggml file older than GGUF"),
+        (b"fmgg", "a ggml file older than GGUF"),
+        (b"tjgg", "a ggml file older than GGUF"),
         (
             b"pk\x03\x04",
             "a zip archive, perhaps a PyTorch checkpoint: pickles are never opened",
@@ -183,9 +190,10 @@ fn parse(file: &str, text: &str, limits: &Limits) -> Result<Header, Error> {
     })?;
     reader.end()?;
     Ok(Header {
-        json_len_bytes: text.len() as u64,
+        len_bytes: LENGTH_BYTES + text.len() as u64,
         tensors,
         metadata,
+        gguf: None,
     })
 }
 
@@ -266,6 +274,7 @@ fn parse_entry(
         dtype,
         shape,
         range: start..end,
+        block: None,
     })
 }
 

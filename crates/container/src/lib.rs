@@ -1,4 +1,4 @@
-//! Safetensors files and checkpoints as validated, typed byte ranges.
+//! Safetensors and GGUF files and checkpoints as validated, typed byte ranges.
 //!
 //! This crate answers one question: *where are the bytes*. It never interprets a value and knows nothing of
 //! quantization. Whatever it hands out has been validated against the real size of the file.
@@ -8,6 +8,8 @@ mod checkpoint;
 mod disk;
 mod dtype;
 mod error;
+mod error_group;
+mod gguf;
 mod header;
 mod index;
 mod json;
@@ -25,7 +27,12 @@ mod writer;
 pub use checkpoint::{Checkpoint, CheckpointKind, Shard, Sidecar};
 pub use disk::{Disk, DiskFile, Entry, OsDisk};
 pub use dtype::Dtype;
-pub use error::{Error, ErrorGroup};
+pub use error::Error;
+pub use error_group::ErrorGroup;
+pub use gguf::{
+    BlockType, GgmlType, GgufArray, GgufMetadata, GgufTensor, GgufType, GgufValue,
+    write_gguf_header,
+};
 pub use header::Header;
 pub use index::Index;
 pub use limits::Limits;

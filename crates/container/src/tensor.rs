@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Dtype, Error, Shard};
+use crate::{BlockType, Dtype, Error, Shard};
 
 /// A tensor as its header describes it, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,9 @@ pub struct TensorInfo {
     pub shape: Vec<u64>,
     /// Where the bytes lie, relative to the start of the *file*.
     pub range: Range<u64>,
+    /// The block type of a GGUF file, whose blocks lie along the last dimension: `dtype` is U8 and that dimension counts
+    /// bytes then.
+    pub block: Option<&'static BlockType>,
 }
 
 impl TensorInfo {
@@ -26,6 +29,15 @@ impl TensorInfo {
     /// Elements the tensor holds (1 for a scalar). The header's validation guarantees that it fits 64 bits.
     pub fn n_elements(&self) -> u64 {
         self.shape.iter().product()
+    }
+
+    /// Dimensions in elements: the shape, but for block types, where the last dimension counts bytes in the shape.
+    pub fn logical_shape(&self) -> Vec<u64> {
+        let mut shape = self.shape.clone();
+        if let (Some(block), Some(last)) = (self.block, shape.last_mut()) {
+            *last = *last / block.bytes * block.elements;
+        }
+        shape
     }
 }
 

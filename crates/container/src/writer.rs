@@ -85,6 +85,7 @@ impl FilePlan {
                 dtype,
                 shape,
                 range: start..end,
+                block: None,
             });
         }
         let prefix = prefix(name, &placed, metadata)?;

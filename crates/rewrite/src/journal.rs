@@ -113,11 +113,7 @@ impl Fingerprint {
 fn header_digest(shard: &safequant_container::Shard) -> Result<String, Error> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 64 << 10];
-    let end = shard
-        .header
-        .json_len_bytes
-        .saturating_add(8)
-        .min(shard.source.len_bytes());
+    let end = shard.header.data_start().min(shard.source.len_bytes());
     let mut at = 0;
     while at < end {
         let n = usize::try_from(end - at)

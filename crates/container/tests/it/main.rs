@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod differential;
+mod gguf;
 mod hostile;
 mod peer;
 mod round_trip;
