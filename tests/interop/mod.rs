@@ -4,6 +4,7 @@
 
 mod bitsandbytes;
 mod decoding;
+mod dense;
 mod encoding;
 mod fixture;
 mod mlx;

@@ -39,7 +39,7 @@ pub use limits::Limits;
 pub use logical::{Carrier, LogicalDtype};
 pub use manifest::{Manifest, ManifestEntry};
 #[cfg(feature = "mmap")]
-pub use mmap::MmapSource;
+pub use mmap::{MappedCheckpoint, MmapSource};
 pub use source::{BytesSource, FileSource, ReadAt};
 pub use tensor::{TensorInfo, TensorRef, TensorView};
 pub use writer::{CheckpointPlan, FilePlan, FileWriter, PlannedTensor, TensorGroup};

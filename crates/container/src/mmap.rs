@@ -11,7 +11,7 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-use crate::{FileSource, ReadAt};
+use crate::{Checkpoint, CheckpointKind, Error, FileSource, Header, Limits, ReadAt, TensorView};
 
 /// A regular file that is mapped as well as opened.
 #[derive(Debug)]
@@ -65,9 +65,90 @@ impl ReadAt for MmapSource {
     }
 }
 
+/// A checkpoint whose shards are mapped: tensors as borrowed bytes, without a copy.
+pub struct MappedCheckpoint {
+    checkpoint: Checkpoint,
+    /// In the order of the checkpoint's shards.
+    maps: Vec<MmapSource>,
+}
+
+impl MappedCheckpoint {
+    /// Opens a checkpoint as [`Checkpoint::open`] does, and maps its shards.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; a shard that was replaced between the two openings.
+    ///
+    /// # Safety
+    /// As long as the value lives, for every shard: nobody may truncate or write to it, and its medium must not fail (see
+    /// [`MmapSource::as_slice`]).
+    pub unsafe fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let checkpoint = Checkpoint::open(path, limits)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut maps = Vec::new();
+        for shard in checkpoint.shards() {
+            let file = match checkpoint.kind() {
+                CheckpointKind::Directory => path.join(&shard.name),
+                CheckpointKind::Index => folder.join(&shard.name),
+                CheckpointKind::File => path.to_owned(),
+            };
+            let io = |error| Error::io(&shard.name, error);
+            let map = MmapSource::open(&file).map_err(io)?;
+            if Header::read(&map, &shard.name, limits)? != shard.header {
+                return Err(io(io::Error::other(
+                    "the file was replaced while it was opened",
+                )));
+            }
+            maps.push(map);
+        }
+        Ok(Self { checkpoint, maps })
+    }
+
+    /// The checkpoint, for everything that needs no borrowed bytes.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// A tensor as the bytes of the file. Whether the file is unchanged is not asked here: that was promised.
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        let tensor = self.checkpoint.tensor(name)?;
+        let shards = self.checkpoint.shards();
+        let at = shards.iter().position(|s| std::ptr::eq(s, tensor.shard))?;
+        let range = &tensor.info.range;
+        let (start, end) = (
+            usize::try_from(range.start).ok()?,
+            usize::try_from(range.end).ok()?,
+        );
+        Some(TensorView {
+            dtype: tensor.info.dtype,
+            shape: &tensor.info.shape,
+            bytes: self.maps.get(at)?.map.get(start..end)?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mapped_tensors_are_the_bytes_that_are_read() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../fixtures/llm-compressor/ct-w4a16-g128/model.safetensors"
+        );
+        // SAFETY: nobody writes to the fixtures while tests run.
+        let mapped = unsafe { MappedCheckpoint::open(Path::new(folder), &Limits::default())? };
+        let mut visited = 0;
+        for tensor in mapped.checkpoint().tensors() {
+            let view = mapped.tensor(tensor.name()).ok_or("it is there")?;
+            assert_eq!(view.bytes, tensor.read_all(1 << 30)?);
+            assert_eq!((view.dtype, view.shape), (tensor.dtype(), tensor.shape()));
+            visited += 1;
+        }
+        assert!(visited > 10, "{visited} tensors");
+        assert!(mapped.tensor("nothing").is_none());
+        Ok(())
+    }
 
     #[test]
     fn the_slice_is_the_file_until_the_file_changes() -> io::Result<()> {

@@ -3,6 +3,8 @@
 use safequant_quantize::quantizer::{Division, NonFinite};
 use safequant_quantize::{QUANTIZERS, Quantizer};
 use safequant_schemes::{CONVENTIONS, ConventionWriter, Preset};
+
+pub use safequant_schemes::OutputDtype;
 use serde_json::{Value, json};
 
 use crate::{Error, Verb};
@@ -52,15 +54,6 @@ pub enum LossPolicy {
     Refuse,
     /// Dequantize them and quantize them again.
     Allow,
-}
-
-/// The dtype of dequantized weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OutputDtype {
-    /// The dtype and bits of the convention's own reference.
-    Auto,
-    /// Computed in F32, rounded once to nearest even.
-    Float(safequant_kernels::Float),
 }
 
 /// The quantizer of a recipe.

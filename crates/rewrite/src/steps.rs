@@ -11,7 +11,7 @@ use safequant_schemes::{ConfigEdit, ConventionWriter, Model, QuantizedTensor, Wr
 pub(crate) use self::convert::convert;
 use crate::budget::Tiling;
 use crate::select::{Choice, Kind, Selection, fused_groups, is_unoriented_stack, kind};
-use crate::{Action, DequantizeRecipe, Error, OutputDtype, QuantizeRecipe, recipe};
+use crate::{Action, DequantizeRecipe, Error, QuantizeRecipe, recipe};
 
 /// One unit of work.
 #[derive(Clone, Debug)]
@@ -218,10 +218,7 @@ pub(crate) fn dequantize(
     }
     let mut ordered = Ordered(Vec::new());
     for tensor in &model.quantized {
-        let float = match recipe.dtype {
-            OutputDtype::Auto => tensor.reference_dtype,
-            OutputDtype::Float(float) => float,
-        };
+        let float = recipe.dtype.of(tensor);
         let (bytes, shard) = stored(checkpoint, tensor);
         ordered.push(&shard, Step::dequantize(tensor, float, bytes));
     }

@@ -71,6 +71,36 @@
 //! # Ok::<(), safequant::Error>(())
 //! ```
 //!
+//! ## Open it as dense, or a rank's share of it
+//!
+//! A [`DenseView`] is the checkpoint that `dequantize` would write, read by rows, with nothing written. A [`slice`] of a
+//! weight is what one tensor-parallel rank holds: still packed, in logical coordinates, borrowed where the bytes lie
+//! together.
+//!
+//! ```
+//! # let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/llm-compressor/ct-mixed");
+//! # use std::path::Path;
+//! # use safequant::{Backend, Checkpoint, Limits, Model};
+//! use safequant::schemes::{Axis, OutputDtype, Selection, slice};
+//! use safequant::{DenseView, Dtype, Float};
+//!
+//! # let checkpoint = Checkpoint::open(Path::new(model), &Limits::default())?;
+//! # let model = Model::bind(&checkpoint)?;
+//! let dtype = OutputDtype::Float(Float::F16);
+//! let view = DenseView::new(&checkpoint, &model, dtype, Backend::detect());
+//! let weight = &model.quantized[0];
+//! let dense = view.tensor(&weight.weight)?.expect("it is in the view");
+//! assert_eq!((dense.dtype, dense.shape), (Dtype::F16, weight.shape.as_slice()));
+//! let mut row = vec![0; usize::try_from(dense.row_bytes()).expect("a small fixture")];
+//! dense.rows(3..4, &mut row)?;
+//!
+//! let share = slice(weight, &Selection::of_rank(weight, Axis::Out, 1, 2)?)?;
+//! assert_eq!(share.tensor.out_features(), weight.out_features() / 2);
+//! let bytes = share.read(weight, &checkpoint, Backend::detect())?;
+//! assert_eq!(bytes.len(), weight.parts.len());
+//! # Ok::<(), safequant::Error>(())
+//! ```
+//!
 //! ## Write a checkpoint
 //!
 //! [`plan()`] says exactly what will be written, [`run`] does it: in bounded memory, on all cores, with the same bytes on
@@ -125,7 +155,8 @@ pub use safequant_kernels::{Backend, Float};
 pub use safequant_quantize::QUANTIZERS;
 pub use safequant_rewrite::{CancelToken, Error, Event, Events, Plan, Summary, plan, run};
 pub use safequant_schemes::{
-    CONVENTIONS, Decoder, Model, PRESETS, Preset, QuantizedTensor, Role, RowsOut, Scheme,
+    CONVENTIONS, Decoder, DenseView, Model, PRESETS, Preset, QuantizedTensor, Role, RowsOut,
+    Scheme, slice,
 };
 
 /// The example of the README, compiled with the examples above.

@@ -5,10 +5,13 @@
 //! carriers of bits here; several of its constants and predicates are wrong (`specs/dtypes/f8_e4m3.md`), so compute with
 //! [`Minifloat`](crate::kernels::Minifloat) instead.
 
+use std::borrow::Cow;
+
 use bytemuck::Pod;
 use ndarray::{ArrayView2, ArrayViewD, IxDyn};
-use safequant_container::{Dtype, TensorView};
-use safequant_schemes::CodeTile;
+use safequant_container::{Dtype, MappedCheckpoint, TensorView};
+use safequant_kernels::Backend;
+use safequant_schemes::{CodeTile, Part, QuantizedTensor, Role, Slice, SliceBytes};
 
 /// A Rust type that is the element of a dtype, bit for bit on a little-endian machine.
 pub trait Element: Pod {
@@ -55,6 +58,12 @@ pub enum ViewError {
         expected: Dtype,
         /// The tensor's.
         found: Dtype,
+    },
+    /// The checkpoint has no such tensor.
+    #[error("there is no tensor {name}")]
+    Missing {
+        /// Its name.
+        name: String,
     },
     /// The bytes do not begin at a multiple of the element's size; safetensors does not promise alignment. Copy them.
     #[error(
@@ -123,6 +132,79 @@ pub fn array<T: Element>(tensor: TensorView<'_>) -> Result<ArrayViewD<'_, T>, Vi
         size_bytes: size_of::<T>(),
     })?;
     ArrayViewD::from_shape(IxDyn(&dims), elements).map_err(|_| wrong_shape())
+}
+
+/// The parts of a quantized weight as the bytes they are in the file, with their roles: feed them to [`array`].
+///
+/// ```
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/llm-compressor/ct-w4a16-g128/model.safetensors");
+/// use std::borrow::Cow;
+/// use std::path::Path;
+/// use safequant::container::MappedCheckpoint;
+/// use safequant::schemes::{Axis, Selection, slice};
+/// use safequant::views::{parts, slice_parts};
+/// use safequant::{Limits, Model, Role};
+///
+/// // SAFETY: nobody writes to the fixtures while this runs.
+/// let mapped = unsafe { MappedCheckpoint::open(Path::new(path), &Limits::default())? };
+/// let model = Model::bind(mapped.checkpoint())?;
+/// let weight = &model.quantized[0];
+/// let (role, codes) = parts(&mapped, weight)?.remove(0);
+/// assert_eq!((role, codes.shape[0]), (Role::Codes, weight.out_features()));
+///
+/// let share = slice(weight, &Selection::of_rank(weight, Axis::Out, 1, 2)?)?;
+/// let bytes = slice_parts(&mapped, weight, &share)?;
+/// assert!(matches!(bytes[0], Cow::Borrowed(_)), "rows lie together: no copy");
+/// assert_eq!(bytes[0].as_ref(), &codes.bytes[codes.bytes.len() / 2..]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`ViewError::Missing`] for a part that the checkpoint does not have.
+pub fn parts<'m>(
+    mapped: &'m MappedCheckpoint,
+    tensor: &QuantizedTensor,
+) -> Result<Vec<(Role, TensorView<'m>)>, ViewError> {
+    let part = |part: &Part| {
+        let missing = || ViewError::Missing {
+            name: part.name.clone(),
+        };
+        Ok((part.role, mapped.tensor(&part.name).ok_or_else(missing)?))
+    };
+    tensor.parts.iter().map(part).collect()
+}
+
+/// The bytes of each part of a slice, borrowed from the file where they lie together there, gathered where they do not.
+///
+/// # Errors
+/// As [`safequant_schemes::Slice::read`].
+pub fn slice_parts<'m>(
+    mapped: &'m MappedCheckpoint,
+    source: &QuantizedTensor,
+    slice: &Slice,
+) -> Result<Vec<Cow<'m, [u8]>>, safequant_schemes::Error> {
+    let borrowed = |i: usize| {
+        let SliceBytes::Stored(range) = &slice.parts[i] else {
+            return None;
+        };
+        let bytes = mapped.tensor(&source.parts[i].name)?.bytes;
+        let (start, end) = (
+            usize::try_from(range.start).ok()?,
+            usize::try_from(range.end).ok()?,
+        );
+        bytes.get(start..end)
+    };
+    let found: Vec<Option<&[u8]>> = (0..slice.parts.len()).map(borrowed).collect();
+    let mut made = if found.iter().all(Option::is_some) {
+        Vec::new()
+    } else {
+        slice.read(source, mapped.checkpoint(), Backend::detect())?
+    };
+    let part = |(i, bytes): (usize, Option<&'m [u8]>)| match bytes {
+        Some(bytes) => Cow::Borrowed(bytes),
+        None => Cow::Owned(std::mem::take(&mut made[i])),
+    };
+    Ok(found.into_iter().enumerate().map(part).collect())
 }
 
 /// The codes of a tile as `[rows, in_features]`, one code per byte (see [`CodeTile::codes`] for their form).

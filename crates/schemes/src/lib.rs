@@ -12,6 +12,7 @@ pub mod config;
 pub mod convention;
 pub mod conventions;
 pub mod decode;
+pub mod dense;
 pub mod encode;
 mod error;
 mod foreign;
@@ -32,6 +33,7 @@ pub use convention::{
     CONVENTIONS, ConfigEdit, Convention, ConventionWriter, Recognized, Written, convention,
 };
 pub use decode::{Decoder, RowsOut};
+pub use dense::{DenseTensor, DenseView, OutputDtype};
 pub use encode::EncodedRegion;
 pub use error::{Error, ErrorGroup};
 pub use headers::Headers;

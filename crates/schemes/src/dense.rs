@@ -1,0 +1,151 @@
+//! A checkpoint seen as a dense one: every quantized weight under the name and shape of the dense tensor it stands for,
+//! read by rows, nothing written. `dequantize` writes exactly what is read here.
+
+use std::ops::Range;
+
+use safequant_container::{Checkpoint, Dtype, TensorRef};
+use safequant_kernels::{Backend, Float};
+
+use crate::scheme::dtype_of;
+use crate::storage::to_usize;
+use crate::{Decoder, Error, Model, QuantizedTensor, RowsOut};
+
+/// The dtype of dequantized weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OutputDtype {
+    /// The dtype and bits of the convention's own reference.
+    Auto,
+    /// Computed in F32, rounded once to nearest even.
+    Float(Float),
+}
+
+impl OutputDtype {
+    /// The dtype of one weight.
+    pub const fn of(self, tensor: &QuantizedTensor) -> Float {
+        match self {
+            OutputDtype::Auto => tensor.reference_dtype,
+            OutputDtype::Float(float) => float,
+        }
+    }
+}
+
+/// A checkpoint seen as a dense one.
+pub struct DenseView<'a> {
+    checkpoint: &'a Checkpoint,
+    model: &'a Model,
+    dtype: OutputDtype,
+    backend: &'static Backend,
+}
+
+/// A tensor of the dense view. Nothing is read before [`DenseTensor::rows`].
+pub struct DenseTensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its dtype: of weights that were quantized the one asked for, of others their own.
+    pub dtype: Dtype,
+    /// Its shape, `[.., out_features, in_features]` for weights.
+    pub shape: &'a [u64],
+    source: Source<'a>,
+}
+
+enum Source<'a> {
+    Plain(TensorRef<'a>),
+    Quantized(Box<Decoder<'a>>, Float),
+}
+
+impl<'a> DenseView<'a> {
+    /// Opens a checkpoint as dense: weights that are quantized in `dtype`, everything else as it is.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        model: &'a Model,
+        dtype: OutputDtype,
+        backend: &'static Backend,
+    ) -> Self {
+        Self {
+            checkpoint,
+            model,
+            dtype,
+            backend,
+        }
+    }
+
+    /// The names of all tensors, by name.
+    pub fn names(&self) -> Vec<&'a str> {
+        let weights = self.model.quantized.iter().map(|t| t.weight.as_str());
+        let plain = self.model.plain.iter().map(String::as_str);
+        let mut names: Vec<&str> = weights.chain(plain).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// A tensor by name.
+    ///
+    /// # Errors
+    /// A quantized weight whose parts do not fit each other; `None` where there is no such tensor.
+    pub fn tensor(&self, name: &str) -> Result<Option<DenseTensor<'a>>, Error> {
+        let weight = self.model.quantized.iter().find(|t| t.weight == name);
+        if let Some(tensor) = weight {
+            let float = self.dtype.of(tensor);
+            let decoder = Decoder::new(tensor, self.checkpoint, self.backend)?;
+            return Ok(Some(DenseTensor {
+                name: &tensor.weight,
+                dtype: dtype_of(float),
+                shape: &tensor.shape,
+                source: Source::Quantized(Box::new(decoder), float),
+            }));
+        }
+        if self
+            .model
+            .plain
+            .binary_search_by(|p| p.as_str().cmp(name))
+            .is_err()
+        {
+            return Ok(None);
+        }
+        Ok(self.checkpoint.tensor(name).map(|tensor| DenseTensor {
+            name: tensor.name(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape(),
+            source: Source::Plain(tensor),
+        }))
+    }
+}
+
+impl DenseTensor<'_> {
+    /// Rows: products of all dimensions but the last one.
+    pub fn n_rows(&self) -> u64 {
+        let (_, rows) = self
+            .shape
+            .split_last()
+            .map_or((&1, &[][..]), |(l, r)| (l, r));
+        rows.iter().fold(1, |n, &d| n.saturating_mul(d))
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> u64 {
+        let columns = self.shape.last().copied().unwrap_or(1);
+        self.dtype.size_bytes(columns).unwrap_or(0)
+    }
+
+    /// Reads rows `rows`, row-major and little-endian, in the tensor's dtype.
+    ///
+    /// # Errors
+    /// I/O, or stored values that no reader accepts.
+    ///
+    /// # Panics
+    /// If `out` is not as long as the rows: the caller's bug.
+    pub fn rows(&self, rows: Range<u64>, out: &mut [u8]) -> Result<(), Error> {
+        match &self.source {
+            Source::Quantized(decoder, float) => decoder.rows(rows, RowsOut::Bytes(*float, out)),
+            Source::Plain(tensor) => {
+                let len = (rows.end - rows.start).saturating_mul(self.row_bytes());
+                assert_eq!(
+                    Ok(out.len()),
+                    to_usize(self.name, "rows", len).map_err(|_| ()),
+                    "the output is not as long as the rows"
+                );
+                Ok(tensor.read_exact_at(rows.start.saturating_mul(self.row_bytes()), out)?)
+            }
+        }
+    }
+}
