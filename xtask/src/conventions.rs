@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use safequant::schemes::{CONVENTIONS, Convention, PRESETS, Preset};
+use safequant::schemes::convention::offered_presets;
+use safequant::schemes::{CONVENTIONS, Convention, Preset};
 
 use crate::Outcome;
 use crate::process::root;
@@ -19,7 +20,7 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
             println!(
                 "{PAGE}: {} conventions, {} schemes",
                 CONVENTIONS.len(),
-                PRESETS.len()
+                offered_presets().count()
             );
             Ok(())
         }
@@ -31,7 +32,7 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
             println!(
                 "{PAGE} is current: {} conventions, {} schemes",
                 CONVENTIONS.len(),
-                PRESETS.len()
+                offered_presets().count()
             );
             Ok(())
         }
@@ -54,7 +55,7 @@ fn page() -> String {
     out.push_str(
         "\n## Schemes\n\n| scheme | written by default as | what it is |\n| --- | --- | --- |\n",
     );
-    for preset in PRESETS {
+    for preset in offered_presets() {
         out.push_str(&preset_row(preset));
     }
     out

@@ -10,7 +10,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use safequant::quantize::QUANTIZERS;
-use safequant::schemes::{CONVENTIONS, PRESETS};
+use safequant::schemes::CONVENTIONS;
+use safequant::schemes::convention::offered_presets;
 
 use crate::size::Size;
 
@@ -246,9 +247,9 @@ pub(crate) enum DtypeArg {
 
 /// The schemes of the registry, with their summaries.
 fn schemes() -> PossibleValuesParser {
-    PRESETS
-        .iter()
+    offered_presets()
         .map(|preset| PossibleValue::new(preset.name).help(preset.summary))
+        .collect::<Vec<_>>()
         .into()
 }
 

@@ -4,7 +4,7 @@ use safequant_container::Checkpoint;
 use safequant_kernels::{Backend, Float};
 use safequant_schemes::{
     Changes, Code, ConventionWriter, Decoder, Granularity, PRESETS, Preset, PresetGranularity,
-    QuantizedTensor, Transcoder, WeightCode, ZeroPoint, transcode,
+    QuantizedTensor, Transcoder, ZeroPoint, transcode,
 };
 
 use crate::Error;
@@ -198,8 +198,8 @@ fn nearest_preset(
         .collect();
     all.sort_by_key(|preset| {
         let fewer = preset.bits() < bits;
-        let other_kind = is_float(preset.weights) == is_integer;
-        let loses_zero = !is_symmetric && !is_asymmetric(preset.weights);
+        let other_kind = preset.weights.is_integer() != is_integer;
+        let loses_zero = !is_symmetric && !preset.weights.is_asymmetric();
         (fewer, preset.bits().abs_diff(bits), other_kind, loses_zero)
     });
     all.into_iter().find(|preset| {
@@ -216,15 +216,4 @@ fn sized(preset: &Preset, size: Option<u64>) -> Preset {
         .filter(|_| has_groups)
         .and_then(|n| preset.clone().with_group_size(Some(n)).ok());
     resized.unwrap_or_else(|| preset.clone())
-}
-
-const fn is_float(code: WeightCode) -> bool {
-    !matches!(
-        code,
-        WeightCode::SymmetricInteger { .. } | WeightCode::AsymmetricInteger { .. }
-    )
-}
-
-const fn is_asymmetric(code: WeightCode) -> bool {
-    matches!(code, WeightCode::AsymmetricInteger { .. })
 }

@@ -140,3 +140,11 @@ pub static CONVENTIONS: &[&dyn Convention] = &[
 pub fn convention(id: &str) -> Option<&'static dyn Convention> {
     CONVENTIONS.iter().copied().find(|c| c.id() == id)
 }
+
+/// The presets that their own convention can write, in the order of [`crate::PRESETS`]: what is offered to users.
+pub fn offered_presets() -> impl Iterator<Item = &'static Preset> {
+    crate::PRESETS.iter().filter(|preset| {
+        let writer = convention(preset.default_convention).and_then(Convention::writer);
+        writer.is_some_and(|writer| writer.presets().contains(&preset.name))
+    })
+}

@@ -1,6 +1,7 @@
 //! The schemes that users name: `W4A16`, `FP8_BLOCK` ... with their options resolved.
 
-use safequant_kernels::Minifloat;
+use safequant_kernels::blocks::BlockOffset;
+use safequant_kernels::{BlockFormat, Codebook, Minifloat};
 
 use crate::Error;
 
@@ -26,16 +27,24 @@ pub struct Preset {
 pub enum WeightCode {
     /// Integers with their zero in the middle.
     SymmetricInteger {
-        /// 2, 3, 4 or 8.
+        /// 2 to 8.
         bits: u32,
     },
-    /// Integers with a stored zero point.
+    /// Integers with a stored zero point, or with a stored offset where the convention has that instead (MLX, HQQ, quanto).
     AsymmetricInteger {
-        /// 2, 3, 4 or 8.
+        /// 2 to 8.
         bits: u32,
     },
-    /// A small float.
+    /// A small float with scales that are dense floats.
     Minifloat(Minifloat),
+    /// E2M1 with E4M3 scales per 16 input features, and a scale of scales per matrix.
+    Nvfp4,
+    /// A small float with power-of-two scales per 32 input features.
+    Mx(Minifloat),
+    /// An index into 16 values.
+    Codebook(Codebook),
+    /// A block type of ggml.
+    Block(BlockFormat),
 }
 
 /// What shares one scale, as a user option.
@@ -101,6 +110,11 @@ pub enum Activations {
     DynamicFp8PerToken,
     /// Quantized per group of this many at run time to FP8.
     DynamicFp8PerGroup {
+        /// Features per group.
+        size: u64,
+    },
+    /// Quantized per group of this many at run time to E2M1.
+    DynamicFp4PerGroup {
         /// Features per group.
         size: u64,
     },
@@ -174,6 +188,131 @@ pub static PRESETS: &[Preset] = &[
         activations: Activations::DynamicFp8PerGroup { size: 128 },
         default_convention: "compressed-tensors",
     },
+    grouped(
+        "NVFP4A16",
+        "FP4 E2M1, E4M3 scales per 16, a scale per tensor",
+        WeightCode::Nvfp4,
+        16,
+        Activations::Dense,
+    ),
+    grouped(
+        "NVFP4",
+        "FP4 E2M1, E4M3 scales per 16, a scale per tensor; activations the same at run time",
+        WeightCode::Nvfp4,
+        16,
+        Activations::DynamicFp4PerGroup { size: 16 },
+    ),
+    grouped(
+        "MXFP4A16",
+        "FP4 E2M1, power-of-two scales per 32",
+        WeightCode::Mx(Minifloat::E2M1),
+        32,
+        Activations::Dense,
+    ),
+    grouped(
+        "MXFP4",
+        "FP4 E2M1, power-of-two scales per 32; activations the same at run time",
+        WeightCode::Mx(Minifloat::E2M1),
+        32,
+        Activations::DynamicFp4PerGroup { size: 32 },
+    ),
+    grouped(
+        "MXFP8A16",
+        "FP8 E4M3, power-of-two scales per 32",
+        WeightCode::Mx(Minifloat::E4M3),
+        32,
+        Activations::Dense,
+    ),
+    grouped(
+        "MXFP8",
+        "FP8 E4M3, power-of-two scales per 32; activations the same at run time",
+        WeightCode::Mx(Minifloat::E4M3),
+        32,
+        Activations::DynamicFp8PerGroup { size: 32 },
+    ),
+    Preset {
+        default_convention: "bitsandbytes",
+        ..grouped(
+            "NF4",
+            "4-bit codes of the normal distribution, blocks of 64",
+            WeightCode::Codebook(Codebook::Nf4),
+            64,
+            Activations::Dense,
+        )
+    },
+    Preset {
+        default_convention: "bitsandbytes",
+        ..grouped(
+            "FP4",
+            "4-bit floats of bitsandbytes, blocks of 64",
+            WeightCode::Codebook(Codebook::BnbFp4),
+            64,
+            Activations::Dense,
+        )
+    },
+    Preset {
+        name: "INT8",
+        summary: "8-bit integers, one scale per row; activations 8-bit integers per token at run time (LLM.int8)",
+        weights: WeightCode::SymmetricInteger { bits: 8 },
+        granularity: PresetGranularity::Channel,
+        activations: Activations::DynamicInt8PerToken,
+        default_convention: "bitsandbytes",
+    },
+    affine(
+        "W2A16_ASYM",
+        "2-bit integers with zero points or offsets, groups of 64",
+        2,
+    ),
+    affine(
+        "W3A16_ASYM",
+        "3-bit integers with zero points or offsets, groups of 64",
+        3,
+    ),
+    affine(
+        "W5A16_ASYM",
+        "5-bit integers with zero points or offsets, groups of 64",
+        5,
+    ),
+    affine(
+        "W6A16_ASYM",
+        "6-bit integers with zero points or offsets, groups of 64",
+        6,
+    ),
+    affine(
+        "W8A16_ASYM",
+        "8-bit integers with zero points or offsets, groups of 64",
+        8,
+    ),
+    block("Q2_K", "ggml's 2-bit super-blocks of 256", BlockFormat::Q2K),
+    block("Q3_K", "ggml's 3-bit super-blocks of 256", BlockFormat::Q3K),
+    block(
+        "Q4_0",
+        "ggml's 4-bit blocks of 32, symmetric",
+        BlockFormat::Q4_0,
+    ),
+    block(
+        "Q4_1",
+        "ggml's 4-bit blocks of 32 with a minimum",
+        BlockFormat::Q4_1,
+    ),
+    block("Q4_K", "ggml's 4-bit super-blocks of 256", BlockFormat::Q4K),
+    block(
+        "Q5_0",
+        "ggml's 5-bit blocks of 32, symmetric",
+        BlockFormat::Q5_0,
+    ),
+    block(
+        "Q5_1",
+        "ggml's 5-bit blocks of 32 with a minimum",
+        BlockFormat::Q5_1,
+    ),
+    block("Q5_K", "ggml's 5-bit super-blocks of 256", BlockFormat::Q5K),
+    block("Q6_K", "ggml's 6-bit super-blocks of 256", BlockFormat::Q6K),
+    block(
+        "Q8_0",
+        "ggml's 8-bit blocks of 32, symmetric",
+        BlockFormat::Q8_0,
+    ),
 ];
 
 /// Which integer preset.
@@ -196,6 +335,90 @@ const fn integer(name: &'static str, summary: &'static str, sign: Sign, bits: u3
         granularity: PresetGranularity::Group { size: 128 },
         activations: Activations::Dense,
         default_convention: "compressed-tensors",
+    }
+}
+
+/// A preset with groups, spelled as compressed-tensors does (`quant_scheme.py`) where it has it.
+const fn grouped(
+    name: &'static str,
+    summary: &'static str,
+    weights: WeightCode,
+    size: u64,
+    activations: Activations,
+) -> Preset {
+    Preset {
+        name,
+        summary,
+        weights,
+        granularity: PresetGranularity::Group { size },
+        activations,
+        default_convention: "compressed-tensors",
+    }
+}
+
+/// Integers with zero points or offsets in groups of 64, MLX's and HQQ's default.
+const fn affine(name: &'static str, summary: &'static str, bits: u32) -> Preset {
+    Preset {
+        default_convention: "mlx",
+        ..grouped(
+            name,
+            summary,
+            WeightCode::AsymmetricInteger { bits },
+            64,
+            Activations::Dense,
+        )
+    }
+}
+
+/// A block type of ggml.
+const fn block(name: &'static str, summary: &'static str, format: BlockFormat) -> Preset {
+    Preset {
+        default_convention: "gguf",
+        ..grouped(
+            name,
+            summary,
+            WeightCode::Block(format),
+            format.elements() as u64,
+            Activations::Dense,
+        )
+    }
+}
+
+impl WeightCode {
+    /// Whether codes are integers, in whatever spelling.
+    pub const fn is_integer(self) -> bool {
+        match self {
+            Self::SymmetricInteger { .. } | Self::AsymmetricInteger { .. } => true,
+            Self::Block(format) => !matches!(format, BlockFormat::Mxfp4 | BlockFormat::Nvfp4),
+            Self::Minifloat(_) | Self::Nvfp4 | Self::Mx(_) | Self::Codebook(_) => false,
+        }
+    }
+
+    /// Whether a group's range need not be symmetric about zero.
+    pub const fn is_asymmetric(self) -> bool {
+        match self {
+            Self::AsymmetricInteger { .. } => true,
+            Self::Block(format) => match format.layout() {
+                Some(layout) => !matches!(layout.offset, BlockOffset::None),
+                None => false,
+            },
+            Self::SymmetricInteger { .. }
+            | Self::Minifloat(_)
+            | Self::Nvfp4
+            | Self::Mx(_)
+            | Self::Codebook(_) => false,
+        }
+    }
+
+    /// Whether the format itself says how many weights share a scale.
+    pub const fn has_fixed_groups(self) -> bool {
+        match self {
+            Self::Nvfp4 | Self::Mx(_) | Self::Block(_) => true,
+            Self::SymmetricInteger { .. }
+            | Self::AsymmetricInteger { .. }
+            | Self::Minifloat(_)
+            | Self::Codebook(_) => false,
+        }
     }
 }
 
@@ -233,6 +456,9 @@ impl Preset {
         if !matches!(self.granularity, PresetGranularity::Group { .. }) {
             return refuse("has no group size".to_owned());
         }
+        if self.weights.has_fixed_groups() {
+            return refuse("has groups of a size that the format fixes".to_owned());
+        }
         self.granularity = match size {
             -1 => PresetGranularity::Channel,
             1..=crate::config::MAX_GROUP => PresetGranularity::Group {
@@ -247,7 +473,12 @@ impl Preset {
     pub const fn bits(&self) -> u32 {
         match self.weights {
             WeightCode::SymmetricInteger { bits } | WeightCode::AsymmetricInteger { bits } => bits,
-            WeightCode::Minifloat(m) => m.bits(),
+            WeightCode::Minifloat(m) | WeightCode::Mx(m) => m.bits(),
+            WeightCode::Nvfp4 | WeightCode::Codebook(_) => 4,
+            WeightCode::Block(format) => match format.layout() {
+                Some(layout) => layout.code_bits,
+                None => 0,
+            },
         }
     }
 }
@@ -258,7 +489,7 @@ mod tests {
 
     #[test]
     fn presets_are_found_by_name_in_any_case() {
-        assert_eq!(PRESETS.len(), 9);
+        assert_eq!(PRESETS.len(), 33);
         for preset in PRESETS {
             assert_eq!(
                 Preset::by_name(&preset.name.to_lowercase()).unwrap(),
@@ -284,11 +515,30 @@ mod tests {
         for bad in [0, -2, i64::MIN, i64::MAX, 1 << 31] {
             assert!(w4.clone().with_group_size(Some(bad)).is_err(), "{bad}");
         }
-        assert!(
-            Preset::by_name("FP8_BLOCK")
-                .unwrap()
-                .with_group_size(Some(64))
-                .is_err()
-        );
+        for fixed in ["FP8_BLOCK", "NVFP4", "MXFP8", "Q4_K"] {
+            let preset = Preset::by_name(fixed).unwrap();
+            assert!(preset.with_group_size(Some(64)).is_err(), "{fixed}");
+        }
+        let nf4 = Preset::by_name("NF4").unwrap();
+        assert!(nf4.with_group_size(Some(128)).is_ok());
+    }
+
+    #[test]
+    fn bits_are_those_of_the_codes() {
+        let bits = |name: &str| Preset::by_name(name).unwrap().bits();
+        let names = [
+            "NVFP4",
+            "MXFP8",
+            "NF4",
+            "INT8",
+            "Q6_K",
+            "Q4_1",
+            "W5A16_ASYM",
+        ];
+        assert_eq!(names.map(bits), [4, 8, 4, 8, 6, 4, 5]);
+        let asymmetric = PRESETS.iter().filter(|p| p.weights.is_asymmetric());
+        assert_eq!(asymmetric.count(), 11);
+        let integers = PRESETS.iter().filter(|p| p.weights.is_integer());
+        assert_eq!(integers.count(), 6 + 1 + 5 + 10);
     }
 }

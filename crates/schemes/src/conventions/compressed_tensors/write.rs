@@ -185,7 +185,8 @@ fn format_of(preset: &Preset) -> &'static str {
             _,
             Activations::DynamicInt8PerToken
             | Activations::DynamicFp8PerToken
-            | Activations::DynamicFp8PerGroup { .. },
+            | Activations::DynamicFp8PerGroup { .. }
+            | Activations::DynamicFp4PerGroup { .. },
         ) => "int-quantized",
     }
 }
@@ -214,6 +215,14 @@ fn codes(
                 module: module.to_owned(),
                 preset: preset.name.to_owned(),
                 reason: format!("its FP8 weights are E4M3, not {other:?}"),
+            });
+        }
+        WeightCode::Nvfp4 | WeightCode::Mx(_) | WeightCode::Codebook(_) | WeightCode::Block(_) => {
+            return Err(Error::CannotWrite {
+                convention: ID,
+                module: module.to_owned(),
+                preset: preset.name.to_owned(),
+                reason: format!("there is no layout for {:?}", preset.weights),
             });
         }
         WeightCode::SymmetricInteger { bits } | WeightCode::AsymmetricInteger { bits } => bits,
@@ -250,7 +259,11 @@ fn codes(
 /// Zero points: packed along the rows beside packed codes with groups or channels, else signed bytes.
 fn zero_point(module: &str, preset: &Preset, grid: &[u64], parts: &mut Vec<Part>) -> ZeroPoint {
     let bits = match preset.weights {
-        WeightCode::Minifloat(_) => return ZeroPoint::Fixed(0),
+        WeightCode::Minifloat(_)
+        | WeightCode::Nvfp4
+        | WeightCode::Mx(_)
+        | WeightCode::Codebook(_)
+        | WeightCode::Block(_) => return ZeroPoint::Fixed(0),
         WeightCode::SymmetricInteger { bits } => return ZeroPoint::Fixed(1 << (bits - 1)),
         WeightCode::AsymmetricInteger { bits } => bits,
     };
@@ -304,7 +317,11 @@ fn weights(preset: &Preset) -> Map<String, Value> {
     let (kind, symmetric) = match preset.weights {
         WeightCode::SymmetricInteger { .. } => ("int", true),
         WeightCode::AsymmetricInteger { .. } => ("int", false),
-        WeightCode::Minifloat(_) => ("float", true),
+        WeightCode::Minifloat(_)
+        | WeightCode::Nvfp4
+        | WeightCode::Mx(_)
+        | WeightCode::Codebook(_)
+        | WeightCode::Block(_) => ("float", true),
     };
     let strategy = match preset.granularity {
         PresetGranularity::Tensor => "tensor",
@@ -347,6 +364,11 @@ fn activations(activations: Activations) -> Value {
         }
         Activations::DynamicFp8PerGroup { size } => {
             let mut map = args(8, "float", "group", &json!(true), &json!(true));
+            map.insert("group_size".to_owned(), json!(size));
+            map.into()
+        }
+        Activations::DynamicFp4PerGroup { size } => {
+            let mut map = args(4, "float", "group", &json!(true), &json!(true));
             map.insert("group_size".to_owned(), json!(size));
             map.into()
         }

@@ -56,7 +56,11 @@ impl ConventionWriter for Writer {
         let (bits, is_symmetric) = match preset.weights {
             WeightCode::SymmetricInteger { bits } => (bits, true),
             WeightCode::AsymmetricInteger { bits } => (bits, false),
-            WeightCode::Minifloat(_) => {
+            WeightCode::Minifloat(_)
+            | WeightCode::Nvfp4
+            | WeightCode::Mx(_)
+            | WeightCode::Codebook(_)
+            | WeightCode::Block(_) => {
                 return Err(refuse(
                     "it holds integers only; fp8 or compressed-tensors can hold it".to_owned(),
                 ));
