@@ -10,4 +10,5 @@ mod fixture;
 mod mlx;
 mod refusals;
 mod slicing;
+mod taking_over;
 mod writing;

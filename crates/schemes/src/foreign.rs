@@ -106,7 +106,7 @@ fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
     let known: &[&str] = match format.as_str() {
         "compressed-tensors" => &["compressed-tensors"],
         "gptq" => &["gptq", "gptq_v2"],
-        "fp8" | "fbgemm_fp8" => &["fp8"],
+        "fp8" | "fbgemm_fp8" | "mxfp8" => &["fp8"],
         "hqq" => &["hqq"],
         "quanto" => &["quanto"],
         "torchao" => &["torchao"],

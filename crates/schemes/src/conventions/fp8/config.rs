@@ -85,7 +85,10 @@ impl Config {
 }
 
 fn is_ours(settings: &Settings) -> bool {
-    matches!(settings.method().as_deref(), Some("fp8" | "fbgemm_fp8"))
+    matches!(
+        settings.method().as_deref(),
+        Some("fp8" | "fbgemm_fp8" | "mxfp8")
+    )
 }
 
 /// What two documents state must be the same; silence contradicts nothing.

@@ -7,14 +7,14 @@ mod write;
 use std::collections::BTreeSet;
 
 use safequant_container::{Dtype, TensorInfo};
-use safequant_kernels::Float;
+use safequant_kernels::{Float, Minifloat};
 
 use self::config::Config;
 use crate::binding::{part, unsupported, wrong_shape};
-use crate::scheme::{float_of, minifloat_of};
+use crate::scheme::{Packing, float_of, minifloat_of};
 use crate::{
-    Arithmetic, Axes, Code, Convention, ConventionWriter, E8M0Rule, Error, Granularity, Headers,
-    Part, QuantizedTensor, Recognized, Role, ScaleCoding, ScaleDirection, Scheme, Storage,
+    Arithmetic, Axes, Axis, Code, Convention, ConventionWriter, E8M0Rule, Error, Granularity,
+    Headers, Part, QuantizedTensor, Recognized, Role, ScaleCoding, ScaleDirection, Scheme, Storage,
 };
 
 /// See the module.
@@ -46,6 +46,8 @@ const ATTENTION: [&str; 5] = [
 ];
 /// Block sides that are tried where no configuration states them, in order of likelihood.
 const LIKELY_BLOCKS: [u64; 4] = [128, 64, 32, 256];
+/// Columns that share a power of two in the MX formats.
+const MX: u64 = 32;
 
 impl Convention for Fp8 {
     fn id(&self) -> &'static str {
@@ -53,7 +55,7 @@ impl Convention for Fp8 {
     }
 
     fn summary(&self) -> &'static str {
-        "DeepSeek, transformers, vLLM, FBGEMM and GPTQModel: FP8 with scales per block, channel or tensor"
+        "DeepSeek, transformers, vLLM, FBGEMM and GPTQModel: FP8 with scales per block, channel or tensor, MXFP8, FP4 experts"
     }
 
     fn recognize<'a>(
@@ -94,11 +96,16 @@ struct Found<'a> {
 
 /// The tensor with a module's codes: `<module>.weight`, or the module itself where experts are fused.
 fn codes_of<'a>(headers: Headers<'a>, module: &str) -> Option<&'a TensorInfo> {
-    let is_fp8 = |i: &&TensorInfo| minifloat_of(i.dtype).is_some();
+    let is_small = |i: &&TensorInfo| minifloat_of(i.dtype).is_some() || i.dtype == Dtype::I8;
     headers
         .tensor(&format!("{module}.weight"))
-        .filter(is_fp8)
-        .or_else(|| headers.tensor(module).filter(is_fp8))
+        .filter(is_small)
+        .or_else(|| headers.tensor(module).filter(is_small))
+}
+
+/// Whether a scale is a power of two.
+fn is_power(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F8E8M0 | Dtype::U8)
 }
 
 /// Where a module's scale stands.
@@ -166,12 +173,18 @@ impl<'a> Found<'a> {
             evidence: Vec::new(),
         };
         let mut used = BTreeSet::new();
-        for info in headers
-            .tensors()
-            .filter(|i| minifloat_of(i.dtype).is_some())
-        {
+        for info in headers.tensors() {
             let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
+            let is_packed = info.dtype == Dtype::I8 && module != info.name;
+            if minifloat_of(info.dtype).is_none() && !is_packed {
+                continue;
+            }
             let scale = scale_of(headers, module, info);
+            // DeepSeek-V4's experts: two E2M1 codes to a byte, and nothing else has I8 here.
+            let has_power = scale.as_ref().is_some_and(|s| is_power(s.info().dtype));
+            if is_packed && !(has_power && found.config.place.is_some()) {
+                continue;
+            }
             // Without a configuration only DeepSeek's own name will do: ComfyUI, compressed-tensors and vLLM all say
             // `weight_scale`, and round differently.
             let is_known = scale
@@ -220,8 +233,10 @@ impl<'a> Found<'a> {
             self.evidence
                 .push(format!("{place} is of {}{block}", self.config.method));
         }
-        self.evidence
-            .push(format!("{} FP8 weights with scales", self.modules.len()));
+        self.evidence.push(format!(
+            "{} FP8 (or FP4) weights with scales",
+            self.modules.len()
+        ));
         match (self.direction(), self.config.direction) {
             (ScaleDirection::Divide, _) => {
                 self.evidence
@@ -247,11 +262,22 @@ impl<'a> Found<'a> {
         module: &str,
         scale: &TensorInfo,
         shape: &[u64],
+        minifloat: Minifloat,
     ) -> Result<Granularity, Error> {
+        let is_packed = minifloat == Minifloat::E2M1;
         let (stack, matrix) = shape.split_at(shape.len() - 2);
         let (rows, columns) = (matrix[0], matrix[1]);
         let own = scale.shape.strip_prefix(stack).unwrap_or(&scale.shape);
         let is_block = |(r, c): (u64, u64)| own == [rows.div_ceil(r), columns.div_ceil(c)];
+        // MX: DeepSeek-V4's experts whatever the block size is, transformers' mxfp8 where none or [1, 32] is given.
+        let is_mx = is_packed || matches!(self.config.block, None | Some((1, MX)));
+        if is_power(scale.dtype) && is_mx && columns.is_multiple_of(MX) && is_block((1, MX)) {
+            return Ok(Granularity::Group { size: MX });
+        }
+        if is_packed {
+            let expected = format!("[{rows}, {}]", columns.div_ceil(MX));
+            return Err(wrong_shape(module, scale, expected));
+        }
         let block = |(rows, columns)| Granularity::Block { rows, columns };
         if let Some(size) = self.config.block
             && is_block(size)
@@ -359,7 +385,7 @@ impl Recognized for Found<'_> {
             part: part.to_owned(),
         };
         let codes = codes_of(self.headers, module).ok_or_else(|| missing("an FP8 weight"))?;
-        let minifloat = minifloat_of(codes.dtype).ok_or_else(|| missing("an FP8 weight"))?;
+        let minifloat = minifloat_of(codes.dtype).unwrap_or(Minifloat::E2M1);
         if codes.shape.len() < 2 {
             return Err(wrong_shape(
                 module,
@@ -374,13 +400,18 @@ impl Recognized for Found<'_> {
         // Llama 4 experts under FBGEMM are stored [experts, in, out]: the scale's place of `out` gives it away.
         let mut shape = codes.shape.clone();
         let mut axes = Axes::OutIn;
+        if minifloat == Minifloat::E2M1
+            && let Some(last) = shape.last_mut()
+        {
+            *last = last.saturating_mul(2);
+        }
         if self.config.method == "fbgemm_fp8" && codes.name == module && shape.len() == 3 {
             shape.swap(1, 2);
             axes = Axes::InOut;
         }
         let (scale_part, granularity) = match &scale {
             ScaleAt::Own(info) => {
-                let granularity = self.granularity(module, info, &shape)?;
+                let granularity = self.granularity(module, info, &shape, minifloat)?;
                 (
                     part(Role::Scale, info, Storage::Elements { axes: Axes::OutIn }),
                     granularity,
@@ -389,10 +420,16 @@ impl Recognized for Found<'_> {
             ScaleAt::Fused { .. } => self.fused_part(module, &shape, &scale)?,
         };
         let coding = self.coding(module, &scale_part, granularity)?;
-        let mut parts = vec![
-            part(Role::Codes, codes, Storage::Elements { axes }),
-            scale_part,
-        ];
+        let storage = if minifloat == Minifloat::E2M1 {
+            Storage::Packed {
+                axes,
+                packing: Packing::LsbFirst { bits: 4 },
+                along: Axis::In,
+            }
+        } else {
+            Storage::Elements { axes }
+        };
+        let mut parts = vec![part(Role::Codes, codes, storage), scale_part];
         for ending in COMPANIONS {
             if let Some(info) = self.headers.tensor(&format!("{module}.{ending}")) {
                 parts.push(part(Role::Auxiliary, info, Storage::Vector));
@@ -428,14 +465,17 @@ impl Found<'_> {
         if let Some(float) = float_of(scale.dtype) {
             return Ok(ScaleCoding::Float(float));
         }
-        // Blocks of one row and 32 columns are MX: another arithmetic, another convention.
+        if let (Dtype::U8, Granularity::Group { .. }) = (scale.dtype, granularity) {
+            // transformers reads bytes by `exp2`, so that 255 is infinite, and an E8M0 dtype by a cast.
+            return Ok(ScaleCoding::E8M0(E8M0Rule::TopIsInfinity));
+        }
         let is_block =
             matches!(granularity, Granularity::Block { .. }) && self.config.block.is_some();
         if scale.dtype == Dtype::F8E8M0 || (scale.dtype == Dtype::U8 && is_block) {
             return Ok(ScaleCoding::E8M0(E8M0Rule::Ocp));
         }
         if scale.dtype == Dtype::U8 {
-            return Err(unsupported(module, "MXFP8", "U8 scales"));
+            return Err(unsupported(module, "FP8", "U8 scales of this shape"));
         }
         Err(Error::PartDtype {
             module: module.to_owned(),

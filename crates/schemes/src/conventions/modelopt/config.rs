@@ -59,10 +59,10 @@ impl Config {
         }
         if let Some(layers) = settings.object("quantized_layers")? {
             for (name, value) in &layers.map {
-                let one = match value {
-                    Value::Object(map) => layers.sub(name, map),
-                    other => return Err(layers.wrong(name, "an object", other)),
+                let Value::Object(map) = value else {
+                    return Err(layers.wrong(name, "an object", value));
                 };
+                let one = layers.sub(name, map);
                 config.layers.insert(name.clone(), layer(&one)?);
             }
         }

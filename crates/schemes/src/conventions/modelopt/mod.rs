@@ -2,6 +2,7 @@
 
 mod config;
 mod shapes;
+mod write;
 
 use std::collections::BTreeSet;
 
@@ -13,9 +14,9 @@ use self::shapes::{Layout, block_grid, nibbles_along_in, nibbles_along_out, with
 use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
 use crate::scheme::float_of;
 use crate::{
-    Arithmetic, Basis, Code, ColumnFactor, Convention, E8M0Rule, Error, Granularity, Headers,
-    IntegerEncoding, Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage,
-    SuperScale, ZeroPoint,
+    Arithmetic, Basis, Code, ColumnFactor, Convention, ConventionWriter, E8M0Rule, Error,
+    Granularity, Headers, IntegerEncoding, Part, QuantizedTensor, Recognized, Role, ScaleCoding,
+    Scheme, Storage, SuperScale, ZeroPoint,
 };
 
 /// See the module.
@@ -48,6 +49,10 @@ impl Convention for ModelOpt {
         }
         let found = Found::new(headers, config)?;
         Ok(Some(Box::new(found)))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
     }
 }
 

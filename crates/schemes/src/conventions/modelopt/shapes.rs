@@ -8,7 +8,8 @@ use crate::{Axes, Axis, Error, Granularity, Storage};
 
 /// The side of `ModelOpt`'s FP8 blocks.
 const BLOCK: u64 = 128;
-const NIBBLES: Packing = Packing::LsbFirst { bits: 4 };
+/// Two codes to a byte.
+pub(super) const NIBBLES: Packing = Packing::LsbFirst { bits: 4 };
 
 /// The logical shape, and how codes and scales lie.
 pub(super) struct Layout {
@@ -170,7 +171,7 @@ pub(super) fn with_scales(
 }
 
 /// Blocks of 128 where the grid allows them, else those that divide the weight.
-fn block([rows, columns]: [u64; 2], [above, across]: [u64; 2]) -> Option<Granularity> {
+pub(super) fn block([rows, columns]: [u64; 2], [above, across]: [u64; 2]) -> Option<Granularity> {
     if [rows.div_ceil(BLOCK), columns.div_ceil(BLOCK)] == [above, across] {
         return Some(Granularity::Block {
             rows: BLOCK,
