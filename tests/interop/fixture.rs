@@ -8,7 +8,8 @@ use safequant::container::{BytesSource, Checkpoint, Dtype, Limits, ReadAt};
 use serde_json::Value;
 
 /// Producers whose checkpoints a convention of ours must claim.
-pub(crate) const PRODUCERS: [&str; 10] = [
+pub(crate) const PRODUCERS: &[&str] = &[
+    "autoawq",
     "bitsandbytes",
     "composed",
     "gptqmodel",

@@ -303,7 +303,6 @@ fn a_module_that_dynamic_leaves_dense_must_be_dense() {
 fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
     let methods = [
         "modelopt",
-        "awq",
         "mxfp4",
         "torchao",
         "quark",
@@ -354,9 +353,8 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
             ("scaled_fp8", Dtype::F8E4M3, vec![2]),
         ],
         vec![
-            ("m.qweight", Dtype::I32, vec![64, 8]),
-            ("m.qzeros", Dtype::I32, vec![1, 8]),
-            ("m.scales", Dtype::F16, vec![1, 64]),
+            ("m.qweight", Dtype::I8, vec![64, 32]),
+            ("m.wscales", Dtype::F16, vec![1, 64]),
         ],
         vec![
             ("m.qweight", Dtype::I32, vec![8, 64]),

@@ -207,6 +207,7 @@ impl Dequantizer {
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
             | Arithmetic::RoundedScale(_)
+            | Arithmetic::RoundedZero(_)
             | Arithmetic::Over127
             | Arithmetic::ScaleOver127 => None,
         }
@@ -219,6 +220,7 @@ impl Dequantizer {
             Arithmetic::Int8Grid(_) => (None, None, step),
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
+            | Arithmetic::RoundedZero(_)
             | Arithmetic::Over127
             | Arithmetic::ScaleOver127 => (None, None, None),
         };
@@ -402,7 +404,7 @@ impl Dequantizer {
         };
         let (zero, offset) = match self.scheme.zero_point {
             ZeroPoint::Fixed(zero) => (zero, None),
-            ZeroPoint::Stored(_) => (prepared.tile.zeros[index], None),
+            ZeroPoint::Stored(_) => self.stored_zero(prepared.tile.zeros[index], scale),
             ZeroPoint::Offset { zero, form } => (zero, Some((form, prepared.offsets[index]))),
         };
         let divides = self.scheme.direction == ScaleDirection::Divide;
@@ -424,6 +426,23 @@ impl Dequantizer {
         }
     }
 
+    /// What a stored zero point subtracts from the codes, or adds to their products.
+    fn stored_zero(&self, zero: i32, scale: f32) -> (i32, Option<(OffsetForm, f32)>) {
+        match self.scheme.arithmetic {
+            Arithmetic::RoundedZero(float) => {
+                let offset = negated_product(float, zero, scale);
+                (0, Some((OffsetForm::Added, offset)))
+            }
+            Arithmetic::ScaledDifference
+            | Arithmetic::RoundedTo(_)
+            | Arithmetic::RoundedScale(_)
+            | Arithmetic::EachStep(_)
+            | Arithmetic::Over127
+            | Arithmetic::ScaleOver127
+            | Arithmetic::Int8Grid(_) => (zero, None),
+        }
+    }
+
     /// What multiplies after the scale.
     fn second_factor(&self, row: &Row, out: &mut [f32]) {
         match self.scheme.arithmetic {
@@ -440,6 +459,7 @@ impl Dequantizer {
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
             | Arithmetic::RoundedScale(_)
+            | Arithmetic::RoundedZero(_)
             | Arithmetic::ScaleOver127
             | Arithmetic::EachStep(_) => {}
         }
@@ -524,6 +544,13 @@ fn add_offset(form: OffsetForm, offset: f32, scale: f32, step: Option<Float>, va
             OffsetForm::Subtracted => round(*value) - offset,
         };
     }
+}
+
+/// `round(-(scale * zero))`: how AWQ `gemv_fast` stores a zero point, and what its kernel adds.
+pub(crate) fn negated_product(float: Float, zero: i32, scale: f32) -> f32 {
+    // Zero points of at most 8 bits are exact, and so are their products with F16 and BF16 scales.
+    let zero = i16::try_from(zero).map_or(f32::NAN, f32::from);
+    float.nearest(-(scale * zero))
 }
 
 /// The `ConvRot` map, in place, in groups of `size` (a power of 4) values: radix-4 butterflies

@@ -67,6 +67,29 @@ pub(crate) fn unsupported(module: &str, format: &str, detail: &str) -> Error {
     }
 }
 
+/// Endings of tensors that make a `qweight` beside them neither GPTQ's nor AWQ's: Nunchaku, ParoQuant, QQQ,
+/// bitsandbytes, EXL3.
+const OTHER_OWNERS: [&str; 7] = [
+    "wscales",
+    "theta",
+    "pairs",
+    "channel_scales",
+    "s_channel",
+    "absmax",
+    "trellis",
+];
+
+/// The modules with a `qweight` that may be GPTQ's or AWQ's, by name.
+pub(crate) fn qweight_modules(headers: Headers<'_>) -> impl Iterator<Item = &str> {
+    let modules = headers
+        .tensors()
+        .filter_map(|info| info.name.strip_suffix(".qweight"));
+    modules.filter(move |module| {
+        let is_there = |ending: &str| headers.tensor(&format!("{module}.{ending}")).is_some();
+        !OTHER_OWNERS.iter().any(|ending| is_there(ending))
+    })
+}
+
 /// A planned part.
 pub(crate) fn planned(
     role: Role,

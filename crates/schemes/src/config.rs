@@ -220,6 +220,25 @@ pub(crate) enum GroupSize {
     Features(u64),
 }
 
+/// The group size of `groups` groups where no configuration states one: the whole row for a single group, else the one
+/// power of two that gives so many groups (the last may be short), else their equal share. `None` where that is no whole
+/// number.
+pub(crate) fn implied_group_size(in_features: u64, groups: u64) -> Option<u64> {
+    if groups == 0 {
+        return (in_features == 0).then_some(1);
+    }
+    if groups == 1 {
+        return Some(in_features.max(1));
+    }
+    let power = (0..64)
+        .map(|i| 1_u64 << i)
+        .find(|&size| in_features.div_ceil(size) == groups);
+    power.or_else(|| {
+        let size = in_features / groups;
+        (size > 0 && in_features.is_multiple_of(groups)).then_some(size)
+    })
+}
+
 /// Largest group size that is taken for one.
 pub(crate) const MAX_GROUP: i64 = (1 << 31) - 1;
 /// Largest side of a block.
@@ -384,6 +403,21 @@ mod tests {
         assert!(parse("c", b"{\"a\": 1e400}").is_err());
         assert!(parse("c", b"").is_err());
         assert!(parse("c", b"\"\\").is_err());
+    }
+
+    #[test]
+    fn a_group_size_follows_from_the_number_of_groups() {
+        assert_eq!(implied_group_size(344, 6), Some(64));
+        assert_eq!(implied_group_size(96, 2), Some(64));
+        assert_eq!(implied_group_size(4096, 32), Some(128));
+        assert_eq!(implied_group_size(4096, 1), Some(4096));
+        assert_eq!(
+            implied_group_size(60, 3),
+            Some(20),
+            "no power of two gives 3"
+        );
+        assert_eq!(implied_group_size(10, 20), None);
+        assert_eq!(implied_group_size(u64::MAX, 2), Some(1 << 63));
     }
 
     #[test]

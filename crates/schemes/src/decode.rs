@@ -223,9 +223,10 @@ impl<'a> Decoder<'a> {
             if wanted == Wanted::All {
                 append(&mut tile.codes, self.read_codes(matrix, &local)?);
             }
-            if let Some(scale) = &self.scale {
-                append(&mut tile.scales, self.read_scales(scale, matrix, &groups)?);
-            }
+            let scales = match &self.scale {
+                Some(scale) => self.read_scales(scale, matrix, &groups)?,
+                None => Vec::new(),
+            };
             if let Some(offset) = &self.offset {
                 append(
                     &mut tile.offsets,
@@ -239,9 +240,10 @@ impl<'a> Decoder<'a> {
             if let Some((zero, coding)) = &self.zero {
                 append(
                     &mut tile.zeros,
-                    self.read_zeros(zero, *coding, matrix, &groups)?,
+                    self.read_zeros(zero, *coding, matrix, &groups, &scales)?,
                 );
             }
+            append(&mut tile.scales, scales);
         }
         Ok(tile)
     }
@@ -331,20 +333,40 @@ impl<'a> Decoder<'a> {
         coding: ZeroCoding,
         matrix: u64,
         rows: &Range<usize>,
+        scales: &[f32],
     ) -> Result<Vec<i32>, Error> {
         let bits = integer_bits(self.tensor);
+        if coding == ZeroCoding::NegatedProduct {
+            let products = self.read_floats(zero, matrix, rows)?;
+            let float = float_dtype(self.tensor, zero.part)?;
+            let pairs = products.iter().zip(scales).enumerate();
+            let undo = |(at, (&product, &scale)): (usize, (&f32, &f32))| {
+                undo_product(float, product, scale, bits).ok_or_else(|| Error::ProductRange {
+                    module: self.tensor.module.clone(),
+                    part: zero.part.name.clone(),
+                    row: to_u64(rows.start + at / self.n_groups.max(1)),
+                    group: to_u64(at % self.n_groups.max(1)),
+                    value: product.to_string(),
+                    scale: scale.to_string(),
+                })
+            };
+            return pairs.map(undo).collect();
+        }
         let shift = match coding {
             ZeroCoding::MinusOneWord => WordShift::PerLane(bits),
             ZeroCoding::Direct
             | ZeroCoding::Signed
             | ZeroCoding::MinusOne
-            | ZeroCoding::MinusOneModulo => WordShift::None,
+            | ZeroCoding::MinusOneModulo
+            | ZeroCoding::NegatedProduct => WordShift::None,
         };
         let lanes = zero
             .stored
             .read(zero.bytes, matrix, rows, self.backend, shift)?;
         let decode = |lane: u8| match coding {
-            ZeroCoding::Direct | ZeroCoding::MinusOneWord => i32::from(lane),
+            ZeroCoding::Direct | ZeroCoding::MinusOneWord | ZeroCoding::NegatedProduct => {
+                i32::from(lane)
+            }
             ZeroCoding::Signed => i32::from(lane.cast_signed()) + (1 << (bits - 1)),
             ZeroCoding::MinusOne => i32::from(lane) + 1,
             ZeroCoding::MinusOneModulo => (i32::from(lane) + 1) & ((1 << bits) - 1),
@@ -363,6 +385,16 @@ impl<'a> Decoder<'a> {
         let tile = self.codes(rows)?;
         self.dequantizer.tile(&tile, out)
     }
+}
+
+/// The zero point whose negated product with `scale`, rounded, is `product`.
+fn undo_product(float: Float, product: f32, scale: f32, bits: u32) -> Option<i32> {
+    (0..1 << bits).find(|&zero| {
+        let back = crate::arithmetic::negated_product(float, zero, scale);
+        // Beside a scale of zero every zero point gives the same weights: the first one will do.
+        let equal = back.total_cmp(&product).is_eq() || (back == 0.0 && product == 0.0);
+        equal && product.is_finite()
+    })
 }
 
 /// Moves `more` behind `to`, without a copy where `to` is empty.

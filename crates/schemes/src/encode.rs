@@ -181,7 +181,13 @@ pub fn encode(
                     stored_codes(tensor, part, &tile.codes[codes.clone()]),
                 ),
                 Role::ZeroPoint => {
-                    let (lanes, word) = stored_zeros(tensor, &tile.zeros[scales.clone()], groups)?;
+                    let (lanes, word) = stored_zeros(
+                        tensor,
+                        part,
+                        (&tile.zeros[scales.clone()], &tile.scales[scales.clone()]),
+                        groups,
+                        backend,
+                    )?;
                     shift = word;
                     (&scale_local, lanes)
                 }
@@ -237,7 +243,10 @@ pub(crate) fn check_scales(tensor: &QuantizedTensor, tile: &CodeTile) -> Result<
     for part in tensor.parts.iter().filter(|p| is_streamed(p, tensor)) {
         match part.role {
             Role::Scale => drop(stored_scales(tensor, part, &tile.scales, groups, backend)?),
-            Role::ZeroPoint => drop(stored_zeros(tensor, &tile.zeros, groups)?),
+            Role::ZeroPoint => {
+                let values = (tile.zeros.as_slice(), tile.scales.as_slice());
+                drop(stored_zeros(tensor, part, values, groups, backend)?);
+            }
             Role::Offset => {
                 let what = ("offset", groups);
                 drop(stored_floats(tensor, part, what, &tile.offsets, backend)?);
@@ -405,8 +414,10 @@ fn unstorable(
 /// Zero points as the file spells them, before packing.
 fn stored_zeros(
     tensor: &QuantizedTensor,
-    zeros: &[i32],
+    part: &Part,
+    (zeros, scales): (&[i32], &[f32]),
     groups: usize,
+    backend: &'static Backend,
 ) -> Result<(Vec<u8>, WordShift), Error> {
     let ZeroPoint::Stored(coding) = tensor.scheme.zero_point else {
         return Ok((Vec::new(), WordShift::None));
@@ -416,7 +427,9 @@ fn stored_zeros(
     let mut lanes = Vec::with_capacity(zeros.len());
     for (at, &zero) in zeros.iter().enumerate() {
         let lane = match coding {
-            ZeroCoding::Direct | ZeroCoding::MinusOneWord if (0..=top).contains(&zero) => {
+            ZeroCoding::Direct | ZeroCoding::MinusOneWord | ZeroCoding::NegatedProduct
+                if (0..=top).contains(&zero) =>
+            {
                 Some(zero)
             }
             ZeroCoding::MinusOne if (1..=top + 1).contains(&zero) => Some(zero - 1),
@@ -426,14 +439,16 @@ fn stored_zeros(
             | ZeroCoding::MinusOneWord
             | ZeroCoding::MinusOne
             | ZeroCoding::MinusOneModulo
-            | ZeroCoding::Signed => None,
+            | ZeroCoding::Signed
+            | ZeroCoding::NegatedProduct => None,
         };
         let detail = match coding {
             ZeroCoding::MinusOne => "gptq stores zero points minus one; gptq_v2 can hold it",
             ZeroCoding::Direct
             | ZeroCoding::MinusOneWord
             | ZeroCoding::MinusOneModulo
-            | ZeroCoding::Signed => "",
+            | ZeroCoding::Signed
+            | ZeroCoding::NegatedProduct => "",
         };
         lanes.push(
             lane.and_then(|l| u8::try_from(l).ok())
@@ -453,6 +468,19 @@ fn stored_zeros(
         | ZeroCoding::MinusOne
         | ZeroCoding::MinusOneModulo
         | ZeroCoding::Signed => WordShift::None,
+        ZeroCoding::NegatedProduct => {
+            let float = crate::decode::float_dtype(tensor, part)?;
+            let pairs = zeros.iter().zip(scales);
+            let product = |(&zero, &scale)| crate::arithmetic::negated_product(float, zero, scale);
+            let products: Vec<f32> = pairs.map(product).collect();
+            let what = "product of scale and zero point";
+            if let Some(at) = products.iter().position(|p| !p.is_finite()) {
+                return Err(unstorable(tensor, what, products[at], at, groups));
+            }
+            let what = (what, groups);
+            lanes = stored_floats(tensor, part, what, &products, backend)?;
+            WordShift::None
+        }
     };
     Ok((lanes, shift))
 }

@@ -124,6 +124,25 @@ pub enum Error {
         bits: u32,
     },
 
+    /// A stored product of scale and zero point that no zero point gives.
+    #[error(
+        "{module}: {part} holds {value} in row {row}, group {group}, which is no zero point times the scale {scale}"
+    )]
+    ProductRange {
+        /// The module.
+        module: String,
+        /// The tensor.
+        part: String,
+        /// Row of the grid within its matrix.
+        row: u64,
+        /// Column of the grid.
+        group: u64,
+        /// The stored product.
+        value: String,
+        /// The scale beside it.
+        scale: String,
+    },
+
     /// The file is right as far as we can see, and we cannot read it yet.
     #[error("{module}: {format} is not supported yet{}", hint(.detail))]
     Unsupported {
@@ -245,6 +264,7 @@ impl Error {
             Error::PartShape { .. } => "part_shape",
             Error::GroupIndexRange { .. } => "group_index_range",
             Error::CodeRange { .. } => "code_range",
+            Error::ProductRange { .. } => "product_range",
             Error::ClaimedTwice { .. } => "claimed_twice",
             Error::Unsupported { .. } => "unsupported_format",
             Error::TooLarge { .. } => "too_large",
@@ -270,6 +290,7 @@ impl Error {
             | Error::PartShape { .. }
             | Error::GroupIndexRange { .. }
             | Error::CodeRange { .. }
+            | Error::ProductRange { .. }
             | Error::ClaimedTwice { .. } => ErrorGroup::Malformed,
             Error::Unsupported { .. } => ErrorGroup::Unsupported,
             Error::TooLarge { .. } | Error::Pattern { .. } => ErrorGroup::Limit,

@@ -105,7 +105,8 @@ fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
     // A convention that recognized its own announcement may well have found no quantized weight.
     let known: &[&str] = match format.as_str() {
         "compressed-tensors" => &["compressed-tensors"],
-        "gptq" => &["gptq", "gptq_v2"],
+        "gptq" => &["gptq", "gptq_v2", "gptq_p"],
+        "awq" => &["awq", "awq_gemv", "awq_gemv_fast", "awq_llm"],
         "fp8" | "fbgemm_fp8" | "mxfp8" => &["fp8"],
         "hqq" => &["hqq"],
         "quanto" => &["quanto"],

@@ -208,6 +208,9 @@ pub enum ZeroCoding {
     MinusOneModulo,
     /// GPTQ v1 of GPTQModel, 2, 4 and 8 bits: `0x0101..01`-like constant added to the whole word, then the lane.
     MinusOneWord,
+    /// A dense float, `round(-(scale * zero))` in the part's dtype: AWQ `gemv_fast` and llm-awq. The zero is recovered from
+    /// it and the scale; a number that no zero of 0 to `2^bits - 1` gives is refused.
+    NegatedProduct,
 }
 
 /// The operations that give a weight, and where they round.
@@ -221,6 +224,9 @@ pub enum Arithmetic {
     /// As [`Arithmetic::ScaledDifference`], but the scale is first rounded to this dtype: GPTQModel's FP8 modules hold
     /// their F32 scales in the model's dtype. Holds for every output dtype, because the module has no other scale.
     RoundedScale(Float),
+    /// `round(code * scale + round(-(scale * zero)))`: the product of scale and zero is rounded to this dtype, the rest is
+    /// F32 and rounded once. For every output dtype. (AWQ `gemv_fast`, whose kernel adds what is stored)
+    RoundedZero(Float),
     /// In the reference dtype every input and every result of an operation is rounded to this one: HQQ, quanto, MLX,
     /// torchao's integers, `ComfyUI`. For another output dtype as [`Arithmetic::ScaledDifference`].
     EachStep(Float),

@@ -316,6 +316,7 @@ impl<'a> Transcoder<'a> {
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
             | Arithmetic::RoundedScale(_)
+            | Arithmetic::RoundedZero(_)
             | Arithmetic::EachStep(_)
             | Arithmetic::Int8Grid(_) => scale,
         };

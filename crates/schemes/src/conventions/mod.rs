@@ -1,5 +1,6 @@
 //! One folder per toolchain: `mod.rs` (recognize, bind), `config.rs`, `write.rs`. No folder imports another.
 
+pub mod awq;
 pub mod bitsandbytes;
 pub mod compressed_tensors;
 pub mod fp8;

@@ -123,6 +123,19 @@ impl Config {
         }))
     }
 
+    /// What holds where no document says anything and the tensors tell the format.
+    pub(super) fn of_tensors(format: Format) -> Self {
+        Self {
+            place: "the zero points".to_owned(),
+            format,
+            writer: Writer::Other,
+            pack_dtype: None,
+            bits: None,
+            group_size: None,
+            rules: Vec::new(),
+        }
+    }
+
     /// Refuses a configuration whose rules are too many to be tried on so many modules.
     pub(super) fn check_work(&self, n_modules: usize) -> Result<(), Error> {
         pattern::check_work(self.rules.len(), n_modules)

@@ -1,20 +1,23 @@
 //! GPTQ: AutoGPTQ, GPTQModel and everyone who took over their layout (specs/conventions/gptq.md).
 
 mod config;
+mod evidence;
 mod write;
 
 use safequant_container::{Dtype, TensorInfo};
 
 use self::config::{Config, Format, ModuleArgs, Writer};
-use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
-use crate::config::GroupSize;
+use crate::binding::{
+    check_dtype, part, qweight_modules, required, unsupported, wrong_dtype, wrong_shape,
+};
+use crate::config::{GroupSize, implied_group_size};
 use crate::scheme::{Packing, float_of};
 use crate::{
     Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers, IntegerEncoding,
     QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, ZeroCoding, ZeroPoint,
 };
 
-/// GPTQ v1, which stores zero points minus one, and GPTQModel's planar variant of it, which does not.
+/// GPTQ v1, which stores zero points minus one.
 pub struct Gptq;
 
 /// GPTQ v2: zero points as they are.
@@ -26,14 +29,14 @@ impl Convention for Gptq {
     }
 
     fn summary(&self) -> &'static str {
-        "AutoGPTQ and GPTQModel: 2 to 8 bits in groups, transposed, zero points stored minus one; with act-order"
+        "AutoGPTQ and GPTQModel: 2, 3, 4 or 8 bits in groups, transposed, zero points stored minus one; with act-order"
     }
 
     fn recognize<'a>(
         &self,
         headers: Headers<'a>,
     ) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
-        recognize(headers, self.id(), &[Format::V1, Format::Planar])
+        recognize(headers, self.id(), Format::V1)
     }
 
     fn writer(&self) -> Option<&'static dyn ConventionWriter> {
@@ -54,7 +57,7 @@ impl Convention for GptqV2 {
         &self,
         headers: Headers<'a>,
     ) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
-        recognize(headers, self.id(), &[Format::V2])
+        recognize(headers, self.id(), Format::V2)
     }
 
     fn writer(&self) -> Option<&'static dyn ConventionWriter> {
@@ -62,30 +65,48 @@ impl Convention for GptqV2 {
     }
 }
 
+/// GPTQModel's planar format.
+pub struct GptqPlanar;
+
+impl Convention for GptqPlanar {
+    fn id(&self) -> &'static str {
+        "gptq_p"
+    }
+
+    fn summary(&self) -> &'static str {
+        "GPTQModel's planar format: as gptq_v2, but codes are cut in bit planes; 2 to 8 bits"
+    }
+
+    fn recognize<'a>(
+        &self,
+        headers: Headers<'a>,
+    ) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
+        recognize(headers, self.id(), Format::Planar)
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::PLANAR)
+    }
+}
+
 fn recognize<'a>(
     headers: Headers<'a>,
     id: &'static str,
-    formats: &[Format],
+    format: Format,
 ) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
-    let modules: Vec<String> = headers
-        .tensors()
-        .filter_map(|info| info.name.strip_suffix(".qweight"))
-        .filter(|module| looks_like_gptq(headers, module))
-        .map(str::to_owned)
-        .collect();
-    let Some(config) = Config::find(headers)? else {
-        // The tensors alone do not say whether zero points are stored minus one.
-        let has_settings = !headers.settings()?.is_empty();
-        return match modules.first() {
-            Some(module) if !has_settings => Err(unsupported(
-                module,
-                "GPTQ without a configuration",
-                "only its checkpoint_format tells how zero points are stored",
-            )),
-            _ => Ok(None),
-        };
+    let mut modules: Vec<String> = qweight_modules(headers).map(str::to_owned).collect();
+    let config = match Config::find(headers)? {
+        Some(config) => config,
+        None if !headers.settings()?.is_empty() => return Ok(None),
+        None => {
+            modules.retain(|module| evidence::is_gptq(headers, module));
+            match evidence::format_of(headers, &modules)? {
+                Some(format) => Config::of_tensors(format),
+                None => return Ok(None),
+            }
+        }
     };
-    if !formats.contains(&config.format) {
+    if config.format != format {
         return Ok(None);
     }
     config.check_work(modules.len())?;
@@ -109,18 +130,6 @@ fn recognize<'a>(
         modules,
         evidence,
     })))
-}
-
-/// GPTQ's columns are output features in codes and scales alike; AWQ packs eight of them into one word.
-fn looks_like_gptq(headers: Headers<'_>, module: &str) -> bool {
-    let columns = |part: &str| {
-        let info = headers.tensor(&format!("{module}.{part}"))?;
-        (info.shape.len() == 2).then(|| info.shape[1])
-    };
-    match (columns("qweight"), columns("scales")) {
-        (Some(codes), Some(scales)) => codes == scales || scales != codes.saturating_mul(8),
-        _ => true,
-    }
 }
 
 /// What was found.
@@ -172,9 +181,19 @@ impl Recognized for Found<'_> {
                 "it has both a weight and a qweight",
             ));
         }
-        let bits = args
-            .bits
-            .ok_or_else(|| contradiction("no bits", "it has a qweight"))?;
+        if evidence::is_awq(&parts) {
+            return Err(contradiction(
+                "it is gptq",
+                "its qweight is packed along output features, as AWQ's",
+            ));
+        }
+        let bits = match args.bits {
+            Some(bits) => bits,
+            None => evidence::bits_of(&parts).ok_or_else(|| {
+                let expected = "as many words as one width needs".to_owned();
+                wrong_shape(module, parts.qzeros, expected)
+            })?,
+        };
         let packing = self.packing(module, bits, &parts)?;
         let shape = shape_of(module, packing, &parts)?;
         let size = group_size(module, args, shape[1], &parts)?;
@@ -206,12 +225,10 @@ impl Recognized for Found<'_> {
 }
 
 impl<'a> Found<'a> {
-    /// The parts of a module, their dtypes and ranks checked.
+    /// The parts of a module, as far as the configuration allows them.
     fn parts(&self, module: &str) -> Result<Parts<'a>, Error> {
-        let get = |ending: &str| required(self.headers, module, &format!("{module}.{ending}"));
-        let (qweight, qzeros, scales) = (get("qweight")?, get("qzeros")?, get("scales")?);
-        check_dtype(module, qweight, &[Dtype::I32, Dtype::I16, Dtype::I8])?;
-        check_dtype(module, qzeros, &[qweight.dtype])?;
+        let parts = Parts::find(self.headers, module)?;
+        let qweight = parts.qweight;
         if let Some(stated) = self.config.pack_dtype.filter(|d| *d != qweight.dtype) {
             return Err(Error::Contradiction {
                 module: module.to_owned(),
@@ -219,31 +236,7 @@ impl<'a> Found<'a> {
                 tensors: format!("qweight is {}", qweight.dtype),
             });
         }
-        for info in [qweight, qzeros, scales] {
-            if info.shape.len() != 2 {
-                return Err(wrong_shape(module, info, "a matrix".to_owned()));
-            }
-        }
-        let g_idx = self.headers.tensor(&format!("{module}.g_idx"));
-        // Very old files hold an empty one.
-        let g_idx = g_idx.filter(|i| i.n_elements() > 0);
-        if let Some(info) = g_idx {
-            check_dtype(module, info, &[Dtype::I32, Dtype::I64])?;
-            if info.shape.len() != 1 {
-                return Err(wrong_shape(
-                    module,
-                    info,
-                    "one group per input feature".to_owned(),
-                ));
-            }
-        }
-        Ok(Parts {
-            qweight,
-            qzeros,
-            scales,
-            g_idx,
-            word: qweight.dtype.bits() / 8,
-        })
+        Ok(parts)
     }
 
     fn packing(&self, module: &str, bits: u32, parts: &Parts<'_>) -> Result<Packing, Error> {
@@ -275,7 +268,40 @@ impl<'a> Found<'a> {
     }
 }
 
-impl Parts<'_> {
+impl<'a> Parts<'a> {
+    /// The parts of a module, their dtypes and ranks checked.
+    fn find(headers: Headers<'a>, module: &str) -> Result<Self, Error> {
+        let get = |ending: &str| required(headers, module, &format!("{module}.{ending}"));
+        let (qweight, qzeros, scales) = (get("qweight")?, get("qzeros")?, get("scales")?);
+        check_dtype(module, qweight, &[Dtype::I32, Dtype::I16, Dtype::I8])?;
+        check_dtype(module, qzeros, &[qweight.dtype])?;
+        for info in [qweight, qzeros, scales] {
+            if info.shape.len() != 2 {
+                return Err(wrong_shape(module, info, "a matrix".to_owned()));
+            }
+        }
+        let g_idx = headers.tensor(&format!("{module}.g_idx"));
+        // Very old files hold an empty one.
+        let g_idx = g_idx.filter(|i| i.n_elements() > 0);
+        if let Some(info) = g_idx {
+            check_dtype(module, info, &[Dtype::I32, Dtype::I64])?;
+            if info.shape.len() != 1 {
+                return Err(wrong_shape(
+                    module,
+                    info,
+                    "one group per input feature".to_owned(),
+                ));
+            }
+        }
+        Ok(Parts {
+            qweight,
+            qzeros,
+            scales,
+            g_idx,
+            word: qweight.dtype.bits() / 8,
+        })
+    }
+
     fn bound(&self, packing: Packing) -> Vec<crate::Part> {
         let axes = Axes::InOut;
         let packed = |along| Storage::Packed {
@@ -351,8 +377,12 @@ fn group_size(
     let size = match args.group_size {
         Some(GroupSize::WholeRow) => in_features.max(1),
         Some(GroupSize::Features(size)) => size,
-        None if groups > 0 => in_features.div_ceil(groups).max(1),
-        None => 1,
+        // With a group index any size will do that gives so many groups.
+        None => implied_group_size(in_features, groups)
+            .or_else(|| {
+                Some(in_features.div_ceil(groups.max(1)).max(1)).filter(|_| parts.g_idx.is_some())
+            })
+            .unwrap_or(1),
     };
     if in_features.div_ceil(size) == groups {
         return Ok(size);
