@@ -12,11 +12,16 @@ use sha2::{Digest, Sha256};
 use super::fixture::{self, Fixture};
 
 /// Fixtures with expected values when this was written.
-const N_FIXTURES: usize = 77;
+const N_FIXTURES: usize = 81;
 
 /// Fixtures whose expected values are weights *before* packing, with zeros that carry the sign of the original weight: the
 /// file does not hold it, so digests over them cannot be met. Tensors stored in full are compared all the same.
 const SIGNED_ZEROS: [&str; 1] = ["llm-compressor/ct-old-w3-pack"];
+
+/// Fixtures whose expected values are those of a model in memory, quantized in BF16, while the tool that packed it
+/// quantized once more in F16 (`marlin_24.py`: "Marlin24 kernel requires float16 inputs") and nothing decodes the format: 0.3 % of
+/// the codes in the file are other ones, by one step. Everything else must agree.
+const QUANTIZED_AGAIN: [&str; 1] = ["llm-compressor/ct-old-marlin24"];
 
 fn decode(tensor: &QuantizedTensor, checkpoint: &Checkpoint, float: Float, tile: u64) -> Vec<u8> {
     let decoder = Decoder::new(tensor, checkpoint, Backend::detect()).unwrap();
@@ -132,6 +137,13 @@ fn check(fixture: &Fixture, failures: &mut Vec<String>) -> usize {
         if SIGNED_ZEROS.contains(&fixture.name.as_str()) && !stored.contains_key(name) {
             continue;
         }
+        if QUANTIZED_AGAIN.contains(&fixture.name.as_str()) {
+            if let Some(s) = stored.get(name) {
+                check_nearly(name, &s.bytes, &got, failures);
+                compared += 1;
+            }
+            continue;
+        }
         let holds = match stored.get(name) {
             Some(s) => canonical(dtype, &s.bytes) == canonical(dtype, &got) && s.dtype == dtype,
             None => digest_holds(dtype, &got, want["sha256"].as_str().unwrap()),
@@ -143,6 +155,27 @@ fn check(fixture: &Fixture, failures: &mut Vec<String>) -> usize {
         compared += check_f32(fixture, tensor, &checkpoint, &stored_f32, failures);
     }
     compared
+}
+
+/// BF16 tensors of which at most 4 elements in 1000 differ, none in where it is zero.
+fn check_nearly(name: &str, expected: &[u8], got: &[u8], failures: &mut Vec<String>) {
+    let (expected, got) = (
+        canonical(Dtype::BF16, expected),
+        canonical(Dtype::BF16, got),
+    );
+    let pairs = expected.chunks_exact(2).zip(got.chunks_exact(2));
+    let (mut n, mut differ) = (0, 0);
+    for (a, b) in pairs {
+        n += 1;
+        differ += usize::from(a != b);
+        if (a == [0, 0]) != (b == [0, 0]) {
+            failures.push(format!("{name}: other elements are zero"));
+            return;
+        }
+    }
+    if differ * 1000 > n * 4 || expected.len() != got.len() {
+        failures.push(format!("{name}: {differ} of {n} elements differ"));
+    }
 }
 
 fn check_f32(
@@ -189,6 +222,9 @@ fn tiles_of_any_height_give_the_same_bytes_on_every_backend() {
         "transformers/fgfp8-moe",
         "gptqmodel/gptq-w4g32-descact",
         "composed/deepseek-odd-dims",
+        "llm-compressor/ct-nvfp4",
+        "llm-compressor/ct-old-sparse-bitmask",
+        "llm-compressor/ct-old-marlin24",
     ];
     let mut visited = 0;
     for fixture in fixture::all()

@@ -429,6 +429,50 @@ fn fp4_without_its_scales_is_refused() {
 }
 
 #[test]
+fn masks_that_do_not_fit_what_is_stored_are_refused() {
+    const SPARSE: &str = "llm-compressor/ct-old-sparse-bitmask";
+    const SPARSE_24: &str = "llm-compressor/ct-old-sparse24-bitmask";
+    const MARLIN: &str = "llm-compressor/ct-old-marlin24";
+    let flip = |d: &mut Dense| d.bytes[0] ^= 1;
+    let set =
+        |value: i64| move |d: &mut Dense| d.bytes[8..16].copy_from_slice(&value.to_le_bytes());
+    let mut drafts = vec![
+        Draft::of(SPARSE).change(&format!("{Q}.bitmask"), flip),
+        Draft::of(SPARSE_24).change(&format!("{Q}.bitmask"), flip),
+        Draft::of(MARLIN).change(&format!("{Q}.meta"), |d| d.bytes.fill(0)),
+    ];
+    for value in [-1, 0, i64::MAX, i64::MIN, 1_000_000] {
+        drafts.push(Draft::of(SPARSE).change(&format!("{Q}.row_offsets"), set(value)));
+    }
+    for draft in drafts {
+        let e = refused("mask", draft);
+        assert!(matches!(e, Error::SparseRow { .. }), "{e}");
+    }
+    let e = refused(
+        "format",
+        Draft::of(SPARSE).configure(|c| {
+            c["quantization_config"]["sparsity_config"]["format"] = json!("sparse-24-bitmask");
+        }),
+    );
+    assert!(matches!(e, Error::Contradiction { .. }), "{e}");
+    for (name, part) in [
+        (SPARSE, "bitmask"),
+        (SPARSE, "compressed"),
+        (SPARSE_24, "compressed"),
+        (MARLIN, "meta"),
+        (MARLIN, "scale_packed"),
+    ] {
+        let e = refused(
+            part,
+            Draft::of(name).change(&format!("{Q}.{part}"), |d| {
+                d.shape.insert(0, 1);
+            }),
+        );
+        assert!(matches!(e, Error::PartShape { .. }), "{part}: {e}");
+    }
+}
+
+#[test]
 fn non_json_literals_and_unknown_keys_are_harmless() {
     let mut draft = Draft::of(FP8);
     let text = String::from_utf8(draft.documents["config.json"].clone()).unwrap();

@@ -2,7 +2,7 @@
 
 use safequant_container::Checkpoint;
 use safequant_kernels::{Backend, TileOrder};
-use safequant_schemes::{Axes, Decoder, Granularity, QuantizedTensor, Storage, encode};
+use safequant_schemes::{Axes, Decoder, Granularity, Kept, QuantizedTensor, Storage, encode};
 
 use crate::Error;
 use crate::steps::{DenseSource, Step, Work};
@@ -264,6 +264,7 @@ fn constant_bytes(layout: &QuantizedTensor) -> u64 {
         | Storage::SharedElements { .. }
         | Storage::Tiled { .. }
         | Storage::Flat { .. }
+        | Storage::Sparse { .. }
         | Storage::Planes { .. } => 0,
     });
     constant.sum()
@@ -272,11 +273,17 @@ fn constant_bytes(layout: &QuantizedTensor) -> u64 {
 fn is_transposed(tensor: &QuantizedTensor) -> bool {
     tensor.parts.iter().any(|part| match part.storage {
         Storage::Elements { axes } | Storage::Packed { axes, .. } => axes == Axes::InOut,
-        Storage::Tiled { tile } => tile.order() == TileOrder::ColumnByColumn,
+        Storage::Tiled { tile }
+        | Storage::Sparse {
+            kept: Kept::Tiles { tile, .. },
+        } => tile.order() == TileOrder::ColumnByColumn,
         Storage::SharedElements { .. }
         | Storage::PackedConstant { .. }
         | Storage::Flat { .. }
         | Storage::Planes { .. }
+        | Storage::Sparse {
+            kept: Kept::Rows { .. } | Kept::Ragged,
+        }
         | Storage::Vector => false,
     })
 }

@@ -1,17 +1,20 @@
 //! From stored parts to codes and scales, and on to rows of dense floats: the only reader of weights.
 
+mod sparse;
+
 use std::ops::Range;
 
 use safequant_container::{Checkpoint, Dtype, TensorRef};
 use safequant_kernels::{Backend, Float};
 
+use self::sparse::{SparseParts, SparseRows};
 use crate::arithmetic::{Dequantizer, Extras, code_bytes};
 use crate::storage::{
     Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64, to_usize,
 };
 use crate::{
-    Code, CodeTile, ColumnFactor, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role,
-    ScaleCoding, Storage, SuperScale, ZeroCoding, ZeroPoint,
+    Code, CodeTile, ColumnFactor, Error, Granularity, IntegerEncoding, Kept, Part, QuantizedTensor,
+    Role, ScaleCoding, Storage, SuperScale, ZeroCoding, ZeroPoint,
 };
 
 pub use crate::arithmetic::RowsOut;
@@ -24,6 +27,7 @@ pub struct Decoder<'a> {
     checkpoint: &'a Checkpoint,
     backend: &'static Backend,
     codes: Located<'a>,
+    sparse: Option<SparseParts<'a>>,
     scale: Option<Located<'a>>,
     zero: Option<(Located<'a>, ZeroCoding)>,
     offset: Option<Located<'a>>,
@@ -106,6 +110,7 @@ impl<'a> Decoder<'a> {
             checkpoint,
             backend,
             codes: find(Role::Codes)?,
+            sparse: SparseParts::new(tensor, checkpoint)?,
             scale,
             zero,
             offset,
@@ -140,7 +145,8 @@ impl<'a> Decoder<'a> {
     /// Rows between two places where decoding can start without reading a stored word twice: tiles should be multiples.
     pub fn row_unit(&self) -> u64 {
         let zero = self.zero.as_ref().map_or(1, |(z, _)| z.stored.row_unit());
-        to_u64(zero.max(self.codes.stored.row_unit()))
+        let mask = self.sparse.as_ref().map_or(1, SparseParts::row_unit);
+        to_u64(zero.max(mask).max(self.codes.stored.row_unit()))
     }
 
     /// Bytes of scratch that decoding `n_rows` at once allocates, output excluded: what a memory budget must count.
@@ -159,9 +165,11 @@ impl<'a> Decoder<'a> {
         // Codes, and once more when rows of several matrices are put together; scales raw, as F32 and with their
         // super-scales; lines in F32, rounded and in group order.
         let width = to_u64(code_bytes(self.tensor.scheme.code));
+        let sparse = self.sparse.as_ref().map_or(0, |s| s.scratch_bytes(n_rows));
         self.codes
             .stored
             .scratch_bytes(n_rows)
+            .saturating_add(sparse)
             .saturating_add(n_rows.saturating_mul(columns).saturating_mul(width))
             .saturating_add(floats(&self.scale, groups))
             .saturating_add(floats(&self.offset, groups))
@@ -221,7 +229,10 @@ impl<'a> Decoder<'a> {
             let scheme = &self.tensor.scheme;
             let groups = scale_rows(scheme.granularity, &local, self.in_features);
             if wanted == Wanted::All {
-                append(&mut tile.codes, self.read_codes(matrix, &local)?);
+                let rows = self.read_codes(matrix, &local)?;
+                append(&mut tile.codes, rows.codes);
+                append(&mut tile.marks, rows.marks);
+                append(&mut tile.starts, rows.starts);
             }
             let scales = match &self.scale {
                 Some(scale) => self.read_scales(scale, matrix, &groups)?,
@@ -248,25 +259,35 @@ impl<'a> Decoder<'a> {
         Ok(tile)
     }
 
-    fn read_codes(&self, matrix: u64, rows: &Range<usize>) -> Result<Vec<u8>, Error> {
+    fn read_codes(&self, matrix: u64, rows: &Range<usize>) -> Result<SparseRows, Error> {
         let codes = &self.codes;
-        let mut entries =
-            codes
-                .stored
-                .read(codes.bytes, matrix, rows, self.backend, WordShift::None)?;
+        let mut read = match &self.sparse {
+            Some(sparse) => sparse.read(codes, rows, self.backend)?,
+            None => SparseRows {
+                codes: codes.stored.read(
+                    codes.bytes,
+                    matrix,
+                    rows,
+                    self.backend,
+                    WordShift::None,
+                )?,
+                ..SparseRows::default()
+            },
+        };
         let Code::Integer {
             bits,
             encoding: IntegerEncoding::TwosComplement,
         } = self.tensor.scheme.code
         else {
-            return Ok(entries);
+            return Ok(read);
         };
+        let entries = &mut read.codes;
         let half = 1_u8 << (bits - 1);
         if holds_bare_fields(codes.part, bits) {
-            for field in &mut entries {
+            for field in entries {
                 *field ^= half;
             }
-            return Ok(entries);
+            return Ok(read);
         }
         if bits < 8 {
             let limit = i16::from(half);
@@ -282,10 +303,10 @@ impl<'a> Decoder<'a> {
                 });
             }
         }
-        for byte in &mut entries {
+        for byte in entries {
             *byte = byte.wrapping_add(half);
         }
-        Ok(entries)
+        Ok(read)
     }
 
     fn read_scales(
@@ -413,8 +434,17 @@ pub(crate) fn holds_bare_fields(part: &Part, bits: u32) -> bool {
         Storage::Packed { packing, .. }
         | Storage::PackedConstant { packing, .. }
         | Storage::Flat { packing } => packing.bits() == bits,
-        Storage::Planes { .. } | Storage::Tiled { .. } => true,
-        Storage::Elements { .. } | Storage::SharedElements { .. } | Storage::Vector => false,
+        Storage::Planes { .. }
+        | Storage::Tiled { .. }
+        | Storage::Sparse {
+            kept: Kept::Tiles { .. },
+        } => true,
+        Storage::Elements { .. }
+        | Storage::SharedElements { .. }
+        | Storage::Vector
+        | Storage::Sparse {
+            kept: Kept::Rows { .. } | Kept::Ragged,
+        } => false,
     }
 }
 

@@ -1,13 +1,18 @@
 //! From codes and scales to the bytes of stored parts: the reverse of `decode`.
 
+mod sparse;
+
 use std::ops::Range;
 
 use safequant_container::Dtype;
 use safequant_kernels::{Backend, NanRule, OverflowRule};
 
+use self::sparse::KeptRows;
 use crate::arithmetic::code_bytes as bytes_of_code;
 use crate::decode::{holds_bare_fields, integer_bits};
-use crate::storage::{Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64};
+use crate::storage::{
+    Sparse, Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64,
+};
 use crate::{
     Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role, ScaleCoding,
     Storage, SuperScale, ZeroCoding, ZeroPoint,
@@ -70,7 +75,7 @@ pub fn row_unit(tensor: &QuantizedTensor) -> u64 {
 fn is_per_row(role: Role, tensor: &QuantizedTensor) -> bool {
     let scheme = &tensor.scheme;
     match role {
-        Role::Codes => true,
+        Role::Codes | Role::Mask | Role::RowStart => true,
         Role::SuperScale => matches!(
             scheme.super_scale,
             SuperScale::Grouped { .. } | SuperScale::Channel
@@ -88,7 +93,6 @@ fn is_per_row(role: Role, tensor: &QuantizedTensor) -> bool {
         | Role::ColumnFactor
         | Role::LowRankUp
         | Role::LowRankDown
-        | Role::Mask
         | Role::Shape
         | Role::Auxiliary => false,
     }
@@ -108,7 +112,12 @@ pub(crate) fn is_streamed(part: &Part, tensor: &QuantizedTensor) -> bool {
         return false;
     }
     match part.role {
-        Role::Codes | Role::Scale | Role::Offset | Role::SuperScale => true,
+        Role::Codes
+        | Role::Scale
+        | Role::Offset
+        | Role::SuperScale
+        | Role::Mask
+        | Role::RowStart => true,
         Role::ZeroPoint => matches!(tensor.scheme.zero_point, ZeroPoint::Stored(_)),
         Role::GroupIndex
         | Role::ScaleTable
@@ -116,7 +125,6 @@ pub(crate) fn is_streamed(part: &Part, tensor: &QuantizedTensor) -> bool {
         | Role::ColumnFactor
         | Role::LowRankUp
         | Role::LowRankDown
-        | Role::Mask
         | Role::Shape
         | Role::Auxiliary => false,
     }
@@ -165,6 +173,7 @@ pub fn encode(
     let groups = grid_of(tensor, Role::Scale)?.columns;
     let supers = grid_of(tensor, Role::SuperScale)?.columns;
     let width = columns * bytes_of_code(scheme.code);
+    let sparse = Sparse::new(tensor)?;
     let (mut code_at, mut scale_at, mut super_at) = (0, 0, 0);
     for (matrix, local) in segments(&tensor.module, &tile.rows, tensor.out_features())? {
         let scale_local = scale_rows(scheme.granularity, &local, columns);
@@ -173,13 +182,27 @@ pub fn encode(
         let scales = scale_at..scale_at + scale_local.len() * groups;
         let above = super_at..super_at + super_local.len() * supers;
         (code_at, scale_at, super_at) = (codes.end, scales.end, above.end);
+        let kept = match &sparse {
+            Some(sparse) => {
+                let at = codes.start / width.max(1)..codes.end / width.max(1);
+                Some(KeptRows::new(sparse, tensor, tile, &local, at)?)
+            }
+            None => None,
+        };
+        let of_kept =
+            |of: fn(&KeptRows) -> &Vec<u8>| kept.as_ref().map(of).cloned().unwrap_or_default();
         for (i, part, stored) in &streamed {
             let mut shift = WordShift::None;
             let (rows, entries) = match part.role {
-                Role::Codes => (
-                    &local,
-                    stored_codes(tensor, part, &tile.codes[codes.clone()]),
-                ),
+                Role::Codes => match &kept {
+                    Some(kept) => (&kept.rows, stored_codes(tensor, part, &kept.codes)),
+                    None => (
+                        &local,
+                        stored_codes(tensor, part, &tile.codes[codes.clone()]),
+                    ),
+                },
+                Role::Mask => (&local, of_kept(|k| &k.mask)),
+                Role::RowStart => (&local, of_kept(|k| &k.starts)),
                 Role::ZeroPoint => {
                     let (lanes, word) = stored_zeros(
                         tensor,
@@ -214,7 +237,6 @@ pub fn encode(
                 | Role::ColumnFactor
                 | Role::LowRankUp
                 | Role::LowRankDown
-                | Role::Mask
                 | Role::Shape
                 | Role::Auxiliary => {
                     let scales = &tile.scales[scales.clone()];
@@ -263,6 +285,7 @@ pub(crate) fn check_scales(tensor: &QuantizedTensor, tile: &CodeTile) -> Result<
             | Role::LowRankUp
             | Role::LowRankDown
             | Role::Mask
+            | Role::RowStart
             | Role::Shape
             | Role::Auxiliary => {}
         }
@@ -278,7 +301,7 @@ fn is_for_all_rows(role: Role, tensor: &QuantizedTensor) -> bool {
         Granularity::Tensor | Granularity::Strided { .. }
     );
     match role {
-        Role::Codes => false,
+        Role::Codes | Role::Mask | Role::RowStart => false,
         Role::SuperScale => {
             of_scales
                 || matches!(
@@ -295,7 +318,6 @@ fn is_for_all_rows(role: Role, tensor: &QuantizedTensor) -> bool {
         | Role::ColumnFactor
         | Role::LowRankUp
         | Role::LowRankDown
-        | Role::Mask
         | Role::Shape
         | Role::Auxiliary => of_scales,
     }

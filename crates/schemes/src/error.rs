@@ -143,6 +143,17 @@ pub enum Error {
         scale: String,
     },
 
+    /// The mask of a sparse tensor does not fit what is stored.
+    #[error("{module}: row {row} of the mask {problem}")]
+    SparseRow {
+        /// The module.
+        module: String,
+        /// Row of the matrix.
+        row: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// The file is right as far as we can see, and we cannot read it yet.
     #[error("{module}: {format} is not supported yet{}", hint(.detail))]
     Unsupported {
@@ -265,6 +276,7 @@ impl Error {
             Error::GroupIndexRange { .. } => "group_index_range",
             Error::CodeRange { .. } => "code_range",
             Error::ProductRange { .. } => "product_range",
+            Error::SparseRow { .. } => "sparse_row",
             Error::ClaimedTwice { .. } => "claimed_twice",
             Error::Unsupported { .. } => "unsupported_format",
             Error::TooLarge { .. } => "too_large",
@@ -291,6 +303,7 @@ impl Error {
             | Error::GroupIndexRange { .. }
             | Error::CodeRange { .. }
             | Error::ProductRange { .. }
+            | Error::SparseRow { .. }
             | Error::ClaimedTwice { .. } => ErrorGroup::Malformed,
             Error::Unsupported { .. } => ErrorGroup::Unsupported,
             Error::TooLarge { .. } | Error::Pattern { .. } => ErrorGroup::Limit,

@@ -40,7 +40,7 @@ pub use headers::Headers;
 pub use model::Model;
 pub use pattern::Pattern;
 pub use preset::{Activations, PRESETS, Preset, PresetGranularity, ScaleRule, WeightCode};
-pub use quantized::{Axes, Axis, Part, QuantizedTensor, Role, Storage};
+pub use quantized::{Axes, Axis, Kept, Part, QuantizedTensor, Role, Storage};
 pub use scheme::{
     Arithmetic, Basis, Code, ColumnFactor, E8M0Rule, Granularity, IntegerEncoding, OffsetForm,
     Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,

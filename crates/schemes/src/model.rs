@@ -114,6 +114,7 @@ impl Claims {
                 | Storage::Tiled { .. }
                 | Storage::Flat { .. }
                 | Storage::Planes { .. }
+                | Storage::Sparse { .. }
                 | Storage::Vector => Sharing::Alone,
             };
             match self.owner.get(&part.name) {

@@ -81,8 +81,10 @@ pub enum Role {
     LowRankUp,
     /// `[in, rank]` ([`crate::Basis::rank`]).
     LowRankDown,
-    /// Which elements of a sparse matrix are stored.
+    /// Which entries of a sparse matrix are stored: one bit each, or in tiles the positions in each quad.
     Mask,
+    /// For each row of a sparse matrix its first entry among those that are stored, one I64.
+    RowStart,
     /// For each input feature its group: activation order.
     GroupIndex,
     /// A descriptor that holds the logical shape.
@@ -168,6 +170,31 @@ pub enum Storage {
         /// Elements in a plane: words of one matrix.
         len: u64,
     },
+    /// Codes of a sparse matrix, one element each: only those that the part with [`Role::Mask`] marks, row after row. The
+    /// others are zero.
+    Sparse {
+        /// How they follow each other.
+        kept: Kept,
+    },
+}
+
+/// How the stored codes of a sparse matrix follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kept {
+    /// As a matrix of `per_row` columns: each row has so many.
+    Rows {
+        /// Stored codes of a row.
+        per_row: u64,
+    },
+    /// As a matrix of `per_row` columns in permuted tiles.
+    Tiles {
+        /// Stored codes of a row.
+        per_row: u64,
+        /// The permutation.
+        tile: Tile,
+    },
+    /// One after another; [`Role::RowStart`] says where a row begins.
+    Ragged,
 }
 
 /// The order of the logical axes in a stored matrix.

@@ -158,6 +158,11 @@ fn check(tensor: &QuantizedTensor, selection: &Selection) -> Result<(), Error> {
     if is_all {
         return Ok(());
     }
+    let codes = tensor.part(Role::Codes).map(|p| p.storage);
+    if matches!(codes, Some(Storage::Sparse { .. })) {
+        let problem = "how much of a sparse weight a rank holds is not known from its header; slice the dense view";
+        return Err(refused(tensor, problem));
+    }
     let (what, unit) = match (selection.axis, scheme.granularity) {
         (Axis::Out, Granularity::Block { rows, .. }) => ("the block of rows", rows),
         (Axis::Out, Granularity::Flat { size }) => {
@@ -470,6 +475,8 @@ impl Slice {
         Ok(CodeTile {
             rows: tile.rows,
             codes: select(&tile.codes, columns * width, &of_codes),
+            marks: Vec::new(),
+            starts: Vec::new(),
             scales: select(&tile.scales, groups, &of_scales),
             zeros: select(&tile.zeros, groups, &of_scales),
             offsets: select(&tile.offsets, groups, &of_scales),

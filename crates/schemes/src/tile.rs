@@ -23,6 +23,11 @@ pub struct CodeTile {
     /// What scales are scaled by ([`crate::SuperScale`]): for each matrix the super-scales that its scale rows need. Empty
     /// where there are none.
     pub supers: Vec<f32>,
+    /// Of a sparse tensor one byte per code: 1 for those that are stored, 0 for zeros that are not. Else empty.
+    pub marks: Vec<u8>,
+    /// Of a sparse tensor whose rows have any number of stored codes: for each row the first of them, counted over the
+    /// whole matrix. Else empty.
+    pub starts: Vec<u64>,
     /// What offsets are scaled by, laid out as `supers`: [`crate::SuperScale::Grouped`] alone has them.
     pub offset_supers: Vec<f32>,
 }

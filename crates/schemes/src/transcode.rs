@@ -225,6 +225,8 @@ impl<'a> Transcoder<'a> {
     pub fn tile(&self, tile: &CodeTile) -> Result<(CodeTile, Changes), Error> {
         let (mut out, changes) = self.scales(tile)?;
         out.codes = self.codes.apply(&tile.codes);
+        out.marks.clone_from(&tile.marks);
+        out.starts.clone_from(&tile.starts);
         Ok((out, changes))
     }
 

@@ -8,6 +8,7 @@ mod awq;
 mod kitchen;
 mod marlin;
 mod nunchaku;
+mod sparse_marlin;
 mod swizzled;
 
 /// A permutation of the entries of one tile (specs/packings/).
@@ -21,6 +22,10 @@ mod swizzled;
 /// | `Marlin` | 64 x 16 | 4 | column by column | specs/packings/marlin.md |
 /// | `MarlinScales` | 64 x 1 | 16 | column by column | specs/packings/marlin_scales.md |
 /// | `MarlinScalesSingle` | 32 x 1 | 16 | column by column | specs/packings/marlin_scales_single.md |
+/// | `SparseMarlin` | 64 x 16 | 4 | column by column | specs/packings/sparse_marlin.md |
+/// | `SparseMarlinBytes` | 64 x 16 | 8 | column by column | specs/packings/sparse_marlin_bytes.md |
+/// | `SparseMarlinScales` | 8 x 1 | 16 | column by column | specs/packings/sparse_marlin_scales.md |
+/// | `SparseMarlinMeta` | 64 x 2 | 16 | column by column | specs/packings/sparse_marlin_meta.md |
 /// | `Swizzled` | 128 x 4 | 8 | row by row | specs/packings/swizzled.md |
 /// | `NunchakuCodes` | 128 x 64 | 4 | row by row | specs/packings/nunchaku_codes.md |
 /// | `NunchakuScales` | 128 x 1 | 16 | row by row | specs/packings/nunchaku_scales.md |
@@ -39,6 +44,17 @@ pub enum Tile {
     MarlinScales,
     /// Marlin scales with one group per output feature: 32 consecutive entries of `[1, out_features]`.
     MarlinScalesSingle,
+    /// 4-bit codes of a 2:4 sparse matrix, kept columns only: 128 consecutive words of `[in_features / 32, 2 * out_features]`
+    /// (I32).
+    SparseMarlin,
+    /// As [`Tile::SparseMarlin`] with 8-bit codes: 256 consecutive words of `[in_features / 32, 4 * out_features]`.
+    SparseMarlinBytes,
+    /// Scales beside [`Tile::SparseMarlin`] with more than one group: 8 consecutive entries of a stored row
+    /// `[n_groups, out_features]`.
+    SparseMarlinScales,
+    /// Positions of the kept codes in CUTLASS's order, 16 bits for four quads: 128 consecutive words of
+    /// `[in_features / 32, 2 * out_features]` (I16).
+    SparseMarlinMeta,
     /// Block scales as tensor cores read them ("swizzled", "blocked", cuBLAS 128x4): 512 consecutive bytes.
     Swizzled,
     /// Nunchaku W4A4 codes: 4096 consecutive bytes of `qweight`.
@@ -84,6 +100,10 @@ impl Tile {
         Tile::Marlin,
         Tile::MarlinScales,
         Tile::MarlinScalesSingle,
+        Tile::SparseMarlin,
+        Tile::SparseMarlinBytes,
+        Tile::SparseMarlinScales,
+        Tile::SparseMarlinMeta,
         Tile::Swizzled,
         Tile::NunchakuCodes,
         Tile::NunchakuScales,
@@ -97,9 +117,14 @@ impl Tile {
     pub const fn rows(self) -> usize {
         match self {
             Tile::AwqGemvFast => 4,
+            Tile::SparseMarlinScales => 8,
             Tile::NunchakuLowRank | Tile::NunchakuLowRankDown => 16,
             Tile::MarlinScalesSingle => 32,
-            Tile::Marlin | Tile::MarlinScales => 64,
+            Tile::Marlin
+            | Tile::MarlinScales
+            | Tile::SparseMarlin
+            | Tile::SparseMarlinBytes
+            | Tile::SparseMarlinMeta => 64,
             Tile::Swizzled
             | Tile::NunchakuCodes
             | Tile::NunchakuScales
@@ -111,9 +136,17 @@ impl Tile {
     /// Columns of the logical matrix that a tile covers.
     pub const fn columns(self) -> usize {
         match self {
-            Tile::MarlinScales | Tile::MarlinScalesSingle | Tile::NunchakuScales => 1,
+            Tile::MarlinScales
+            | Tile::MarlinScalesSingle
+            | Tile::SparseMarlinScales
+            | Tile::NunchakuScales => 1,
+            Tile::SparseMarlinMeta => 2,
             Tile::Swizzled | Tile::NunchakuMicroScales => 4,
-            Tile::Marlin | Tile::NunchakuLowRank | Tile::NunchakuLowRankDown => 16,
+            Tile::Marlin
+            | Tile::SparseMarlin
+            | Tile::SparseMarlinBytes
+            | Tile::NunchakuLowRank
+            | Tile::NunchakuLowRankDown => 16,
             Tile::AwqGemvFast | Tile::NunchakuCodes | Tile::KitchenSvdq => 64,
         }
     }
@@ -121,10 +154,16 @@ impl Tile {
     /// Bits per entry: 4, 8 or 16.
     pub const fn bits(self) -> u32 {
         match self {
-            Tile::AwqGemvFast | Tile::Marlin | Tile::NunchakuCodes | Tile::KitchenSvdq => 4,
-            Tile::Swizzled | Tile::NunchakuMicroScales => 8,
+            Tile::AwqGemvFast
+            | Tile::Marlin
+            | Tile::SparseMarlin
+            | Tile::NunchakuCodes
+            | Tile::KitchenSvdq => 4,
+            Tile::Swizzled | Tile::SparseMarlinBytes | Tile::NunchakuMicroScales => 8,
             Tile::MarlinScales
             | Tile::MarlinScalesSingle
+            | Tile::SparseMarlinScales
+            | Tile::SparseMarlinMeta
             | Tile::NunchakuScales
             | Tile::NunchakuLowRank
             | Tile::NunchakuLowRankDown => 16,
@@ -149,9 +188,13 @@ impl Tile {
     /// How the tiles of a matrix follow each other.
     pub const fn order(self) -> TileOrder {
         match self {
-            Tile::Marlin | Tile::MarlinScales | Tile::MarlinScalesSingle => {
-                TileOrder::ColumnByColumn
-            }
+            Tile::Marlin
+            | Tile::MarlinScales
+            | Tile::MarlinScalesSingle
+            | Tile::SparseMarlin
+            | Tile::SparseMarlinBytes
+            | Tile::SparseMarlinScales
+            | Tile::SparseMarlinMeta => TileOrder::ColumnByColumn,
             Tile::AwqGemvFast
             | Tile::Swizzled
             | Tile::NunchakuCodes
@@ -182,6 +225,10 @@ impl Tile {
             Tile::Marlin => marlin::codes(row, column),
             Tile::MarlinScales => marlin::scales(row),
             Tile::MarlinScalesSingle => marlin::scales_single(row),
+            Tile::SparseMarlin => sparse_marlin::codes(row, column),
+            Tile::SparseMarlinBytes => sparse_marlin::codes_of_bytes(row, column),
+            Tile::SparseMarlinScales => sparse_marlin::scales(row),
+            Tile::SparseMarlinMeta => sparse_marlin::meta(row, column),
             Tile::Swizzled => swizzled::scales(row, column),
             Tile::NunchakuCodes => nunchaku::codes(row, column),
             Tile::NunchakuScales => nunchaku::scales(row),
@@ -198,6 +245,10 @@ impl Tile {
         static MARLIN: [u16; 64 * 16] = table(Tile::Marlin);
         static MARLIN_SCALES: [u16; 64] = table(Tile::MarlinScales);
         static MARLIN_SCALES_SINGLE: [u16; 32] = table(Tile::MarlinScalesSingle);
+        static SPARSE_MARLIN: [u16; 64 * 16] = table(Tile::SparseMarlin);
+        static SPARSE_MARLIN_BYTES: [u16; 64 * 16] = table(Tile::SparseMarlinBytes);
+        static SPARSE_MARLIN_SCALES: [u16; 8] = table(Tile::SparseMarlinScales);
+        static SPARSE_MARLIN_META: [u16; 64 * 2] = table(Tile::SparseMarlinMeta);
         static SWIZZLED: [u16; 128 * 4] = table(Tile::Swizzled);
         static NUNCHAKU_CODES: [u16; 128 * 64] = table(Tile::NunchakuCodes);
         static NUNCHAKU_SCALES: [u16; 128] = table(Tile::NunchakuScales);
@@ -210,6 +261,10 @@ impl Tile {
             Tile::Marlin => &MARLIN,
             Tile::MarlinScales => &MARLIN_SCALES,
             Tile::MarlinScalesSingle => &MARLIN_SCALES_SINGLE,
+            Tile::SparseMarlin => &SPARSE_MARLIN,
+            Tile::SparseMarlinBytes => &SPARSE_MARLIN_BYTES,
+            Tile::SparseMarlinScales => &SPARSE_MARLIN_SCALES,
+            Tile::SparseMarlinMeta => &SPARSE_MARLIN_META,
             Tile::Swizzled => &SWIZZLED,
             Tile::NunchakuCodes => &NUNCHAKU_CODES,
             Tile::NunchakuScales => &NUNCHAKU_SCALES,
@@ -326,7 +381,16 @@ mod tests {
         }
         assert_eq!(
             visited,
-            256 + 1024 + 64 + 32 + 512 + 8192 + 128 + 512 + 2 * 256 + 8192
+            256 + 1024
+                + 64
+                + 32
+                + (1024 + 1024 + 8 + 128)
+                + 512
+                + 8192
+                + 128
+                + 512
+                + 2 * 256
+                + 8192
         );
     }
 

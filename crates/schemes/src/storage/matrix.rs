@@ -7,7 +7,7 @@ use std::ops::Range;
 use safequant_container::TensorRef;
 use safequant_kernels::{Backend, Packing};
 
-use super::{Grid, WordShift, ends_with, grid_of, to_u64, to_usize};
+use super::{Grid, WordShift, ends_with, part_grid, to_u64, to_usize};
 use crate::encode::EncodedRegion;
 use crate::{Axes, Axis, Error, Part, QuantizedTensor, Storage};
 
@@ -42,7 +42,7 @@ impl Matrix {
     }
 
     fn unchecked(tensor: &QuantizedTensor, part: &Part) -> Result<Self, Error> {
-        let grid = grid_of(tensor, part.role)?;
+        let grid = part_grid(tensor, part)?;
         let word = to_usize(&tensor.module, "an element", part.dtype.bits() / 8)?.max(1);
         let (axes, packing, first) = match part.storage {
             Storage::Elements { axes } => (axes, None, 0),
@@ -61,6 +61,7 @@ impl Matrix {
             Storage::Vector
             | Storage::Flat { .. }
             | Storage::Planes { .. }
+            | Storage::Sparse { .. }
             | Storage::Tiled { .. } => (Axes::OutIn, None, 0),
         };
         let extent = super::extent_of(tensor, part, grid)?;

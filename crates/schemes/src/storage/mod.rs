@@ -5,6 +5,7 @@
 mod flat;
 mod matrix;
 mod planes;
+mod sparse;
 mod tiled;
 
 use std::ops::Range;
@@ -15,9 +16,12 @@ use safequant_kernels::Backend;
 use self::flat::Flat;
 use self::matrix::Matrix;
 use self::planes::InPlanes;
+pub(crate) use self::sparse::Sparse;
 use self::tiled::Tiled;
 use crate::encode::EncodedRegion;
-use crate::{Axis, Code, Error, Granularity, Part, QuantizedTensor, Role, Storage, SuperScale};
+use crate::{
+    Axis, Code, Error, Granularity, Kept, Part, QuantizedTensor, Role, Storage, SuperScale,
+};
 
 /// Converts a size, or says that this machine cannot address it.
 pub(crate) fn to_usize(module: &str, what: &'static str, value: u64) -> Result<usize, Error> {
@@ -73,7 +77,8 @@ pub(crate) fn grid_of(tensor: &QuantizedTensor, role: Role) -> Result<Grid, Erro
     let (out, columns) = (tensor.out_features(), tensor.in_features());
     let scales = scale_grid(tensor.scheme.granularity, out, columns);
     let (rows, columns) = match role {
-        Role::Codes => (out, columns),
+        Role::Codes | Role::Mask => (out, columns),
+        Role::RowStart => (out, 1),
         Role::Scale | Role::ZeroPoint | Role::Offset => scales,
         Role::SuperScale => super_grid(tensor.scheme.super_scale, out, scales),
         Role::LowRankUp => (out, tensor.scheme.basis.rank),
@@ -81,12 +86,19 @@ pub(crate) fn grid_of(tensor: &QuantizedTensor, role: Role) -> Result<Grid, Erro
         Role::ColumnFactor | Role::GroupIndex => (1, columns),
         Role::Codebook => (1, 16),
         Role::ScaleTable => (1, 256),
-        Role::Mask | Role::Shape | Role::Auxiliary => (1, 1),
+        Role::Shape | Role::Auxiliary => (1, 1),
     };
     Ok(Grid {
         rows: to_usize(&tensor.module, "the grid", rows)?,
         columns: to_usize(&tensor.module, "the grid", columns)?,
     })
+}
+
+/// The grid that lies in a part: that of its role, or what is kept of it in a sparse tensor.
+pub(crate) fn part_grid(tensor: &QuantizedTensor, part: &Part) -> Result<Grid, Error> {
+    let grid = grid_of(tensor, part.role)?;
+    let [rows, columns] = sparse::kept_grid(tensor, part, [grid.rows, grid.columns])?;
+    Ok(Grid { rows, columns })
 }
 
 /// The stored grid of a part: the logical one, or what the part says if that is larger.
@@ -203,8 +215,14 @@ impl Stored {
             | Storage::SharedElements { .. }
             | Storage::Packed { .. }
             | Storage::PackedConstant { .. }
-            | Storage::Vector => Self::Matrix(Matrix::new(tensor, part)?),
-            Storage::Tiled { tile } => Self::Tiled(Tiled::new(tensor, part, tile)?),
+            | Storage::Vector
+            | Storage::Sparse {
+                kept: Kept::Rows { .. } | Kept::Ragged,
+            } => Self::Matrix(Matrix::new(tensor, part)?),
+            Storage::Tiled { tile }
+            | Storage::Sparse {
+                kept: Kept::Tiles { tile, .. },
+            } => Self::Tiled(Tiled::new(tensor, part, tile)?),
             Storage::Flat { packing } => Self::Flat(Flat::new(tensor, part, packing)?),
             Storage::Planes { planes, len } => {
                 Self::Planes(InPlanes::new(tensor, part, planes, len)?)
@@ -301,8 +319,14 @@ pub(crate) fn shape_of(tensor: &QuantizedTensor, part: &Part) -> Result<Vec<u64>
         | Storage::SharedElements { .. }
         | Storage::Packed { .. }
         | Storage::PackedConstant { .. }
+        | Storage::Sparse {
+            kept: Kept::Rows { .. } | Kept::Ragged,
+        }
         | Storage::Vector => Matrix::shape(tensor, part),
-        Storage::Tiled { tile } => Ok(flat(Tiled::bytes(tensor, part, tile)?)),
+        Storage::Tiled { tile }
+        | Storage::Sparse {
+            kept: Kept::Tiles { tile, .. },
+        } => Ok(flat(Tiled::bytes(tensor, part, tile)?)),
         Storage::Flat { packing } => Ok(flat(Flat::bytes(tensor, part, packing)?)),
         Storage::Planes { planes, len } => {
             let words = len.saturating_mul(to_u64(planes.word_bytes()));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use safequant_container::TensorRef;
 use safequant_kernels::{Tile, TileOrder};
 
-use super::{Grid, entry_bytes, extent_of, grid_of, part_bytes, to_u64, wrong_size};
+use super::{Grid, entry_bytes, extent_of, part_bytes, part_grid, to_u64, wrong_size};
 use crate::encode::EncodedRegion;
 use crate::{Axis, Error, Part, QuantizedTensor};
 
@@ -20,7 +20,7 @@ pub(crate) struct Tiled {
 
 impl Tiled {
     pub(super) fn new(tensor: &QuantizedTensor, part: &Part, tile: Tile) -> Result<Self, Error> {
-        let grid = grid_of(tensor, part.role)?;
+        let grid = part_grid(tensor, part)?;
         let extent = extent_of(tensor, part, grid)?;
         let tiles = Grid {
             rows: extent.rows.div_ceil(tile.rows()),
@@ -37,7 +37,7 @@ impl Tiled {
 
     /// Bytes of a part with this storage.
     pub(super) fn bytes(tensor: &QuantizedTensor, part: &Part, tile: Tile) -> Result<u64, Error> {
-        let grid = grid_of(tensor, part.role)?;
+        let grid = part_grid(tensor, part)?;
         let extent = extent_of(tensor, part, grid)?;
         let tiles = Grid {
             rows: extent.rows.div_ceil(tile.rows()),

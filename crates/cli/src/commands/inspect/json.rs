@@ -149,6 +149,7 @@ const fn part(role: Role) -> &'static str {
         Role::LowRankUp => "low_rank_up",
         Role::LowRankDown => "low_rank_down",
         Role::Mask => "mask",
+        Role::RowStart => "row_start",
         Role::Shape => "shape",
         Role::Auxiliary => "auxiliary",
     }

@@ -23,6 +23,8 @@ pub(super) struct Config {
     ignore: Matcher,
     /// The global format.
     pub(super) format: Option<String>,
+    /// The format of `sparsity_config`.
+    pub(super) sparsity: Option<String>,
     /// Major and minor version of the writer.
     pub(super) version: Option<(u64, u64)>,
 }
@@ -166,12 +168,12 @@ impl Config {
     }
 
     fn parse(settings: &Settings) -> Result<Self, Error> {
-        refuse_sparsity(settings)?;
         refuse_transforms(settings)?;
         let mut config = Self {
             place: Some(settings.place.clone()),
             format: settings.text("format")?.map(str::to_owned),
             version: settings.text("version")?.and_then(version),
+            sparsity: sparsity(settings)?,
             ..Self::default()
         };
         for target in settings.texts("ignore")? {
@@ -246,12 +248,15 @@ fn version(text: &str) -> Option<(u64, u64)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-fn refuse_sparsity(settings: &Settings) -> Result<(), Error> {
+/// The sparse format that is announced, one that we read.
+fn sparsity(settings: &Settings) -> Result<Option<String>, Error> {
     let Some(sparsity) = settings.object("sparsity_config")? else {
-        return Ok(());
+        return Ok(None);
     };
     match sparsity.text("format")? {
-        None | Some("dense") => Ok(()),
+        Some("dense" | "sparse-bitmask" | "sparse-24-bitmask") | None => {
+            Ok(sparsity.text("format")?.map(str::to_owned))
+        }
         Some(format) => Err(unsupported(&sparsity.place, format, "a sparse layout")),
     }
 }

@@ -2,20 +2,22 @@
 
 mod config;
 mod evidence;
+mod grids;
+mod sparse;
 mod write;
 
 use std::collections::BTreeSet;
 
 use safequant_container::{Dtype, TensorInfo};
-use safequant_kernels::{Float, Minifloat};
+use safequant_kernels::Minifloat;
 
 use self::config::{Config, Kind, Order, Strategy, WeightArgs, Zero};
-use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
-use crate::scheme::{E8M0Rule, Packing, float_of, minifloat_of};
+use self::grids::{check_bits, check_grid, grid, last, reference, scale_coding, strategy_of};
+use crate::binding::{check_dtype, part, required, unsupported, wrong_shape};
+use crate::scheme::{Packing, minifloat_of};
 use crate::{
     Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers, IntegerEncoding,
-    Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, SuperScale, ZeroCoding,
-    ZeroPoint,
+    Part, QuantizedTensor, Recognized, Role, Scheme, Storage, SuperScale, ZeroCoding, ZeroPoint,
 };
 
 /// See the module.
@@ -132,6 +134,9 @@ fn module_of<'i>(headers: Headers<'_>, info: &'i TensorInfo, config: &Config) ->
         let explains = companion("weight_shape").is_some() || (info.dtype == Dtype::U8 && is_fp4);
         return (config.place.is_some() || explains).then_some(module);
     }
+    if let Some(module) = sparse::module_of(headers, info) {
+        return Some(module);
+    }
     let module = info.name.strip_suffix(".weight")?;
     let is_small = info.dtype == Dtype::I8 || minifloat_of(info.dtype).is_some();
     (config.place.is_some() && is_small).then_some(module)
@@ -153,6 +158,8 @@ impl Recognized for Found<'_> {
     fn bind(&self, module: &str) -> Result<QuantizedTensor, Error> {
         if let Some(codes) = self.headers.tensor(&format!("{module}.weight_packed")) {
             self.bind_packed(module, codes)
+        } else if let Some(prefix) = sparse::prefix(self.headers, module) {
+            self.bind_sparse(module, &prefix)
         } else {
             let codes = required(self.headers, module, &format!("{module}.weight"))?;
             self.bind_unpacked(module, codes)
@@ -201,18 +208,15 @@ impl Found<'_> {
 
     /// `weight_packed`: integers in I32 words, or pairs of E2M1 codes in bytes.
     fn bind_packed(&self, module: &str, codes: &TensorInfo) -> Result<QuantizedTensor, Error> {
-        if self
-            .headers
-            .tensor(&format!("{module}.scale_packed"))
-            .is_some()
-        {
-            return Err(unsupported(module, "compressed-tensors marlin-24", ""));
+        let scales = self.headers.tensor(&format!("{module}.scale_packed"));
+        if let Some(scales) = scales {
+            return self.bind_marlin(module, codes, scales);
         }
         if codes.dtype == Dtype::U8 {
             return self.bind_fp4(module, codes);
         }
         check_dtype(module, codes, &[Dtype::I32])?;
-        let (shape, descriptor) = self.shape(module)?;
+        let (shape, descriptor) = self.shape(module, &format!("{module}.weight_shape"))?;
         let [rows, columns] = shape;
         let args = match self.args(module, Kind::Integer, "pack-quantized")? {
             Some(args) => args,
@@ -294,6 +298,19 @@ impl Found<'_> {
                 &detail,
             ));
         };
+        let storage = Storage::Elements { axes: Axes::OutIn };
+        let parts = vec![part(Role::Codes, codes, storage)];
+        self.bind_bytes(module, [rows, columns], codes, parts)
+    }
+
+    /// Codes of a byte each, wherever they lie.
+    fn bind_bytes(
+        &self,
+        module: &str,
+        shape: [u64; 2],
+        codes: &TensorInfo,
+        parts: Vec<Part>,
+    ) -> Result<QuantizedTensor, Error> {
         let float = minifloat_of(codes.dtype);
         let scale = required(self.headers, module, &format!("{module}.weight_scale"))?;
         let (kind, format) = match (float, scale.dtype) {
@@ -313,14 +330,7 @@ impl Found<'_> {
                 encoding: IntegerEncoding::TwosComplement,
             },
         };
-        let storage = Storage::Elements { axes: Axes::OutIn };
-        self.finish(
-            module,
-            [rows, columns],
-            code,
-            &args,
-            vec![part(Role::Codes, codes, storage)],
-        )
+        self.finish(module, shape, code, &args, parts)
     }
 
     /// Adds scales, zero points and the rest.
@@ -348,14 +358,7 @@ impl Found<'_> {
         let zero_point = self.zero_point(module, code, args, grid, &mut parts)?;
         let super_scale = self.super_scale(module, code, args, &mut parts)?;
         let granularity = self.granularity(module, strategy, args.order, &mut parts)?;
-        for ending in COMPANIONS {
-            let name = format!("{module}.{ending}");
-            if let Some(info) = self.headers.tensor(&name)
-                && parts.iter().all(|p| p.name != name)
-            {
-                parts.push(part(Role::Auxiliary, info, Storage::Vector));
-            }
-        }
+        self.add_auxiliaries(module, &mut parts);
         Ok(QuantizedTensor {
             module: module.to_owned(),
             weight: format!("{module}.weight"),
@@ -369,6 +372,18 @@ impl Found<'_> {
             reference_dtype: reference(coding),
             parts,
         })
+    }
+
+    /// What else belongs to the module.
+    fn add_auxiliaries(&self, module: &str, parts: &mut Vec<Part>) {
+        for ending in COMPANIONS {
+            let name = format!("{module}.{ending}");
+            if let Some(info) = self.headers.tensor(&name)
+                && parts.iter().all(|p| p.name != name)
+            {
+                parts.push(part(Role::Auxiliary, info, Storage::Vector));
+            }
+        }
     }
 
     /// The global scale of `tensor_group`, which divides the scales (clause F3).
@@ -486,15 +501,14 @@ impl Found<'_> {
         })
     }
 
-    /// The logical shape, from `weight_shape`.
-    fn shape(&self, module: &str) -> Result<([u64; 2], &TensorInfo), Error> {
-        let name = format!("{module}.weight_shape");
-        let info = required(self.headers, module, &name)?;
+    /// The logical shape, from `weight_shape` or, of a sparse weight, `shape`.
+    fn shape(&self, module: &str, name: &str) -> Result<([u64; 2], &TensorInfo), Error> {
+        let info = required(self.headers, module, name)?;
         check_dtype(module, info, &[Dtype::I64, Dtype::I32])?;
         if info.n_elements() != 2 {
             return Err(wrong_shape(module, info, "two numbers".to_owned()));
         }
-        let bytes = self.headers.descriptor(&name)?;
+        let bytes = self.headers.descriptor(name)?;
         let numbers: Vec<i64> = if info.dtype == Dtype::I64 {
             bytes
                 .as_chunks()
@@ -521,7 +535,7 @@ impl Found<'_> {
             }
             _ => Err(Error::Contradiction {
                 module: module.to_owned(),
-                config: "weight_shape must hold two positive sizes".to_owned(),
+                config: format!("{name} must hold two positive sizes"),
                 tensors: format!("it holds {numbers:?}"),
             }),
         }
@@ -573,105 +587,5 @@ impl Found<'_> {
             strategy: Some(strategy_of(module, shape, scale)?),
             order: Order::Indexed,
         })
-    }
-}
-
-/// How scales of this dtype are read: dense floats; powers of two in U8 and E8M0; E4M3 under a global scale.
-fn scale_coding(module: &str, code: Code, scale: &TensorInfo) -> Result<ScaleCoding, Error> {
-    let is_float = matches!(code, Code::Minifloat(_));
-    match (float_of(scale.dtype), scale.dtype) {
-        (Some(float), _) => Ok(ScaleCoding::Float(float)),
-        (None, Dtype::U8 | Dtype::F8E8M0) if is_float => {
-            Ok(ScaleCoding::E8M0(E8M0Rule::TopIsInfinity))
-        }
-        (None, Dtype::F8E4M3) if is_float => Ok(ScaleCoding::Minifloat(Minifloat::E4M3)),
-        (None, _) => Err(wrong_dtype(
-            module,
-            scale,
-            "F32, F16 or BF16 (beside FP4 and FP8 also F8_E4M3, U8 or F8_E8M0)",
-        )),
-    }
-}
-
-/// The dtype of the library's decompressed weight: that of the scales, or BF16 where they are no dense floats (clause F5).
-fn reference(scale: ScaleCoding) -> Float {
-    match scale {
-        ScaleCoding::Float(float) => float,
-        ScaleCoding::E8M0(_)
-        | ScaleCoding::Minifloat(_)
-        | ScaleCoding::StoredTable
-        | ScaleCoding::Integer
-        | ScaleCoding::One => Float::Bf16,
-    }
-}
-
-/// The bits of the configuration are those of the float that is stored.
-fn check_bits(module: &str, args: &WeightArgs, bits: u32, codes: &TensorInfo) -> Result<(), Error> {
-    if args.bits == bits {
-        return Ok(());
-    }
-    Err(Error::Contradiction {
-        module: module.to_owned(),
-        config: format!("{} bits", args.bits),
-        tensors: format!("{} is {}, with {bits}-bit floats", codes.name, codes.dtype),
-    })
-}
-
-fn last(info: &TensorInfo) -> u64 {
-    info.shape.last().copied().unwrap_or(1)
-}
-
-/// The scale grid of a strategy.
-fn grid(strategy: Strategy, [rows, columns]: [u64; 2]) -> [u64; 2] {
-    match strategy {
-        Strategy::Tensor => [1, 1],
-        Strategy::Channel => [rows, 1],
-        Strategy::Group(size) | Strategy::TensorGroup(size) => {
-            [rows, columns.div_ceil(size.max(1))]
-        }
-        Strategy::Block(height, width) => {
-            [rows.div_ceil(height.max(1)), columns.div_ceil(width.max(1))]
-        }
-    }
-}
-
-fn check_grid(
-    module: &str,
-    scale: &TensorInfo,
-    strategy: Strategy,
-    grid: [u64; 2],
-) -> Result<(), Error> {
-    let fits = match strategy {
-        Strategy::Tensor => scale.n_elements() == 1,
-        Strategy::Channel => scale.shape == grid || scale.shape == grid[..1],
-        Strategy::Group(_) | Strategy::TensorGroup(_) | Strategy::Block(..) => scale.shape == grid,
-    };
-    if fits {
-        return Ok(());
-    }
-    Err(wrong_shape(
-        module,
-        scale,
-        format!("{grid:?} for {strategy:?}"),
-    ))
-}
-
-/// What the scale's shape says, where the configuration leaves it open. Groups must divide the row.
-fn strategy_of(module: &str, shape: [u64; 2], scale: &TensorInfo) -> Result<Strategy, Error> {
-    let [rows, columns] = shape;
-    match *scale.shape.as_slice() {
-        [] | [1] | [1, 1] => Ok(Strategy::Tensor),
-        [n, 1] if n == rows => Ok(Strategy::Channel),
-        [n, g] if n == rows && g > 0 && columns.is_multiple_of(g) => {
-            Ok(Strategy::Group(columns / g))
-        }
-        [n, g] if n == rows.div_ceil(128) && g == columns.div_ceil(128) => {
-            Ok(Strategy::Block(128, 128))
-        }
-        _ => Err(wrong_shape(
-            module,
-            scale,
-            format!("scales of a weight of shape {shape:?}"),
-        )),
     }
 }
