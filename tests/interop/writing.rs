@@ -435,3 +435,79 @@ fn codes_move_between_conventions_without_loss() {
     }
     assert_eq!(modules, 8 * 7);
 }
+
+/// What a writer makes of its own convention's tensors is what the tool stored, and the configuration that it derives from the
+/// modules alone binds them to the same thing again.
+#[test]
+fn compressed_tensors_are_laid_out_and_described_as_they_were() {
+    let writer = convention("compressed-tensors")
+        .and_then(safequant::schemes::Convention::writer)
+        .unwrap();
+    let (mut fixtures, mut modules, mut same_groups) = (0, 0, 0);
+    for fixture in fixture::all() {
+        if !fixture.name.starts_with("llm-compressor/") {
+            continue;
+        }
+        let model = Model::bind(&fixture.open()).unwrap();
+        let mut layouts = Vec::new();
+        for tensor in &model.quantized {
+            let layout = writer
+                .lay_out_like(tensor)
+                .unwrap_or_else(|e| panic!("{}: {e}", fixture.name));
+            let parts = |t: &QuantizedTensor| {
+                let mut parts = t.parts.clone();
+                parts.sort_by(|a, b| a.name.cmp(&b.name));
+                parts
+            };
+            assert_eq!(parts(&layout), parts(tensor), "{}", fixture.name);
+            assert_eq!(layout.scheme, tensor.scheme, "{}", fixture.name);
+            layouts.push(layout);
+            modules += 1;
+        }
+        let written = Written {
+            modules: &layouts,
+            ignored: &["lm_head".to_owned()],
+            preset: None,
+        };
+        let ours = Value::from(writer.config(&written).unwrap().quantization_config);
+        let (shards, mut documents) = fixture.files();
+        let mut config: Value = serde_json::from_slice(&documents["config.json"]).unwrap();
+        let theirs = config["quantization_config"].take();
+        config["quantization_config"] = ours.clone();
+        documents.insert("config.json".into(), config.to_string().into_bytes());
+        let again = Model::bind(&fixture::open(&fixture.name, shards, documents))
+            .unwrap_or_else(|e| panic!("{}: {e}", fixture.name));
+        assert_eq!(again.quantized, model.quantized, "{}", fixture.name);
+        same_groups += usize::from(groups(&ours) == groups(&theirs));
+        if groups(&ours) != groups(&theirs) {
+            println!("{}: {}\n{}", fixture.name, groups(&ours), groups(&theirs));
+        }
+        fixtures += 1;
+    }
+    assert!(fixtures >= 40 && modules > 250, "{fixtures} {modules}");
+    assert!(
+        same_groups >= 30,
+        "{same_groups} of {fixtures} describe the same groups"
+    );
+}
+
+/// What the groups of a configuration say of weights, but for how scales were found and how groups are called.
+fn groups(config: &Value) -> Value {
+    let mut found = Vec::new();
+    for group in config["config_groups"].as_object().into_iter().flatten() {
+        let mut weights = group.1["weights"].clone();
+        for key in [
+            "observer",
+            "observer_kwargs",
+            "actorder",
+            "scale_dtype",
+            "zp_dtype",
+        ] {
+            if let Some(map) = weights.as_object_mut() {
+                map.remove(key);
+            }
+        }
+        found.push(weights);
+    }
+    Value::from(found)
+}

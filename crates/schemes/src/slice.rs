@@ -475,8 +475,9 @@ impl Slice {
         Ok(CodeTile {
             rows: tile.rows,
             codes: select(&tile.codes, columns * width, &of_codes),
-            marks: Vec::new(),
-            starts: Vec::new(),
+            // A sparse weight is only given as a whole.
+            marks: tile.marks,
+            starts: tile.starts,
             scales: select(&tile.scales, groups, &of_scales),
             zeros: select(&tile.zeros, groups, &of_scales),
             offsets: select(&tile.offsets, groups, &of_scales),

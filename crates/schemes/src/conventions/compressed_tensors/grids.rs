@@ -8,6 +8,11 @@ use crate::binding::{wrong_dtype, wrong_shape};
 use crate::scheme::{E8M0Rule, float_of};
 use crate::{Code, Error, ScaleCoding};
 
+/// Input features per scale of MXFP4 and MXFP8.
+pub(super) const MX_GROUP: u64 = 32;
+/// Input features per scale of NVFP4.
+pub(super) const FP4_GROUP: u64 = 16;
+
 /// How scales of this dtype are read: dense floats; powers of two in U8 and E8M0; E4M3 under a global scale.
 pub(super) fn scale_coding(
     module: &str,

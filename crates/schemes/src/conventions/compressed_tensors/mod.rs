@@ -3,6 +3,7 @@
 mod config;
 mod evidence;
 mod grids;
+mod layout;
 mod sparse;
 mod write;
 
@@ -265,9 +266,9 @@ impl Found<'_> {
                 kind: Kind::Float,
                 zero: Zero::Symmetric,
                 strategy: Some(if format == "mxfp4-pack-quantized" {
-                    Strategy::Group(32)
+                    Strategy::Group(grids::MX_GROUP)
                 } else {
-                    Strategy::TensorGroup(16)
+                    Strategy::TensorGroup(grids::FP4_GROUP)
                 }),
                 order: Order::Natural,
             },

@@ -3,6 +3,7 @@
 
 use safequant_container::{Dtype, TensorInfo};
 use safequant_kernels::{Float, Tile};
+use serde_json::{Value, json};
 
 use super::config::{Kind, Order, Strategy, Zero};
 use super::grids::wrong_scales;
@@ -210,4 +211,45 @@ fn marlin_scales(
         Storage::Elements { axes: Axes::InOut }
     };
     ([groups, n] == [n_groups, rows]).then_some((granularity, storage))
+}
+
+/// The last version before sparse formats began to go.
+pub(super) const VERSION: &str = "0.9.4";
+
+/// `sparsity_config` for modules of which some are sparse.
+pub(super) fn config_of(modules: &[QuantizedTensor]) -> Option<Value> {
+    let kept = modules.iter().find_map(|t| {
+        if let Storage::Sparse { kept } = t.part(Role::Codes)?.storage {
+            return Some(kept);
+        }
+        None
+    })?;
+    let (format, structure) = match kept {
+        Kept::Ragged => ("sparse-bitmask", "unstructured"),
+        Kept::Rows { .. } => ("sparse-24-bitmask", "2:4"),
+        // marlin-24 is a format of quantized weights.
+        Kept::Tiles { .. } => return None,
+    };
+    let n = |shape: &[u64]| shape.iter().fold(1_u64, |n, &d| n.saturating_mul(d));
+    let (mut stored, mut all) = (0_u64, 0_u64);
+    for tensor in modules.iter().filter(|t| t.part(Role::Mask).is_some()) {
+        stored = stored.saturating_add(tensor.part(Role::Codes).map_or(0, |p| n(&p.shape)));
+        all = all.saturating_add(n(&tensor.shape));
+    }
+    // Informative; in thousandths, which no reader's float format changes.
+    let thousandths = 1000
+        - stored
+            .saturating_mul(1000)
+            .checked_div(all)
+            .unwrap_or(0)
+            .min(1000);
+    let sparsity = f64::from(u32::try_from(thousandths).unwrap_or(0)) / 1000.0;
+    Some(json!({
+        "format": format,
+        "global_sparsity": sparsity,
+        "ignore": [],
+        "registry_requires_subclass": false,
+        "sparsity_structure": structure,
+        "targets": ["Linear"],
+    }))
 }
