@@ -2,7 +2,9 @@
 
 use safequant::container::Checkpoint;
 use safequant::kernels::Backend;
-use safequant::schemes::encode::{constant_regions, encode, group_index_region, row_unit};
+use safequant::schemes::encode::{
+    constant_regions, encode, group_index_region, held_regions, row_unit,
+};
 use safequant::schemes::{Decoder, EncodedRegion, Model, QuantizedTensor, Role, Storage};
 
 use super::fixture;
@@ -68,6 +70,9 @@ fn round_trip(name: &str, tensor: &QuantizedTensor, checkpoint: &Checkpoint) -> 
         .group_index()
         .and_then(|index| group_index_region(tensor, index));
     if let Some(region) = index {
+        parts.put(tensor, &region);
+    }
+    for region in held_regions(tensor, decoder.held(), backend).unwrap() {
         parts.put(tensor, &region);
     }
     let mut compared = 0;

@@ -11,6 +11,7 @@ use serde_json::Value;
 pub(crate) const PRODUCERS: &[&str] = &[
     "autoawq",
     "bitsandbytes",
+    "comfyui",
     "composed",
     "gptqmodel",
     "hqq",

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bitsandbytes;
+mod comfyui;
 mod decoding;
 mod dense;
 mod encoding;

@@ -334,7 +334,7 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
         }
     };
     for tensors in [
-        vec![("m.weight", Dtype::F8E4M3, vec![4, 4])],
+        vec![("m.weight", Dtype::F8E4M3Fnuz, vec![4, 4])],
         vec![
             ("m._weight_qdata", Dtype::I8, vec![8, 8]),
             ("m._weight_scale", Dtype::F32, vec![8, 1]),
@@ -349,14 +349,6 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
             ("e.gate_up_proj_scales", Dtype::U8, vec![1, 2, 1]),
         ],
         vec![
-            ("m.weight", Dtype::F8E4M3, vec![8, 8]),
-            ("scaled_fp8", Dtype::F8E4M3, vec![2]),
-        ],
-        vec![
-            ("m.qweight", Dtype::I8, vec![64, 32]),
-            ("m.wscales", Dtype::F16, vec![1, 64]),
-        ],
-        vec![
             ("m.qweight", Dtype::I32, vec![8, 64]),
             ("m.qzeros", Dtype::I32, vec![1, 8]),
             ("m.scales", Dtype::F16, vec![1, 64]),
@@ -367,7 +359,7 @@ fn formats_of_later_are_unsupported_and_never_taken_for_dense() {
         ],
         vec![
             ("m.weight", Dtype::F8E4M3, vec![8, 8]),
-            ("m.weight_scale", Dtype::F32, vec![]),
+            ("m.output_scale", Dtype::F32, vec![]),
         ],
         vec![
             ("m.weight._scale", Dtype::BF16, vec![8, 1]),

@@ -51,6 +51,7 @@ const CONVENTION_IDS: &[&str] = &[
     "awq_gemv_fast",
     "awq_llm",
     "bitsandbytes",
+    "comfyui",
     "compressed-tensors",
     "fp8",
     "gptq",
@@ -60,6 +61,7 @@ const CONVENTION_IDS: &[&str] = &[
     "mlx",
     "modelopt",
     "mxfp4",
+    "nunchaku",
     "quanto",
     "torchao",
 ];

@@ -126,7 +126,7 @@ fn packings_have_a_page_each() {
     println!("packings: {visited} of {} layouts", names.len());
     // Whole blocks of bytes have one page for all types.
     names.insert("ggml_blocks".to_owned());
-    assert_eq!(names.len(), 6 + 2 + 15 + 1, "{names:?}");
+    assert_eq!(names.len(), 6 + 2 + 16 + 1, "{names:?}");
     for name in &names {
         let page = root().join(format!("specs/packings/{name}.md"));
         assert!(page.exists(), "{}", page.display());

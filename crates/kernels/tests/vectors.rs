@@ -215,5 +215,5 @@ fn tiles_have_the_bytes_of_the_vectors() {
         missing.retain(|m| m != name);
     }
     assert_eq!(missing, Vec::<String>::new());
-    assert_eq!(checked, 50 + 4 + 4 + 16 + 4);
+    assert_eq!(checked, 56 + 4 + 4 + 16 + 4);
 }

@@ -265,6 +265,8 @@ fn constant_bytes(layout: &QuantizedTensor) -> u64 {
         | Storage::Tiled { .. }
         | Storage::Flat { .. }
         | Storage::Sparse { .. }
+        | Storage::Common
+        | Storage::LowHigh { .. }
         | Storage::Planes { .. } => 0,
     });
     constant.sum()
@@ -280,6 +282,8 @@ fn is_transposed(tensor: &QuantizedTensor) -> bool {
         Storage::SharedElements { .. }
         | Storage::PackedConstant { .. }
         | Storage::Flat { .. }
+        | Storage::Common
+        | Storage::LowHigh { .. }
         | Storage::Planes { .. }
         | Storage::Sparse {
             kept: Kept::Rows { .. } | Kept::Ragged,

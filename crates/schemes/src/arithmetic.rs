@@ -70,7 +70,37 @@ pub struct Dequantizer {
     table: Option<Box<[f32; 256]>>,
     index: Option<GroupOrder>,
     extras: Extras,
+    /// Of [`Arithmetic::Probed`]: the input feature's own factor, in the reference dtype.
+    probes: Vec<f32>,
+    scale_at: ScaleAt,
     backend: &'static Backend,
+}
+
+/// When the scale comes in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ScaleAt {
+    /// With each code.
+    Code,
+    /// After the rotation: sums of integer codes are exact, whatever their order, and one rounding is left.
+    Rotated,
+}
+
+impl ScaleAt {
+    fn of(scheme: &Scheme) -> Self {
+        let one_per_row = matches!(
+            scheme.granularity,
+            Granularity::Tensor | Granularity::Channel
+        );
+        let is_plain = scheme.arithmetic == Arithmetic::ScaledDifference
+            && scheme.direction == ScaleDirection::Multiply
+            && scheme.super_scale == SuperScale::None
+            && matches!(scheme.zero_point, ZeroPoint::Fixed(_))
+            && matches!(scheme.code, Code::Integer { .. });
+        match scheme.basis.rotation {
+            Rotation::ConvRot { .. } if one_per_row && is_plain => ScaleAt::Rotated,
+            Rotation::ConvRot { .. } | Rotation::None => ScaleAt::Code,
+        }
+    }
 }
 
 /// What a tile's rows have in common: numbers ready to use.
@@ -133,6 +163,26 @@ impl Dequantizer {
                 Some(Box::new(std::array::from_fn(|i| values[i % 16])))
             }
         };
+        if let Rotation::ConvRot { size } = scheme.basis.rotation
+            && (Rotation::conv_rot(size).is_none() || !tensor.in_features().is_multiple_of(size))
+        {
+            return Err(Error::Unsupported {
+                module: tensor.module.clone(),
+                format: format!("a rotation in groups of {size} input features"),
+                detail: format!("a row has {}", tensor.in_features()),
+            });
+        }
+        let probes = match scheme.arithmetic {
+            Arithmetic::Probed(float) => extras.columns.iter().map(|&c| probe(float, c)).collect(),
+            Arithmetic::ScaledDifference
+            | Arithmetic::RoundedTo(_)
+            | Arithmetic::RoundedScale(_)
+            | Arithmetic::EachStep(_)
+            | Arithmetic::Over127
+            | Arithmetic::ScaleOver127
+            | Arithmetic::RoundedZero(_)
+            | Arithmetic::Int8Grid(_) => Vec::new(),
+        };
         let n_groups = grid_of(tensor, Role::Scale)?.columns;
         let index = extras.group_index.take();
         Ok(Self {
@@ -144,6 +194,8 @@ impl Dequantizer {
             n_supers: grid_of(tensor, Role::SuperScale)?.columns,
             table,
             index: index.map(|i| GroupOrder::new(i, n_groups)),
+            probes,
+            scale_at: ScaleAt::of(&scheme),
             scheme,
             extras,
             backend,
@@ -153,6 +205,11 @@ impl Dequantizer {
     /// The group of each input feature, where groups are not consecutive: activation order.
     pub fn group_index(&self) -> Option<&[u32]> {
         self.index.as_ref().map(|i| i.index.as_slice())
+    }
+
+    /// What came from parts of their own.
+    pub fn extras(&self) -> &Extras {
+        &self.extras
     }
 
     /// The values of a tile, `[rows, in_features]`, row-major.
@@ -201,9 +258,9 @@ impl Dequantizer {
     /// What every operation rounds to when the output has this dtype.
     fn step(&self, output: Float) -> Option<Float> {
         match self.scheme.arithmetic {
-            Arithmetic::EachStep(float) | Arithmetic::Int8Grid(float) => {
-                (output == self.reference).then_some(float)
-            }
+            Arithmetic::EachStep(float)
+            | Arithmetic::Int8Grid(float)
+            | Arithmetic::Probed(float) => (output == self.reference).then_some(float),
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
             | Arithmetic::RoundedScale(_)
@@ -217,7 +274,7 @@ impl Dequantizer {
         let (rounds, each, whole) = match self.scheme.arithmetic {
             Arithmetic::EachStep(_) => (step, step, step),
             Arithmetic::RoundedScale(float) => (Some(float), None, None),
-            Arithmetic::Int8Grid(_) => (None, None, step),
+            Arithmetic::Int8Grid(_) | Arithmetic::Probed(_) => (None, None, step),
             Arithmetic::ScaledDifference
             | Arithmetic::RoundedTo(_)
             | Arithmetic::RoundedZero(_)
@@ -407,6 +464,10 @@ impl Dequantizer {
             ZeroPoint::Stored(_) => self.stored_zero(prepared.tile.zeros[index], scale),
             ZeroPoint::Offset { zero, form } => (zero, Some((form, prepared.offsets[index]))),
         };
+        let scale = match self.scale_at {
+            ScaleAt::Code => scale,
+            ScaleAt::Rotated => 1.0,
+        };
         let divides = self.scheme.direction == ScaleDirection::Divide;
         let before = matches!(offset, Some((OffsetForm::BeforeScale, _)));
         let factor = if divides || before { 1.0 } else { scale };
@@ -439,6 +500,7 @@ impl Dequantizer {
             | Arithmetic::EachStep(_)
             | Arithmetic::Over127
             | Arithmetic::ScaleOver127
+            | Arithmetic::Probed(_)
             | Arithmetic::Int8Grid(_) => (zero, None),
         }
     }
@@ -461,50 +523,66 @@ impl Dequantizer {
             | Arithmetic::RoundedScale(_)
             | Arithmetic::RoundedZero(_)
             | Arithmetic::ScaleOver127
+            | Arithmetic::Probed(_)
             | Arithmetic::EachStep(_) => {}
         }
     }
 
     /// From the stored matrix to the weight.
     fn undo_basis(&self, prepared: &Prepared<'_>, row: &Row, values: &mut [f32]) {
-        let basis = self.scheme.basis;
-        let round = |values: &mut [f32]| {
-            if let Some(float) = prepared.row {
-                for value in values {
-                    *value = float.nearest(*value);
-                }
-            }
-        };
-        match basis.rotation {
-            Rotation::None => {}
-            Rotation::ConvRot { size } => {
-                if matches!(self.scheme.arithmetic, Arithmetic::Int8Grid(_)) {
-                    round(values);
-                }
-                conv_rot(values, length(size));
-            }
-        }
-        match basis.columns {
-            ColumnFactor::None | ColumnFactor::Inputs => {}
-            ColumnFactor::Multiply => {
-                round(values);
-                for (value, factor) in values.iter_mut().zip(&self.extras.columns) {
-                    *value *= factor;
-                }
-            }
-            ColumnFactor::Divide => {
-                for (value, factor) in values.iter_mut().zip(&self.extras.columns) {
-                    *value /= factor;
+        if let Rotation::ConvRot { size } = self.scheme.basis.rotation {
+            let result = prepared.row.unwrap_or(Float::F32);
+            round_all(prepared.row, values);
+            let rotated = values.to_vec();
+            (self.backend.rotate_rounded)(result, &rotated, length(size), values);
+            if self.scale_at == ScaleAt::Rotated {
+                let scale = prepared.factors[row.scale];
+                for value in values.iter_mut() {
+                    *value *= scale;
                 }
             }
         }
-        let rank = usize::try_from(basis.rank).unwrap_or(0);
-        if rank > 0 {
-            let up = &self.extras.up[row.local * rank..(row.local + 1) * rank];
-            for (value, down) in values.iter_mut().zip(self.extras.down.chunks_exact(rank)) {
-                let dot: f32 = up.iter().zip(down).map(|(a, b)| a * b).sum();
-                *value += dot;
+        let rank = usize::try_from(self.scheme.basis.rank).unwrap_or(0);
+        let is_probed = matches!(self.scheme.arithmetic, Arithmetic::Probed(_));
+        match (self.scheme.basis.columns, prepared.row) {
+            (ColumnFactor::None | ColumnFactor::Inputs, _) if rank == 0 => {}
+            (_, Some(float)) if is_probed => self.probe_row(float, row, rank, values),
+            (columns, _) => {
+                round_all(prepared.row, values);
+                for (k, value) in values.iter_mut().enumerate() {
+                    let wide = f64::from(*value);
+                    let wide = match columns {
+                        ColumnFactor::None | ColumnFactor::Inputs => wide,
+                        ColumnFactor::Multiply => wide * f64::from(self.extras.columns[k]),
+                        ColumnFactor::Divide => wide / f64::from(self.extras.columns[k]),
+                    };
+                    // Nothing is added where there is nothing: a zero keeps its sign.
+                    *value = Float::F32.nearest_f64(match rank {
+                        0 => wide,
+                        _ => wide + self.low_rank(row, rank, k),
+                    });
+                }
             }
+        }
+    }
+
+    /// The row's entry of the low-rank product for one input feature; its products are exact.
+    fn low_rank(&self, row: &Row, rank: usize, column: usize) -> f64 {
+        if rank == 0 {
+            return 0.0;
+        }
+        let up = &self.extras.up[row.local * rank..(row.local + 1) * rank];
+        let down = &self.extras.down[column * rank..(column + 1) * rank];
+        let products = up.iter().zip(down);
+        products.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    }
+
+    /// [`Arithmetic::Probed`] in its own dtype.
+    fn probe_row(&self, float: Float, row: &Row, rank: usize, values: &mut [f32]) {
+        for (k, value) in values.iter_mut().enumerate() {
+            let product = float.nearest(float.nearest(*value) * self.probes[k]);
+            let added = float.nearest(Float::F32.nearest_f64(self.low_rank(row, rank, k)));
+            *value = product + added;
         }
     }
 
@@ -553,26 +631,21 @@ pub(crate) fn negated_product(float: Float, zero: i32, scale: f32) -> f32 {
     float.nearest(-(scale * zero))
 }
 
-/// The `ConvRot` map, in place, in groups of `size` (a power of 4) values: radix-4 butterflies
-/// `y_a = (x_0 + x_1 + x_2 + x_3) - 2 x_(3 - a)`, times `size^(-1/2)`. Its own inverse (formats: comfyui §3.2).
-fn conv_rot(values: &mut [f32], size: usize) {
-    for group in values.chunks_exact_mut(size.max(1)) {
-        let mut stride = 1;
-        while stride < size {
-            for block in (0..size).step_by(4 * stride) {
-                for i in block..block + stride {
-                    let at = [i, i + stride, i + 2 * stride, i + 3 * stride];
-                    let x = at.map(|k| group[k]);
-                    let sum = x[0] + x[1] + x[2] + x[3];
-                    for a in 0..4 {
-                        group[at[a]] = sum - 2.0 * x[3 - a];
-                    }
-                }
-            }
-            for value in group.iter_mut() {
-                *value *= 0.5;
-            }
-            stride *= 4;
+/// What 1 becomes that is divided by `factor` and goes through a quantizer of four bits on its own, every step rounded.
+fn probe(float: Float, factor: f32) -> f32 {
+    let round = |value: f32| float.nearest(value);
+    let smooth = round(1.0 / factor);
+    let absmax = smooth.abs().max(round(1e-10));
+    let scale = round(absmax / 7.0);
+    let code = round(smooth / scale).round_ties_even().clamp(-7.0, 7.0);
+    round(code * scale)
+}
+
+/// Rounds all values, where there is something to round to.
+fn round_all(float: Option<Float>, values: &mut [f32]) {
+    if let Some(float) = float {
+        for value in values {
+            *value = float.nearest(*value);
         }
     }
 }
@@ -599,19 +672,12 @@ fn line<T>(values: &mut [T], i: usize, len: usize) -> &mut [T] {
 mod tests {
     use super::*;
 
-    /// comfyui.md §11.
+    /// comfy-kitchen 0.2.40: `quantize_svdquant_w4a4(eye(64), ..)` in BF16.
     #[test]
-    fn conv_rot_is_the_worked_example_and_its_own_inverse() {
-        let mut values = [3.0, -1.0, 2.0, 0.5];
-        conv_rot(&mut values, 4);
-        assert_eq!(
-            values.map(f32::to_bits),
-            [1.75_f32, 0.25, 3.25, -0.75].map(f32::to_bits)
-        );
-        conv_rot(&mut values, 4);
-        assert_eq!(
-            values.map(f32::to_bits),
-            [3.0_f32, -1.0, 2.0, 0.5].map(f32::to_bits)
-        );
+    fn a_probe_is_one_in_seven_steps() {
+        assert_eq!(probe(Float::F32, 0.5).to_bits(), 2.0_f32.to_bits());
+        assert_eq!(probe(Float::Bf16, -0.5).to_bits(), (-2.0_f32).to_bits());
+        let third = probe(Float::Bf16, 3.0);
+        assert!((third - 1.0 / 3.0).abs() < 1e-3);
     }
 }

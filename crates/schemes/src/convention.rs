@@ -139,6 +139,8 @@ pub static CONVENTIONS: &[&dyn Convention] = &[
     &crate::conventions::mlx::Mlx,
     &crate::conventions::modelopt::ModelOpt,
     &crate::conventions::mxfp4::Mxfp4,
+    &crate::conventions::comfyui::ComfyUi,
+    &crate::conventions::nunchaku::Nunchaku,
 ];
 
 /// The convention with this id, if there is one.

@@ -127,6 +127,11 @@ impl<'a> Decoder<'a> {
         self.dequantizer.group_index()
     }
 
+    /// The parts that are held as a whole (the group index apart): for [`crate::encode::held_regions`].
+    pub fn held(&self) -> &Extras {
+        self.dequantizer.extras()
+    }
+
     /// All values of a part of dense floats that is held as long as the tensor is.
     pub(crate) fn small_floats(&self, role: Role) -> Result<Vec<f32>, Error> {
         let reader = SmallParts {
@@ -436,11 +441,13 @@ pub(crate) fn holds_bare_fields(part: &Part, bits: u32) -> bool {
         | Storage::Flat { packing } => packing.bits() == bits,
         Storage::Planes { .. }
         | Storage::Tiled { .. }
+        | Storage::LowHigh { .. }
         | Storage::Sparse {
             kept: Kept::Tiles { .. },
         } => true,
         Storage::Elements { .. }
         | Storage::SharedElements { .. }
+        | Storage::Common
         | Storage::Vector
         | Storage::Sparse {
             kept: Kept::Rows { .. } | Kept::Ragged,
@@ -541,8 +548,12 @@ impl SmallParts<'_> {
             Code::Integer { .. } | Code::Minifloat(_) | Code::Codebook(_) | Code::Dense(_) => None,
         };
         let columns = match scheme.basis.columns {
-            ColumnFactor::None | ColumnFactor::Inputs => Vec::new(),
-            ColumnFactor::Multiply | ColumnFactor::Divide => self.floats(Role::ColumnFactor)?,
+            ColumnFactor::None => Vec::new(),
+            // Held for whoever writes the tensor again.
+            ColumnFactor::Inputs if self.tensor.part(Role::ColumnFactor).is_none() => Vec::new(),
+            ColumnFactor::Multiply | ColumnFactor::Divide | ColumnFactor::Inputs => {
+                self.floats(Role::ColumnFactor)?
+            }
         };
         let (up, down) = if scheme.basis.rank == 0 {
             (Vec::new(), Vec::new())

@@ -8,7 +8,7 @@ use safequant_container::Dtype;
 use safequant_kernels::{Backend, NanRule, OverflowRule};
 
 use self::sparse::KeptRows;
-use crate::arithmetic::code_bytes as bytes_of_code;
+use crate::arithmetic::{Extras, code_bytes as bytes_of_code};
 use crate::decode::{holds_bare_fields, integer_bits};
 use crate::storage::{
     Sparse, Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64,
@@ -246,7 +246,8 @@ pub fn encode(
                     )
                 }
             };
-            if !is_for_all_rows(part.role, tensor) || local.start == 0 {
+            let is_repeated = part.storage == Storage::Common && matrix > 0;
+            if !is_repeated && (!is_for_all_rows(part.role, tensor) || local.start == 0) {
                 regions.extend(stored.write(*i, matrix, rows, &entries, backend, shift));
             }
         }
@@ -505,6 +506,52 @@ fn stored_zeros(
         }
     };
     Ok((lanes, shift))
+}
+
+/// The parts of `tensor` that are held as a whole while it is decoded (code book, factors per input feature, low-rank
+/// factors), in the layout of `target`: when a tensor is written again in the same basis. Whole and in one region each.
+///
+/// # Errors
+/// A number that the target's dtype does not hold.
+pub fn held_regions(
+    target: &QuantizedTensor,
+    held: &Extras,
+    backend: &'static Backend,
+) -> Result<Vec<EncodedRegion>, Error> {
+    let mut regions = Vec::new();
+    for (i, part) in target.parts.iter().enumerate() {
+        let values: &[f32] = match part.role {
+            Role::Codebook => held.codebook.as_ref().map_or(&[], |b| b.as_slice()),
+            Role::ColumnFactor => &held.columns,
+            Role::LowRankUp => &held.up,
+            Role::LowRankDown => &held.down,
+            Role::Codes
+            | Role::Scale
+            | Role::ZeroPoint
+            | Role::Offset
+            | Role::SuperScale
+            | Role::ScaleTable
+            | Role::GroupIndex
+            | Role::RowStart
+            | Role::Mask
+            | Role::Shape
+            | Role::Auxiliary => continue,
+        };
+        if part.content.is_some() {
+            continue;
+        }
+        let grid = grid_of(target, part.role)?;
+        if grid.rows.checked_mul(grid.columns) != Some(values.len()) {
+            return Err(Error::MissingPart {
+                module: target.module.clone(),
+                part: part.name.clone(),
+            });
+        }
+        let stored = Stored::new(target, part)?;
+        let entries = stored_floats(target, part, ("factor", grid.columns), values, backend)?;
+        regions.extend(stored.write(i, 0, &(0..grid.rows), &entries, backend, WordShift::None));
+    }
+    Ok(regions)
 }
 
 /// The parts that no tile fills: shape descriptors, trivial group indices, the zero points of symmetric integers where

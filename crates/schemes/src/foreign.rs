@@ -30,7 +30,8 @@ pub(crate) fn check(
     settings: &[Settings],
     model: &Model,
 ) -> Result<(), Error> {
-    if headers.metadata("_quantization_metadata").is_some() {
+    let is_read = model.conventions.iter().any(|(id, _)| *id == "comfyui");
+    if headers.metadata("_quantization_metadata").is_some() && !is_read {
         return Err(unsupported(
             "__metadata__",
             "ComfyUI",
@@ -115,6 +116,7 @@ fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
         "mlx" | "afq" | "metal" => &["mlx"],
         "mxfp4" | "gpt_oss_mxfp4" => &["mxfp4"],
         name if name.starts_with("modelopt") => &["modelopt"],
+        method if method.starts_with("comfy") => &["comfyui"],
         _ => &[],
     };
     if model.conventions.iter().any(|(id, _)| known.contains(id)) {

@@ -1,5 +1,7 @@
 //! What a convention may look at: names, dtypes, shapes, documents, and small descriptor tensors. Never weights.
 
+use std::ops::Range;
+
 use safequant_container::{Checkpoint, TensorInfo};
 
 use crate::Error;
@@ -44,6 +46,39 @@ impl<'a> Headers<'a> {
         shards
             .flat_map(|s| s.header.metadata.iter().flatten())
             .map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// Bytes that [`Headers::descriptor`] and [`Headers::rectangle`] read at most.
+    pub fn descriptor_limit(self) -> u64 {
+        self.checkpoint.limits().max_descriptor_bytes
+    }
+
+    /// A few bytes of a larger tensor, seen as rows of `row_len` bytes: where the padding of a matrix begins, which nothing
+    /// else in the file may say. At most [`Headers::descriptor_limit`] bytes.
+    ///
+    /// # Errors
+    /// If there is no such tensor, the rectangle is too large or not in it, or it cannot be read.
+    pub fn rectangle(
+        self,
+        name: &str,
+        row_len: u64,
+        rows: Range<u64>,
+        columns: Range<u64>,
+    ) -> Result<Vec<u8>, Error> {
+        let missing = || Error::MissingPart {
+            module: name.to_owned(),
+            part: name.to_owned(),
+        };
+        let tensor = self.checkpoint.tensor(name).ok_or_else(missing)?;
+        let n_rows = rows.end.saturating_sub(rows.start);
+        let len = n_rows.saturating_mul(columns.end.saturating_sub(columns.start));
+        let is_inside = columns.end <= row_len
+            && rows.end.saturating_mul(row_len) <= tensor.info.len_bytes()
+            && len <= self.descriptor_limit();
+        let len = usize::try_from(len).ok().filter(|_| is_inside);
+        let mut bytes = vec![0; len.ok_or_else(missing)?];
+        tensor.read_rectangle(row_len, rows, columns, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// A document beside the weights.

@@ -109,6 +109,8 @@ impl Claims {
             let sharing = match part.storage {
                 Storage::SharedElements { .. } => Sharing::Shared,
                 Storage::Elements { .. }
+                | Storage::Common
+                | Storage::LowHigh { .. }
                 | Storage::Packed { .. }
                 | Storage::PackedConstant { .. }
                 | Storage::Tiled { .. }

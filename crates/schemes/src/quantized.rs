@@ -137,6 +137,16 @@ pub enum Storage {
         /// Index of the grid's first entry, counted over the whole stored tensor.
         first: u64,
     },
+    /// As [`Storage::Elements`] in the order `[out, in]`, but the grid of one matrix stands for all matrices of the stack:
+    /// one scale for a bank of experts.
+    Common,
+    /// Codes in two runs per row, `[out, in]`: first the low bits of all codes, lowest bits first, then their high bits.
+    LowHigh {
+        /// Bits in the first run.
+        low: u32,
+        /// Bits in the second run.
+        high: u32,
+    },
     /// As [`Storage::Packed`], but every lane holds the same number, and [`Scheme::zero_point`] is fixed: the zero points
     /// of a symmetric GPTQ module. Written once, never read.
     PackedConstant {

@@ -1,6 +1,7 @@
 //! The numeric meaning of a quantized tensor: closed enums, no producer, no name.
 
 use safequant_container::Dtype;
+use safequant_kernels::portable::rotate;
 use safequant_kernels::{Codebook, Float, Minifloat};
 
 pub use safequant_kernels::{E8M0Rule, Packing};
@@ -237,6 +238,11 @@ pub enum Arithmetic {
     /// `q = clamp(rne(code * scale), -127, 127)`, then `q * super_scale` (+ offset), in F32: `ComfyUI`'s
     /// `asym_w4a8_int8`; the result is rounded to this dtype before the basis is undone.
     Int8Grid(Float),
+    /// With [`ColumnFactor::Divide`]: in the reference dtype the factor is not divided by, but an identity matrix goes
+    /// through the quantizer of activations (`a = 1 / factor`, `s = |a| / 7`, `a = rne(a / s) * s`), and the weight is
+    /// `code * scale * a`, plus the low-rank product, every step rounded to this dtype: what comfy-kitchen calls the
+    /// dequantized weight of `svdquant_w4a4`. For another output dtype as [`Arithmetic::ScaledDifference`].
+    Probed(Float),
 }
 
 /// What is done with whole rows of products to get the weight.
@@ -270,6 +276,14 @@ pub enum Rotation {
         /// Input features per group.
         size: u64,
     },
+}
+
+impl Rotation {
+    /// The rotation in groups of `size` input features; `None` if there is none of that size.
+    pub fn conv_rot(size: u64) -> Option<Self> {
+        let is_group = usize::try_from(size).is_ok_and(rotate::is_group);
+        is_group.then_some(Rotation::ConvRot { size })
+    }
 }
 
 /// What a factor per input feature does.

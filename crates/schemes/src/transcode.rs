@@ -320,6 +320,7 @@ impl<'a> Transcoder<'a> {
             | Arithmetic::RoundedScale(_)
             | Arithmetic::RoundedZero(_)
             | Arithmetic::EachStep(_)
+            | Arithmetic::Probed(_)
             | Arithmetic::Int8Grid(_) => scale,
         };
         scale / self.codes.factor

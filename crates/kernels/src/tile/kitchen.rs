@@ -2,8 +2,8 @@
 //!
 //! `weight[t, u, p, 32a + b]` of the stored `[out_features / 128, in_features / 64, 32, 128]` bytes is byte `32u + b` of
 //! row `128t + 4p + a`: `128p + 32a` is 32 times the row in the tile. The scales `[out_features / 128, n_groups, 128]`
-//! and the up projection `[out_features / 128, rank, 128]` are the transposes of tiles of 128 rows, and need no
-//! permutation: column `c` of tile row `t` is the run `[t, c, ..]`.
+//! and the up projection `[out_features / 128, rank, 128]` are the transposes of tiles of 128 rows: column `c` of tile row
+//! `t` is the run `[t, c, ..]` ([`super::Tile::KitchenSvdqColumns`]).
 //!
 //! Spec: `specs/packings/kitchen_svdq.md`.
 

@@ -33,6 +33,7 @@ mod swizzled;
 /// | `NunchakuLowRank` | 16 x 16 | 16 | row by row | specs/packings/nunchaku_low_rank.md |
 /// | `NunchakuLowRankDown` | 16 x 16 | 16 | row by row | specs/packings/nunchaku_low_rank_down.md |
 /// | `KitchenSvdq` | 128 x 64 | 4 | row by row | specs/packings/kitchen_svdq.md |
+/// | `KitchenSvdqColumns` | 128 x 1 | 16 | row by row | specs/packings/kitchen_svdq_columns.md |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tile {
     /// AWQ `gemv_fast` and llm-awq codes: 64 halfwords of a stored row `[out_features / 4, in_features]` (I16). Nunchaku's
@@ -70,6 +71,9 @@ pub enum Tile {
     NunchakuLowRankDown,
     /// comfy-kitchen's tiled SVDQuant codes `[out_features / 128, in_features / 64, 32, 128]` (I8): 4096 consecutive bytes.
     KitchenSvdq,
+    /// What stands beside [`Tile::KitchenSvdq`], scales `[out_features / 128, n_groups, 128]` and up projection
+    /// `[out_features / 128, rank, 128]`: 128 consecutive 16-bit values of one column.
+    KitchenSvdqColumns,
 }
 
 /// In which order the tiles of a matrix follow each other in its bytes.
@@ -111,6 +115,7 @@ impl Tile {
         Tile::NunchakuLowRank,
         Tile::NunchakuLowRankDown,
         Tile::KitchenSvdq,
+        Tile::KitchenSvdqColumns,
     ];
 
     /// Rows of the logical matrix that a tile covers.
@@ -129,7 +134,8 @@ impl Tile {
             | Tile::NunchakuCodes
             | Tile::NunchakuScales
             | Tile::NunchakuMicroScales
-            | Tile::KitchenSvdq => 128,
+            | Tile::KitchenSvdq
+            | Tile::KitchenSvdqColumns => 128,
         }
     }
 
@@ -139,7 +145,8 @@ impl Tile {
             Tile::MarlinScales
             | Tile::MarlinScalesSingle
             | Tile::SparseMarlinScales
-            | Tile::NunchakuScales => 1,
+            | Tile::NunchakuScales
+            | Tile::KitchenSvdqColumns => 1,
             Tile::SparseMarlinMeta => 2,
             Tile::Swizzled | Tile::NunchakuMicroScales => 4,
             Tile::Marlin
@@ -166,7 +173,8 @@ impl Tile {
             | Tile::SparseMarlinMeta
             | Tile::NunchakuScales
             | Tile::NunchakuLowRank
-            | Tile::NunchakuLowRankDown => 16,
+            | Tile::NunchakuLowRankDown
+            | Tile::KitchenSvdqColumns => 16,
         }
     }
 
@@ -202,7 +210,8 @@ impl Tile {
             | Tile::NunchakuMicroScales
             | Tile::NunchakuLowRank
             | Tile::NunchakuLowRankDown
-            | Tile::KitchenSvdq => TileOrder::RowByRow,
+            | Tile::KitchenSvdq
+            | Tile::KitchenSvdqColumns => TileOrder::RowByRow,
         }
     }
 
@@ -236,6 +245,7 @@ impl Tile {
             Tile::NunchakuLowRank => nunchaku::low_rank(row, column),
             Tile::NunchakuLowRankDown => nunchaku::low_rank(column, row),
             Tile::KitchenSvdq => kitchen::svdq(row, column),
+            Tile::KitchenSvdqColumns => row,
         }
     }
 
@@ -256,6 +266,7 @@ impl Tile {
         static NUNCHAKU_LOW_RANK: [u16; 16 * 16] = table(Tile::NunchakuLowRank);
         static NUNCHAKU_LOW_RANK_DOWN: [u16; 16 * 16] = table(Tile::NunchakuLowRankDown);
         static KITCHEN_SVDQ: [u16; 128 * 64] = table(Tile::KitchenSvdq);
+        static KITCHEN_SVDQ_COLUMNS: [u16; 128] = table(Tile::KitchenSvdqColumns);
         match self {
             Tile::AwqGemvFast => &AWQ_GEMV_FAST,
             Tile::Marlin => &MARLIN,
@@ -272,6 +283,7 @@ impl Tile {
             Tile::NunchakuLowRank => &NUNCHAKU_LOW_RANK,
             Tile::NunchakuLowRankDown => &NUNCHAKU_LOW_RANK_DOWN,
             Tile::KitchenSvdq => &KITCHEN_SVDQ,
+            Tile::KitchenSvdqColumns => &KITCHEN_SVDQ_COLUMNS,
         }
     }
 
@@ -391,6 +403,7 @@ mod tests {
                 + 512
                 + 2 * 256
                 + 8192
+                + 128
         );
     }
 

@@ -2,6 +2,7 @@
 
 pub mod awq;
 pub mod bitsandbytes;
+pub mod comfyui;
 pub mod compressed_tensors;
 pub mod fp8;
 pub mod gptq;
@@ -9,5 +10,6 @@ pub mod hqq;
 pub mod mlx;
 pub mod modelopt;
 pub mod mxfp4;
+pub mod nunchaku;
 pub mod quanto;
 pub mod torchao;

@@ -24,6 +24,8 @@ pub(crate) struct Matrix {
     word: usize,
     /// Byte offset of the first matrix.
     base: u64,
+    /// Matrices that are stored: 1, or all of the stack.
+    n_matrices: u64,
     /// Rows of one stored matrix.
     n_stored_rows: usize,
     /// Bytes of a stored row.
@@ -59,6 +61,8 @@ impl Matrix {
                 ..
             } => (axes, Some((packing, along)), 0),
             Storage::Vector
+            | Storage::Common
+            | Storage::LowHigh { .. }
             | Storage::Flat { .. }
             | Storage::Planes { .. }
             | Storage::Sparse { .. }
@@ -72,6 +76,19 @@ impl Matrix {
             packing,
             word,
             base: first.saturating_mul(to_u64(word)),
+            n_matrices: match part.storage {
+                Storage::Common => 1,
+                Storage::Elements { .. }
+                | Storage::SharedElements { .. }
+                | Storage::Packed { .. }
+                | Storage::PackedConstant { .. }
+                | Storage::Vector
+                | Storage::LowHigh { .. }
+                | Storage::Sparse { .. }
+                | Storage::Flat { .. }
+                | Storage::Planes { .. }
+                | Storage::Tiled { .. } => tensor.n_matrices(),
+            },
             n_stored_rows: 0,
             row_len: 0,
         };
@@ -138,7 +155,7 @@ impl Matrix {
             let n = shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d));
             n.and_then(|n| n.checked_mul(to_u64(self.word)))
         };
-        let needed = self.matrix_len().checked_mul(tensor.n_matrices());
+        let needed = self.matrix_len().checked_mul(self.n_matrices);
         let (found, end) = (
             bytes(&part.shape),
             needed.and_then(|n| n.checked_add(self.base)),
@@ -159,8 +176,7 @@ impl Matrix {
             part: part.name.clone(),
             expected: format!(
                 "{} matrices of [{}, {row}]",
-                tensor.n_matrices(),
-                self.n_stored_rows
+                self.n_matrices, self.n_stored_rows
             ),
             found: part.shape.clone(),
         })
@@ -215,6 +231,8 @@ impl Matrix {
         if rows.is_empty() || self.grid.columns == 0 {
             return Ok(Vec::new());
         }
+        // One matrix may stand for all.
+        let matrix = matrix.min(self.n_matrices.saturating_sub(1));
         match self.packing {
             None => self.read_elements(tensor, matrix, rows),
             Some((packing, Axis::In)) => self.read_along_in(packing, tensor, matrix, rows, backend),

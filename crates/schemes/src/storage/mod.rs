@@ -3,6 +3,7 @@
 //! no convention, no arithmetic but shifts.
 
 mod flat;
+mod low_high;
 mod matrix;
 mod planes;
 mod sparse;
@@ -14,6 +15,7 @@ use safequant_container::TensorRef;
 use safequant_kernels::Backend;
 
 use self::flat::Flat;
+use self::low_high::LowHigh;
 use self::matrix::Matrix;
 use self::planes::InPlanes;
 pub(crate) use self::sparse::Sparse;
@@ -202,6 +204,7 @@ pub(crate) enum Stored {
     Tiled(Tiled),
     Flat(Flat),
     Planes(InPlanes),
+    LowHigh(LowHigh),
 }
 
 impl Stored {
@@ -213,6 +216,7 @@ impl Stored {
         Ok(match part.storage {
             Storage::Elements { .. }
             | Storage::SharedElements { .. }
+            | Storage::Common
             | Storage::Packed { .. }
             | Storage::PackedConstant { .. }
             | Storage::Vector
@@ -223,6 +227,7 @@ impl Stored {
             | Storage::Sparse {
                 kept: Kept::Tiles { tile, .. },
             } => Self::Tiled(Tiled::new(tensor, part, tile)?),
+            Storage::LowHigh { low, high } => Self::LowHigh(LowHigh::new(tensor, part, low, high)?),
             Storage::Flat { packing } => Self::Flat(Flat::new(tensor, part, packing)?),
             Storage::Planes { planes, len } => {
                 Self::Planes(InPlanes::new(tensor, part, planes, len)?)
@@ -237,7 +242,7 @@ impl Stored {
             Self::Matrix(m) => m.contiguous(axis, entries),
             Self::Tiled(t) => t.contiguous(axis, entries),
             Self::Flat(f) => f.contiguous(axis, entries),
-            Self::Planes(_) => None,
+            Self::Planes(_) | Self::LowHigh(_) => None,
         }
     }
 
@@ -247,14 +252,14 @@ impl Stored {
             Self::Matrix(m) => m.row_unit(),
             Self::Tiled(t) => t.row_unit(),
             Self::Flat(f) => f.row_unit(),
-            Self::Planes(_) => 1,
+            Self::Planes(_) | Self::LowHigh(_) => 1,
         }
     }
 
     /// As [`Stored::row_unit`], for writing.
     pub(crate) fn write_unit(&self) -> usize {
         match self {
-            Self::Matrix(_) | Self::Tiled(_) | Self::Flat(_) => self.row_unit(),
+            Self::Matrix(_) | Self::Tiled(_) | Self::Flat(_) | Self::LowHigh(_) => self.row_unit(),
             Self::Planes(p) => p.write_unit(),
         }
     }
@@ -266,6 +271,7 @@ impl Stored {
             Self::Tiled(t) => t.scratch_bytes(n_rows),
             Self::Flat(f) => f.scratch_bytes(n_rows),
             Self::Planes(p) => p.scratch_bytes(n_rows),
+            Self::LowHigh(l) => l.scratch_bytes(n_rows),
         }
     }
 
@@ -283,6 +289,7 @@ impl Stored {
             Self::Tiled(t) => t.read(tensor, matrix, rows),
             Self::Flat(f) => f.read(tensor, matrix, rows, backend),
             Self::Planes(p) => p.read(tensor, matrix, rows),
+            Self::LowHigh(l) => l.read(tensor, matrix, rows, backend),
         }
     }
 
@@ -301,6 +308,7 @@ impl Stored {
             Self::Tiled(t) => t.write(part, matrix, rows, entries),
             Self::Flat(f) => f.write(part, matrix, rows, entries, backend),
             Self::Planes(p) => p.write(part, matrix, rows, entries),
+            Self::LowHigh(l) => l.write(part, matrix, rows, entries, backend),
         }
     }
 }
@@ -322,12 +330,14 @@ pub(crate) fn shape_of(tensor: &QuantizedTensor, part: &Part) -> Result<Vec<u64>
         | Storage::Sparse {
             kept: Kept::Rows { .. } | Kept::Ragged,
         }
+        | Storage::Common
         | Storage::Vector => Matrix::shape(tensor, part),
         Storage::Tiled { tile }
         | Storage::Sparse {
             kept: Kept::Tiles { tile, .. },
         } => Ok(flat(Tiled::bytes(tensor, part, tile)?)),
         Storage::Flat { packing } => Ok(flat(Flat::bytes(tensor, part, packing)?)),
+        Storage::LowHigh { low, high } => Ok(flat(LowHigh::bytes(tensor, part, low, high)?)),
         Storage::Planes { planes, len } => {
             let words = len.saturating_mul(to_u64(planes.word_bytes()));
             Ok(flat(words.saturating_mul(tensor.n_matrices())))

@@ -16,17 +16,52 @@ pub(crate) struct Tiled {
     grid: Grid,
     /// Tiles below and beside each other in one matrix.
     tiles: Grid,
+    lies: Lies,
+}
+
+/// How the grid lies in its tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lies {
+    /// Rows along rows.
+    Upright,
+    /// The grid is one row, and tiles have one column: the row stands up in them.
+    Turned,
 }
 
 impl Tiled {
-    pub(super) fn new(tensor: &QuantizedTensor, part: &Part, tile: Tile) -> Result<Self, Error> {
-        let grid = part_grid(tensor, part)?;
-        let extent = extent_of(tensor, part, grid)?;
+    fn lay(tensor: &QuantizedTensor, part: &Part, tile: Tile) -> Result<Self, Error> {
+        let mut grid = part_grid(tensor, part)?;
+        let mut extent = extent_of(tensor, part, grid)?;
+        let mut lies = Lies::Upright;
+        if grid.rows == 1 && extent.rows == 1 && tile.columns() == 1 && grid.columns > 1 {
+            lies = Lies::Turned;
+            for turned in [&mut grid, &mut extent] {
+                (turned.rows, turned.columns) = (turned.columns, turned.rows);
+            }
+        }
         let tiles = Grid {
             rows: extent.rows.div_ceil(tile.rows()),
             columns: extent.columns.div_ceil(tile.columns()),
         };
-        let stored = Self { tile, grid, tiles };
+        Ok(Self {
+            tile,
+            grid,
+            tiles,
+            lies,
+        })
+    }
+
+    /// Rows of the grid as they lie in tiles.
+    fn lying(&self, rows: &Range<usize>) -> Range<usize> {
+        match self.lies {
+            Lies::Upright => rows.clone(),
+            Lies::Turned if rows.is_empty() => 0..0,
+            Lies::Turned => 0..self.grid.rows,
+        }
+    }
+
+    pub(super) fn new(tensor: &QuantizedTensor, part: &Part, tile: Tile) -> Result<Self, Error> {
+        let stored = Self::lay(tensor, part, tile)?;
         let needed = stored.matrix_len().saturating_mul(tensor.n_matrices());
         let fits = tile.entry_bytes() == entry_bytes(tensor, part);
         if !fits || part_bytes(part) != Some(needed) {
@@ -37,13 +72,7 @@ impl Tiled {
 
     /// Bytes of a part with this storage.
     pub(super) fn bytes(tensor: &QuantizedTensor, part: &Part, tile: Tile) -> Result<u64, Error> {
-        let grid = part_grid(tensor, part)?;
-        let extent = extent_of(tensor, part, grid)?;
-        let tiles = Grid {
-            rows: extent.rows.div_ceil(tile.rows()),
-            columns: extent.columns.div_ceil(tile.columns()),
-        };
-        let stored = Self { tile, grid, tiles };
+        let stored = Self::lay(tensor, part, tile)?;
         Ok(stored.matrix_len().saturating_mul(tensor.n_matrices()))
     }
 
@@ -56,7 +85,7 @@ impl Tiled {
                 (false, 1, 0)
             }
         };
-        if !is_first || !entries.start.is_multiple_of(unit) {
+        if self.lies == Lies::Turned || !is_first || !entries.start.is_multiple_of(unit) {
             return None;
         }
         let len = to_u64(others).saturating_mul(to_u64(self.tile.len_bytes()));
@@ -71,10 +100,17 @@ impl Tiled {
     }
 
     pub(super) fn row_unit(&self) -> usize {
-        self.tile.rows()
+        match self.lies {
+            Lies::Upright => self.tile.rows(),
+            Lies::Turned => 1,
+        }
     }
 
     pub(super) fn scratch_bytes(&self, n_rows: u64) -> u64 {
+        let n_rows = match self.lies {
+            Lies::Upright => n_rows,
+            Lies::Turned => to_u64(self.grid.rows),
+        };
         let rows = n_rows.saturating_add(2 * to_u64(self.tile.rows()));
         let columns = to_u64(self.tiles.columns).saturating_mul(to_u64(self.tile.columns()));
         let entry = 2 * to_u64(self.tile.entry_bytes());
@@ -122,6 +158,7 @@ impl Tiled {
         matrix: u64,
         rows: &Range<usize>,
     ) -> Result<Vec<u8>, Error> {
+        let rows = &self.lying(rows);
         if rows.is_empty() || self.grid.columns == 0 {
             return Ok(Vec::new());
         }
@@ -153,6 +190,7 @@ impl Tiled {
         rows: &Range<usize>,
         entries: &[u8],
     ) -> Vec<EncodedRegion> {
+        let rows = &self.lying(rows);
         if rows.is_empty() || self.grid.columns == 0 {
             return Vec::new();
         }
