@@ -8,6 +8,7 @@ mod decoding;
 mod dense;
 mod encoding;
 mod fixture;
+mod forms;
 mod mlx;
 mod refusals;
 mod slicing;

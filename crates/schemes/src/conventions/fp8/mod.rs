@@ -417,6 +417,9 @@ impl Recognized for Found<'_> {
                     granularity,
                 )
             }
+            ScaleAt::Fused { .. } if minifloat == Minifloat::E2M1 => {
+                return Err(unsupported(module, "FP4 experts with fused scales", ""));
+            }
             ScaleAt::Fused { .. } => self.fused_part(module, &shape, &scale)?,
         };
         let coding = self.coding(module, &scale_part, granularity)?;

@@ -14,7 +14,7 @@ use self::shapes::{Layout, block_grid, nibbles_along_in, nibbles_along_out, with
 use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
 use crate::scheme::float_of;
 use crate::{
-    Arithmetic, Basis, Code, ColumnFactor, Convention, ConventionWriter, E8M0Rule, Error,
+    Arithmetic, Axes, Basis, Code, ColumnFactor, Convention, ConventionWriter, E8M0Rule, Error,
     Granularity, Headers, IntegerEncoding, Part, QuantizedTensor, Recognized, Role, ScaleCoding,
     Scheme, Storage, SuperScale, ZeroPoint,
 };
@@ -265,7 +265,9 @@ impl Recognized for Found<'_> {
             let second = required(self.headers, module, &names.part("weight_scale_2"))?;
             check_dtype(module, second, &[Dtype::F32])?;
             scheme.super_scale = SuperScale::Multiply;
-            parts.push(part(Role::SuperScale, second, axes));
+            // One for each matrix, whichever way those lie.
+            let elements = Storage::Elements { axes: Axes::OutIn };
+            parts.push(part(Role::SuperScale, second, elements));
         }
         scheme.basis.columns = self.beside(module, &names, &layout.shape, &mut parts)?;
         Ok(QuantizedTensor {

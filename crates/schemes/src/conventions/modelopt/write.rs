@@ -11,10 +11,10 @@ use super::ID;
 use super::shapes::{NIBBLES, block};
 use crate::binding::planned;
 use crate::{
-    Arithmetic, Axes, Axis, Code, ColumnFactor, ConfigEdit, ConventionWriter, E8M0Rule, Error,
-    Granularity, IntegerEncoding, Part, Preset, PresetGranularity, QuantizedTensor, Role, Rotation,
-    ScaleCoding, ScaleDirection, ScaleRule, Scheme, Storage, SuperScale, WeightCode, Written,
-    ZeroPoint,
+    Activations, Arithmetic, Axes, Axis, Code, ColumnFactor, ConfigEdit, ConventionWriter,
+    E8M0Rule, Error, Granularity, IntegerEncoding, Part, Preset, PresetGranularity,
+    QuantizedTensor, Role, Rotation, ScaleCoding, ScaleDirection, ScaleRule, Scheme, Storage,
+    SuperScale, WeightCode, Written, ZeroPoint,
 };
 
 /// The version whose documents are written.
@@ -48,6 +48,16 @@ impl ConventionWriter for Writer {
                     "its FP8 per tensor needs scales of the activations, which need calibration data; \
                      FP8_DYNAMIC and FP8_BLOCK do not",
                 ));
+            }
+            (WeightCode::Nvfp4, _) if preset.activations == Activations::Dense => Form::NvFp4,
+            (WeightCode::Nvfp4, _) => {
+                return Err(refuse(
+                    "readers of its NVFP4 load scales of the activations, which need calibration data; \
+                     NVFP4A16 does not",
+                ));
+            }
+            (WeightCode::Mx(Minifloat::E4M3), _) if preset.activations != Activations::Dense => {
+                Form::MxFp8
             }
             _ => {
                 return Err(refuse(
