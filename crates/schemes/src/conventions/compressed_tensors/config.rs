@@ -469,14 +469,18 @@ mod tests {
         assert_eq!(preset("w4a16_asym").unwrap().zero, Zero::Asymmetric);
         assert_eq!(preset("FP8_BLOCK").unwrap().kind, Kind::Float);
         assert_eq!(preset("W7A16").unwrap().bits, 7);
-        assert!(preset("NVFP4").is_none());
+        for (name, bits) in [("NVFP4", 4), ("MXFP4A16", 4), ("MXFP8", 8)] {
+            let args = preset(name).unwrap();
+            assert_eq!((args.kind, args.bits), (Kind::Float, bits), "{name}");
+        }
+        assert!(preset("NVFP5").is_none());
         assert!(preset("W9A16").is_none());
     }
 
     #[test]
     fn online_rotations_and_sparsity_are_unsupported() {
         for text in [
-            r#"{"quant_method":"compressed-tensors","sparsity_config":{"format":"sparse-bitmask"}}"#,
+            r#"{"quant_method":"compressed-tensors","sparsity_config":{"format":"sparse-of-later"}}"#,
             r#"{"quant_method":"compressed-tensors","transform_config":{"config_groups":{"R1":{}}}}"#,
         ] {
             let e = Config::parse(&settings(text)).unwrap_err();
