@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What safequant writes, read by the field's own libraries.
 
-usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON]
+usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON] [--mlx PYTHON] [--bitsandbytes PYTHON]
 
 Quantizes tiny Llamas to every scheme of every convention that the tool can write (docs/conventions.md, generated from the
 registries) and compares what the other reader makes of it with what `safequant dequantize` does, bit for bit. Prints one row
 per comparison; 1 if a row fails or if a promised comparison was not made. `--all` adds readers that are too heavy for every
-run: GPTQModel, in an environment of its own (`--gptqmodel`, the path of its interpreter).
+run, in environments of their own (each option is the path of an interpreter): GPTQModel, and MLX and bitsandbytes, which read
+what every fixture is converted to.
 """
 
 import argparse
@@ -130,6 +131,28 @@ def heavy_gptq(python, quantized, dense):
     return lines[-1][:300], done.returncode != 0
 
 
+def check_conversions(table, binary, convention, python):
+    """Every fixture converted to a convention and read by its own library, in an environment of its own."""
+    compared = refused = 0
+    for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
+        with tempfile.TemporaryDirectory() as scratch:
+            target, dense = Path(scratch, "target"), Path(scratch, "dense")
+            try:
+                tool(binary, "convert", path.parent, "-o", target, "--to", convention, "--quiet")
+            except Failed:
+                # What codes cannot be carried over to (4), and fixtures that are no checkpoints (2).
+                refused += 1
+                continue
+            tool(binary, "dequantize", target, "-o", dense, "--dtype", "auto", "--quiet")
+            script = ROOT / f"interop/read_{convention}.py"
+            done = subprocess.run([python, script, target, dense], capture_output=True, text=True)
+            lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
+            table.row("converted", path.parent.name, convention, convention, lines[-1][:300], done.returncode != 0)
+            compared += 1
+    verdict = f"{compared} fixtures converted and read, {refused} refused"
+    table.row("converted", "all", convention, convention, verdict, not compared)
+
+
 def check_fixtures(table, binary):
     """The repository's own fixtures, as `cargo xtask test` does."""
     for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
@@ -171,13 +194,15 @@ def main():
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--only", default="", help="part of SCHEME/CONVENTION")
     parser.add_argument("--gptqmodel", type=Path, help="interpreter of an environment with GPTQModel")
+    parser.add_argument("--mlx", type=Path, help="interpreter of an environment with mlx")
+    parser.add_argument("--bitsandbytes", type=Path, help="interpreter of an environment with bitsandbytes")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     started = time.monotonic()
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers", "compressed-tensors", "safetensors"))
     print(f"{tool(args.binary, '--version').strip()}; {versions}; Python {sys.version.split()[0]}")
     table = Table()
-    pairs = [(c, s) for c, s in writable() if args.only in f"{s}/{c}"]
+    pairs = [(c, s) for c, s in writable() if args.only in f"{s}/{c}" and c in READERS]
     compared = set()
     with tempfile.TemporaryDirectory() as folder:
         for name in tiny_llama.MODELS:
@@ -191,6 +216,9 @@ def main():
                         table.row(name, scheme, convention, "-", f"{type(error).__name__}: {str(error)[:200]}", True)
                         if args.only:
                             traceback.print_exc()
+    for convention, python in (("mlx", args.mlx), ("bitsandbytes", args.bitsandbytes)):
+        if python and args.only in f"convert/{convention}":
+            check_conversions(table, args.binary, convention, python)
     if not args.only:
         check_fixtures(table, args.binary)
         with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +228,7 @@ def main():
                 table.row("-", scheme, "-", "-", "promised, and compared with no reader", True)
     print(f"interop: {len(table.rows)} comparisons, {table.failed} failed, {len(pairs)} pairs of scheme and convention, "
           f"{time.monotonic() - started:.0f} s")
-    return 1 if table.failed or not compared else 0
+    return 1 if table.failed or not table.rows else 0
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use safequant::container::{Checkpoint, Dtype};
 use safequant::kernels::{Backend, Float};
-use safequant::schemes::{Arithmetic, Decoder, Error, ErrorGroup, Model, RowsOut};
+use safequant::schemes::{
+    Arithmetic, Decoder, Error, ErrorGroup, Model, QuantizedTensor, RowsOut, Written, convention,
+};
 use serde_json::{Value, json};
 
-use super::fixture::Draft;
+use super::fixture::{self, Draft};
 
 const NF4: &str = "bitsandbytes/bnb-nf4";
 const NESTED: &str = "bitsandbytes/bnb-nf4-dq";
@@ -30,6 +32,18 @@ fn values(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
         (tensor.weight.clone(), out)
     };
     model.quantized.iter().map(decode).collect()
+}
+
+/// Lays out what a tensor says in terms of its scheme alone.
+fn laid_out(tensor: &QuantizedTensor) -> QuantizedTensor {
+    let writer = convention(tensor.convention)
+        .and_then(|c| c.writer())
+        .unwrap();
+    let anonymous = QuantizedTensor {
+        convention: "another",
+        ..tensor.clone()
+    };
+    writer.lay_out_like(&anonymous).unwrap()
 }
 
 fn refused(draft: Draft) -> Error {
@@ -218,4 +232,37 @@ fn another_code_book_is_told_and_the_built_in_one_counts() {
         lines.iter().any(|l| l.starts_with("1 code books")),
         "{lines:?}"
     );
+}
+
+/// bitsandbytes.md B17.
+#[test]
+fn writing_gives_the_parts_of_the_library() {
+    let mut compared = 0;
+    for fixture in fixture::all() {
+        if !fixture.name.starts_with("bitsandbytes/") {
+            continue;
+        }
+        let model = Model::bind(&fixture.open()).unwrap();
+        for tensor in &model.quantized {
+            assert_eq!(laid_out(tensor), *tensor, "{}", fixture.name);
+            compared += 1;
+        }
+        let writer = convention("bitsandbytes").and_then(|c| c.writer()).unwrap();
+        let ignored = ["lm_head".to_owned()];
+        let written = Written {
+            modules: &model.quantized,
+            ignored: &ignored,
+            preset: None,
+        };
+        let mut ours = writer.config(&written).unwrap().quantization_config;
+        let (_, documents) = fixture.files();
+        let config: Value = serde_json::from_slice(&documents["config.json"]).unwrap();
+        let mut theirs = config["quantization_config"].as_object().unwrap().clone();
+        // What a user computes in is no property of the file.
+        for map in [&mut ours, &mut theirs] {
+            map.remove("bnb_4bit_compute_dtype");
+        }
+        assert_eq!(ours, theirs, "{}", fixture.name);
+    }
+    assert!(compared >= 35, "{compared} weights");
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use safequant::container::{Checkpoint, Dtype};
 use safequant::kernels::{Backend, Float};
-use safequant::schemes::{Arithmetic, Decoder, Error, ErrorGroup, Model, RowsOut};
-use serde_json::json;
+use safequant::schemes::{
+    Arithmetic, Decoder, Error, ErrorGroup, Model, QuantizedTensor, RowsOut, Written, convention,
+};
+use serde_json::{Value, json};
 
-use super::fixture::{Dense, Draft};
+use super::fixture::{self, Dense, Draft};
 
 const AFFINE: &str = "mlx/mlx-6bit-g32";
 const MXFP4: &str = "mlx/mlx-mxfp4";
@@ -29,6 +31,18 @@ fn values(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u32>> {
         (tensor.weight.clone(), bits)
     };
     model.quantized.iter().map(decode).collect()
+}
+
+/// Lays out what a tensor says in terms of its scheme alone.
+fn laid_out(tensor: &QuantizedTensor) -> QuantizedTensor {
+    let writer = convention(tensor.convention)
+        .and_then(|c| c.writer())
+        .unwrap();
+    let anonymous = QuantizedTensor {
+        convention: "another",
+        ..tensor.clone()
+    };
+    writer.lay_out_like(&anonymous).unwrap()
 }
 
 fn refused(draft: Draft) -> Error {
@@ -131,7 +145,7 @@ fn uqff_says_its_sizes_in_tensors() {
 /// mlx.md M8 to M11.
 #[test]
 fn contradictions_name_both_sides() {
-    let both = |name: &str, key: &str, value: serde_json::Value| {
+    let both = |name: &str, key: &str, value: Value| {
         Draft::of(name).configure(|c| {
             for place in ["quantization", "quantization_config"] {
                 c[place][key] = value.clone();
@@ -181,4 +195,37 @@ fn missing_and_wrong_parts_are_named() {
     // A stack whose leading dimensions differ.
     let e = refused(Draft::of(MIXED).change(&scales, |d| d.shape.insert(0, 1)));
     assert!(matches!(e, Error::PartShape { .. }), "{e}");
+}
+
+/// mlx.md M17, M18.
+#[test]
+fn writing_gives_the_parts_and_settings_of_mlx() {
+    let mut compared = 0;
+    for fixture in fixture::all() {
+        if !fixture.name.starts_with("mlx/") {
+            continue;
+        }
+        let model = Model::bind(&fixture.open()).unwrap();
+        for tensor in &model.quantized {
+            assert_eq!(laid_out(tensor), *tensor, "{}", fixture.name);
+            compared += 1;
+        }
+        let writer = convention("mlx").and_then(|c| c.writer()).unwrap();
+        let written = Written {
+            modules: &model.quantized,
+            ignored: &[],
+            preset: None,
+        };
+        let edit = writer.config(&written).unwrap();
+        let (_, documents) = fixture.files();
+        let config: Value = serde_json::from_slice(&documents["config.json"]).unwrap();
+        assert_eq!(
+            edit.config["quantization"], config["quantization"],
+            "{}",
+            fixture.name
+        );
+        let copy = Value::Object(edit.quantization_config);
+        assert_eq!(copy, config["quantization_config"], "{}", fixture.name);
+    }
+    assert!(compared >= 85, "{compared} weights");
 }

@@ -4,7 +4,14 @@ use crate::Outcome;
 use crate::process::{command, run as run_command};
 use crate::{python, testing};
 
-/// Makes the environment, builds the release binary and runs `interop/run.py`.
+/// Readers that `--all` adds, each in an environment of its own; the flag of `run.py` that names its interpreter, and its
+/// requirements.
+const HEAVY: [(&str, &str); 2] = [
+    ("--mlx", "interop/requirements-mlx.txt"),
+    ("--bitsandbytes", "interop/requirements-bitsandbytes.txt"),
+];
+
+/// Makes the environments, builds the release binary and runs `interop/run.py`.
 pub(crate) fn run(args: &[&str]) -> Outcome {
     let mut venv = None;
     let mut passed_on = Vec::new();
@@ -19,10 +26,21 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
         Some(path) => python::given(path)?,
         None => python::environment("venv-interop", "interop/requirements.txt")?,
     };
+    let mut heavy = Vec::new();
+    for (flag, requirements) in HEAVY {
+        if passed_on.contains(&"--all") && !passed_on.contains(&flag) {
+            let folder = format!("venv{}", &flag[1..]);
+            heavy.push((flag, python::environment(&folder, requirements)?));
+        }
+    }
     let binary = testing::binary("release", &["--release"])?;
     let mut run = command(&python);
     run.env("HF_HUB_OFFLINE", "1")
         .env("CUDA_VISIBLE_DEVICES", "")
         .env("PYTHONDONTWRITEBYTECODE", "1");
-    run_command(run.arg("interop/run.py").arg(&binary).args(passed_on))
+    run.arg("interop/run.py").arg(&binary).args(passed_on);
+    for (flag, python) in heavy {
+        run.arg(flag).arg(python);
+    }
+    run_command(&mut run)
 }

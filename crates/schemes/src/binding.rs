@@ -109,7 +109,6 @@ pub(crate) fn planned(
     }
 }
 
-#[expect(dead_code, reason = "for the conventions that have marker tensors")]
 /// A planned part whose bytes follow from the layout alone.
 pub(crate) fn constant(name: String, dtype: Dtype, shape: Vec<u64>, content: Vec<u8>) -> Part {
     Part {

@@ -1,6 +1,7 @@
 //! bitsandbytes: NF4 and FP4 with one or two levels of scales, and int8 by rows (specs/conventions/bitsandbytes.md).
 
 mod state;
+mod write;
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,9 @@ use self::state::{Kind, State};
 use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
 use crate::scheme::Packing;
 use crate::{
-    Arithmetic, Axes, Code, Convention, Error, Granularity, Headers, IntegerEncoding, Part,
-    QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, SuperScale, ZeroPoint,
+    Arithmetic, Axes, Code, Convention, ConventionWriter, Error, Granularity, Headers,
+    IntegerEncoding, Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage,
+    SuperScale, ZeroPoint,
 };
 
 /// See the module.
@@ -51,6 +53,10 @@ impl Convention for Bitsandbytes {
         };
         found.evidence = found.describe()?;
         Ok(Some(Box::new(found)))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
     }
 }
 

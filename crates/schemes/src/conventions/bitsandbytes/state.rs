@@ -132,7 +132,6 @@ impl State {
         })
     }
 
-    #[cfg(test)]
     /// The descriptor, byte for byte as Python's `json.dumps` of the library's dictionary.
     pub(super) fn to_json(&self) -> String {
         let shape: Vec<String> = self.shape.iter().map(u64::to_string).collect();
@@ -221,7 +220,6 @@ fn nested(settings: &Settings) -> Result<Nested, Error> {
     })
 }
 
-#[cfg(test)]
 /// Python's `repr` of a float: the shortest digits that give it back, with an exponent below 1e-4 and from 1e16 on.
 fn python_float(value: f64) -> String {
     let magnitude = value.abs();

@@ -2,6 +2,7 @@
 //! and transformers' metal quantizer spell it (specs/conventions/mlx.md).
 
 mod config;
+mod write;
 
 use safequant_container::{Dtype, TensorInfo};
 use safequant_kernels::{Float, Minifloat};
@@ -10,9 +11,9 @@ use self::config::{Args, Config, Entry, Mode};
 use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
 use crate::scheme::{Packing, float_of};
 use crate::{
-    Arithmetic, Axes, Axis, Code, Convention, E8M0Rule, Error, Granularity, Headers,
-    IntegerEncoding, OffsetForm, Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme,
-    Storage, ZeroPoint,
+    Arithmetic, Axes, Axis, Code, Convention, ConventionWriter, E8M0Rule, Error, Granularity,
+    Headers, IntegerEncoding, OffsetForm, Part, QuantizedTensor, Recognized, Role, ScaleCoding,
+    Scheme, Storage, ZeroPoint,
 };
 
 /// See the module.
@@ -68,6 +69,10 @@ impl Convention for Mlx {
             modules,
             evidence,
         })))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
     }
 }
 
