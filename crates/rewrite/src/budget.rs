@@ -267,7 +267,8 @@ fn constant_bytes(layout: &QuantizedTensor) -> u64 {
         | Storage::Sparse { .. }
         | Storage::Common
         | Storage::LowHigh { .. }
-        | Storage::Planes { .. } => 0,
+        | Storage::Planes { .. }
+        | Storage::Blocks { .. } => 0,
     });
     constant.sum()
 }
@@ -288,6 +289,7 @@ fn is_transposed(tensor: &QuantizedTensor) -> bool {
         | Storage::Sparse {
             kept: Kept::Rows { .. } | Kept::Ragged,
         }
+        | Storage::Blocks { .. }
         | Storage::Vector => false,
     })
 }

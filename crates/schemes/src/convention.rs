@@ -141,6 +141,7 @@ pub static CONVENTIONS: &[&dyn Convention] = &[
     &crate::conventions::mxfp4::Mxfp4,
     &crate::conventions::comfyui::ComfyUi,
     &crate::conventions::nunchaku::Nunchaku,
+    &crate::conventions::gguf::Gguf,
 ];
 
 /// The convention with this id, if there is one.

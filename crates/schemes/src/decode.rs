@@ -65,10 +65,17 @@ impl<'a> Decoder<'a> {
         backend: &'static Backend,
     ) -> Result<Self, Error> {
         let find = |role| locate(tensor, role, checkpoint);
+        let codes = find(Role::Codes)?;
+        // Blocks hold what has no part of its own.
+        let in_blocks = matches!(codes.stored, Stored::Blocks(_));
+        let find_beside = |role| match tensor.part(role) {
+            None if in_blocks => Ok(None),
+            Some(_) | None => find(role).map(Some),
+        };
         let (zero, offset) = match tensor.scheme.zero_point {
             ZeroPoint::Fixed(_) => (None, None),
             ZeroPoint::Stored(coding) => (Some((find(Role::ZeroPoint)?, coding)), None),
-            ZeroPoint::Offset { .. } => (None, Some(find(Role::Offset)?)),
+            ZeroPoint::Offset { .. } => (None, find_beside(Role::Offset)?),
         };
         let scale = match tensor.scheme.scale {
             ScaleCoding::One => None,
@@ -76,7 +83,7 @@ impl<'a> Decoder<'a> {
             | ScaleCoding::E8M0(_)
             | ScaleCoding::Minifloat(_)
             | ScaleCoding::StoredTable
-            | ScaleCoding::Integer => Some(find(Role::Scale)?),
+            | ScaleCoding::Integer => find_beside(Role::Scale)?,
         };
         if let Some(scale) = &scale {
             check_scale_dtype(tensor, scale.part)?;
@@ -87,7 +94,7 @@ impl<'a> Decoder<'a> {
             | SuperScale::Divide
             | SuperScale::Nested { .. }
             | SuperScale::Grouped { .. }
-            | SuperScale::Channel => Some(find(Role::SuperScale)?),
+            | SuperScale::Channel => find_beside(Role::SuperScale)?,
         };
         for float in [&offset, &super_scale].into_iter().flatten() {
             float_dtype(tensor, float.part)?;
@@ -109,7 +116,7 @@ impl<'a> Decoder<'a> {
             tensor,
             checkpoint,
             backend,
-            codes: find(Role::Codes)?,
+            codes,
             sparse: SparseParts::new(tensor, checkpoint)?,
             scale,
             zero,
@@ -233,7 +240,9 @@ impl<'a> Decoder<'a> {
         for (matrix, local) in segments(&self.tensor.module, &rows, self.tensor.out_features())? {
             let scheme = &self.tensor.scheme;
             let groups = scale_rows(scheme.granularity, &local, self.in_features);
-            if wanted == Wanted::All {
+            if let Stored::Blocks(blocks) = &self.codes.stored {
+                blocks.fill(self.codes.bytes, matrix, &local, &mut tile)?;
+            } else if wanted == Wanted::All {
                 let rows = self.read_codes(matrix, &local)?;
                 append(&mut tile.codes, rows.codes);
                 append(&mut tile.marks, rows.marks);
@@ -260,6 +269,9 @@ impl<'a> Decoder<'a> {
                 );
             }
             append(&mut tile.scales, scales);
+        }
+        if wanted == Wanted::Scales {
+            tile.codes.clear();
         }
         Ok(tile)
     }
@@ -448,6 +460,7 @@ pub(crate) fn holds_bare_fields(part: &Part, bits: u32) -> bool {
         Storage::Elements { .. }
         | Storage::SharedElements { .. }
         | Storage::Common
+        | Storage::Blocks { .. }
         | Storage::Vector
         | Storage::Sparse {
             kept: Kept::Rows { .. } | Kept::Ragged,

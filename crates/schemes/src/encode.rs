@@ -11,7 +11,7 @@ use self::sparse::KeptRows;
 use crate::arithmetic::{Extras, code_bytes as bytes_of_code};
 use crate::decode::{holds_bare_fields, integer_bits};
 use crate::storage::{
-    Sparse, Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64,
+    Sparse, Stored, WordShift, blocks, grid_of, scale_rows, segments, super_rows, to_u64,
 };
 use crate::{
     Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role, ScaleCoding,
@@ -192,6 +192,11 @@ pub fn encode(
         let of_kept =
             |of: fn(&KeptRows) -> &Vec<u8>| kept.as_ref().map(of).cloned().unwrap_or_default();
         for (i, part, stored) in &streamed {
+            if let Stored::Blocks(in_blocks) = stored {
+                let cut = blocks::cut_tile(tile, [&codes, &scales, &above]);
+                regions.push(in_blocks.encode(tensor, *i, matrix, &local, &cut)?);
+                continue;
+            }
             let mut shift = WordShift::None;
             let (rows, entries) = match part.role {
                 Role::Codes => match &kept {
@@ -417,7 +422,7 @@ fn same_bits(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
 
-fn unstorable(
+pub(crate) fn unstorable(
     tensor: &QuantizedTensor,
     what: &'static str,
     value: f32,

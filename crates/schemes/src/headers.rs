@@ -81,6 +81,11 @@ impl<'a> Headers<'a> {
         Ok(bytes)
     }
 
+    /// The keys and values of a GGUF model.
+    pub fn gguf(self) -> Option<&'a safequant_container::GgufMetadata> {
+        self.checkpoint.gguf()
+    }
+
     /// A document beside the weights.
     pub fn document(self, name: &str) -> Option<&'a [u8]> {
         self.checkpoint.document(name)

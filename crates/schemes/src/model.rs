@@ -117,6 +117,7 @@ impl Claims {
                 | Storage::Flat { .. }
                 | Storage::Planes { .. }
                 | Storage::Sparse { .. }
+                | Storage::Blocks { .. }
                 | Storage::Vector => Sharing::Alone,
             };
             match self.owner.get(&part.name) {

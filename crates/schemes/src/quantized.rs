@@ -1,7 +1,7 @@
 //! One quantized tensor: its logical shape, its scheme, and the stored parts by role.
 
 use safequant_container::Dtype;
-use safequant_kernels::{Float, Packing, Planes, Tile};
+use safequant_kernels::{BlockFormat, Float, Packing, Planes, Tile};
 
 use crate::Scheme;
 
@@ -179,6 +179,12 @@ pub enum Storage {
         planes: Planes,
         /// Elements in a plane: words of one matrix.
         len: u64,
+    },
+    /// Blocks along the input features that hold codes, scales and offsets alike: ggml. Roles that such a part fills have no
+    /// part of their own. The part's last dimension counts bytes.
+    Blocks {
+        /// The block type.
+        format: BlockFormat,
     },
     /// Codes of a sparse matrix, one element each: only those that the part with [`Role::Mask`] marks, row after row. The
     /// others are zero.

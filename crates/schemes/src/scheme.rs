@@ -4,7 +4,9 @@ use safequant_container::Dtype;
 use safequant_kernels::portable::rotate;
 use safequant_kernels::{Codebook, Float, Minifloat};
 
-pub use safequant_kernels::{E8M0Rule, Packing};
+pub use safequant_kernels::{BlockFormat, E8M0Rule, Packing};
+
+pub(crate) use crate::storage::blocks::scheme_of as scheme_of_blocks;
 
 /// What the codes, scales and zero points of a tensor mean.
 #[derive(Clone, Debug, PartialEq)]

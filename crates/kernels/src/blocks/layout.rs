@@ -1,5 +1,7 @@
 //! The layout of a coded block as data, and the neutral form that it gives.
 
+use std::ops::RangeInclusive;
+
 use super::scales::ScaleStore;
 use super::{MAX_ELEMENTS, MAX_GROUPS};
 
@@ -37,6 +39,17 @@ pub enum BlockScale {
     HalfE8M0,
     /// Half of an unsigned E4M3 (1 sign bit ignored, 4 exponent bits, bias 7). 0 and 7F are 0.
     HalfE4M3,
+}
+
+impl BlockScale {
+    /// The number that an entry of [`BlockFields::scales`] stands for, before `d`.
+    pub fn decode(self, code: i16) -> f32 {
+        match self {
+            BlockScale::Super | BlockScale::Integers => f32::from(code),
+            BlockScale::HalfE8M0 => super::float4::half_e8m0(code as u8),
+            BlockScale::HalfE4M3 => super::float4::half_e4m3(code as u8),
+        }
+    }
 }
 
 /// What is added to a scaled value.
@@ -137,6 +150,11 @@ impl BlockLayout {
     /// Groups in a block.
     pub const fn n_groups(&self) -> usize {
         self.elements / self.group
+    }
+
+    /// The integer scales and minima that can be stored.
+    pub fn scale_range(&self) -> RangeInclusive<i16> {
+        self.scales.range()
     }
 
     /// Whole blocks to their neutral form, which replaces what `fields` held.
@@ -274,8 +292,7 @@ impl BlockLayout {
         match self.scale {
             BlockScale::Super => block.d,
             BlockScale::Integers => block.d * f32::from(block.scales[group]),
-            BlockScale::HalfE8M0 => super::float4::half_e8m0(block.scales[group] as u8),
-            BlockScale::HalfE4M3 => super::float4::half_e4m3(block.scales[group] as u8),
+            BlockScale::HalfE8M0 | BlockScale::HalfE4M3 => self.scale.decode(block.scales[group]),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! How the scales and minima of a block's groups are stored.
 
+use std::ops::RangeInclusive;
+
 /// A way to store the integer scales (and minima) of a block. Offsets are bytes from the start of the block.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ScaleStore {
@@ -30,6 +32,18 @@ pub(super) enum ScaleStore {
 const BIAS: i16 = 32;
 
 impl ScaleStore {
+    /// What can be stored.
+    pub(super) fn range(self) -> RangeInclusive<i16> {
+        match self {
+            ScaleStore::None => 0..=0,
+            ScaleStore::Bytes { .. } => 0..=255,
+            ScaleStore::SignedBytes { .. } => -128..=127,
+            ScaleStore::NibblePairs { .. } => 0..=15,
+            ScaleStore::SixBitPairs { .. } => 0..=63,
+            ScaleStore::SixBits { .. } | ScaleStore::SixBitsSplit { .. } => -BIAS..=BIAS - 1,
+        }
+    }
+
     pub(super) fn unpack(self, bytes: &[u8], scales: &mut [i16; 16], mins: &mut [i16; 16]) {
         match self {
             ScaleStore::None => {}

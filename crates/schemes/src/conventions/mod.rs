@@ -5,6 +5,7 @@ pub mod bitsandbytes;
 pub mod comfyui;
 pub mod compressed_tensors;
 pub mod fp8;
+pub mod gguf;
 pub mod gptq;
 pub mod hqq;
 pub mod mlx;

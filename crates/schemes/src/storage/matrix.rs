@@ -66,6 +66,7 @@ impl Matrix {
             | Storage::Flat { .. }
             | Storage::Planes { .. }
             | Storage::Sparse { .. }
+            | Storage::Blocks { .. }
             | Storage::Tiled { .. } => (Axes::OutIn, None, 0),
         };
         let extent = super::extent_of(tensor, part, grid)?;
@@ -82,6 +83,7 @@ impl Matrix {
                 | Storage::SharedElements { .. }
                 | Storage::Packed { .. }
                 | Storage::PackedConstant { .. }
+                | Storage::Blocks { .. }
                 | Storage::Vector
                 | Storage::LowHigh { .. }
                 | Storage::Sparse { .. }

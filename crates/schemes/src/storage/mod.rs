@@ -2,6 +2,7 @@
 //! of its rows, and the way between those bytes and one entry per code or element, row-major. One file per kind of storage;
 //! no convention, no arithmetic but shifts.
 
+pub(crate) mod blocks;
 mod flat;
 mod low_high;
 mod matrix;
@@ -14,6 +15,7 @@ use std::ops::Range;
 use safequant_container::TensorRef;
 use safequant_kernels::Backend;
 
+use self::blocks::Blocks;
 use self::flat::Flat;
 use self::low_high::LowHigh;
 use self::matrix::Matrix;
@@ -205,6 +207,7 @@ pub(crate) enum Stored {
     Flat(Flat),
     Planes(InPlanes),
     LowHigh(LowHigh),
+    Blocks(Blocks),
 }
 
 impl Stored {
@@ -229,6 +232,7 @@ impl Stored {
             } => Self::Tiled(Tiled::new(tensor, part, tile)?),
             Storage::LowHigh { low, high } => Self::LowHigh(LowHigh::new(tensor, part, low, high)?),
             Storage::Flat { packing } => Self::Flat(Flat::new(tensor, part, packing)?),
+            Storage::Blocks { format } => Self::Blocks(Blocks::new(tensor, part, format)?),
             Storage::Planes { planes, len } => {
                 Self::Planes(InPlanes::new(tensor, part, planes, len)?)
             }
@@ -243,6 +247,7 @@ impl Stored {
             Self::Tiled(t) => t.contiguous(axis, entries),
             Self::Flat(f) => f.contiguous(axis, entries),
             Self::Planes(_) | Self::LowHigh(_) => None,
+            Self::Blocks(b) => b.contiguous(axis, entries),
         }
     }
 
@@ -252,14 +257,18 @@ impl Stored {
             Self::Matrix(m) => m.row_unit(),
             Self::Tiled(t) => t.row_unit(),
             Self::Flat(f) => f.row_unit(),
-            Self::Planes(_) | Self::LowHigh(_) => 1,
+            Self::Planes(_) | Self::LowHigh(_) | Self::Blocks(_) => 1,
         }
     }
 
     /// As [`Stored::row_unit`], for writing.
     pub(crate) fn write_unit(&self) -> usize {
         match self {
-            Self::Matrix(_) | Self::Tiled(_) | Self::Flat(_) | Self::LowHigh(_) => self.row_unit(),
+            Self::Matrix(_)
+            | Self::Tiled(_)
+            | Self::Flat(_)
+            | Self::LowHigh(_)
+            | Self::Blocks(_) => self.row_unit(),
             Self::Planes(p) => p.write_unit(),
         }
     }
@@ -272,6 +281,7 @@ impl Stored {
             Self::Flat(f) => f.scratch_bytes(n_rows),
             Self::Planes(p) => p.scratch_bytes(n_rows),
             Self::LowHigh(l) => l.scratch_bytes(n_rows),
+            Self::Blocks(b) => b.scratch_bytes(n_rows),
         }
     }
 
@@ -290,6 +300,7 @@ impl Stored {
             Self::Flat(f) => f.read(tensor, matrix, rows, backend),
             Self::Planes(p) => p.read(tensor, matrix, rows),
             Self::LowHigh(l) => l.read(tensor, matrix, rows, backend),
+            Self::Blocks(b) => b.read(tensor, matrix, rows),
         }
     }
 
@@ -309,6 +320,8 @@ impl Stored {
             Self::Flat(f) => f.write(part, matrix, rows, entries, backend),
             Self::Planes(p) => p.write(part, matrix, rows, entries),
             Self::LowHigh(l) => l.write(part, matrix, rows, entries, backend),
+            // Blocks hold more than entries: `encode` writes them from the whole tile.
+            Self::Blocks(_) => Vec::new(),
         }
     }
 }
@@ -338,6 +351,7 @@ pub(crate) fn shape_of(tensor: &QuantizedTensor, part: &Part) -> Result<Vec<u64>
         } => Ok(flat(Tiled::bytes(tensor, part, tile)?)),
         Storage::Flat { packing } => Ok(flat(Flat::bytes(tensor, part, packing)?)),
         Storage::LowHigh { low, high } => Ok(flat(LowHigh::bytes(tensor, part, low, high)?)),
+        Storage::Blocks { format } => Blocks::shape(tensor, part, format),
         Storage::Planes { planes, len } => {
             let words = len.saturating_mul(to_u64(planes.word_bytes()));
             Ok(flat(words.saturating_mul(tensor.n_matrices())))
