@@ -511,3 +511,50 @@ fn groups(config: &Value) -> Value {
     }
     Value::from(found)
 }
+
+#[test]
+fn torchao_lays_out_what_torchao_wrote() {
+    let writer = convention("torchao").and_then(|c| c.writer()).unwrap();
+    let mut compared = 0;
+    for fixture in fixture::all()
+        .iter()
+        .filter(|f| f.name.starts_with("torchao/"))
+    {
+        let checkpoint = fixture.open();
+        let model = Model::bind(&checkpoint).unwrap();
+        for tensor in &model.quantized {
+            let again = writer.lay_out_like(tensor).unwrap();
+            assert_eq!(&again, tensor, "{}", fixture.name);
+        }
+        let edit = writer
+            .config(&safequant::schemes::Written {
+                modules: &model.quantized,
+                ignored: &[],
+                preset: None,
+            })
+            .unwrap();
+        let theirs = |key: &str| {
+            let mut shards = checkpoint.shards().iter();
+            let entries = shards.find_map(|s| s.header.metadata.as_ref()).unwrap();
+            let (_, text) = entries.iter().find(|(k, _)| k == key).unwrap();
+            serde_json::from_str::<Value>(text).unwrap()
+        };
+        for (key, text) in edit.metadata.iter().filter(|(k, _)| k != "tensor_names") {
+            let (ours, theirs): (Value, _) = (serde_json::from_str(text).unwrap(), theirs(key));
+            assert_eq!(ours["_type"], theirs["_type"], "{key}");
+            let keys = |v: &Value| -> std::collections::BTreeSet<String> {
+                let names = v["_data"].as_object().unwrap().keys();
+                names.cloned().collect()
+            };
+            assert_eq!(keys(&ours), keys(&theirs), "{key}");
+            for (attribute, value) in ours["_data"].as_object().unwrap() {
+                // A preference of kernels is no property of the weight.
+                if attribute != "kernel_preference" {
+                    assert_eq!(value, &theirs["_data"][attribute], "{key} {attribute}");
+                }
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 60, "{compared} parameters");
+}

@@ -8,6 +8,7 @@ pub mod convert;
 mod error;
 pub mod events;
 mod journal;
+mod metadata;
 mod pipeline;
 mod place;
 pub mod plan;

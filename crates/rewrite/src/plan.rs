@@ -1,6 +1,6 @@
 //! What a job is going to do, before it does anything: exact bytes, peak memory, per-module action.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use safequant_container::{
@@ -183,9 +183,6 @@ pub fn plan_on<'a>(
     .finish(steps)
 }
 
-/// Keys of `__metadata__` that describe the quantization of the source.
-const CONVENTION_METADATA: &[&str] = &["quantization_config", "_quantization_metadata"];
-
 struct Planner<'a, 'b> {
     checkpoint: &'a Checkpoint,
     verb: &'b Verb,
@@ -244,19 +241,16 @@ impl<'a> Planner<'a, '_> {
 
     /// The source's `__metadata__`, merged; the first shard that has a key wins.
     fn metadata(&self, built: &Steps) -> Vec<(String, String)> {
-        let mut merged: Vec<(String, String)> = Vec::new();
-        let mut seen = HashSet::new();
+        let outputs: BTreeSet<&str> = (built.list.iter().flat_map(|s| &s.outputs))
+            .map(|o| o.tensor.name.as_str())
+            .collect();
+        let is_written = |prefix: &str| {
+            let mut from = outputs.range(prefix..);
+            from.next().is_some_and(|name| name.starts_with(prefix))
+        };
         let shards = self.checkpoint.shards().iter();
-        for (key, value) in shards.flat_map(|s| s.header.metadata.iter().flatten()) {
-            if seen.insert(key) {
-                merged.push((key.clone(), value.clone()));
-            }
-        }
-        merged.retain(|(key, _)| {
-            let is_new = built.edit.metadata.iter().any(|(new, _)| new == key);
-            !is_new && !CONVENTION_METADATA.contains(&key.as_str())
-        });
-        merged.extend(built.edit.metadata.iter().cloned());
+        let source = shards.flat_map(|s| s.header.metadata.iter().flatten());
+        let mut merged = crate::metadata::merged(source, &built.edit.metadata, is_written);
         if merged.iter().all(|(key, _)| key != "format") {
             merged.push(("format".to_owned(), "pt".to_owned()));
         }

@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// One element per entry, in the order of dense weights.
-const ELEMENTS: Storage = Storage::Elements { axes: Axes::OutIn };
+pub(super) const ELEMENTS: Storage = Storage::Elements { axes: Axes::OutIn };
 /// Two codes in a byte, that of the even input feature low.
-const NIBBLES: Storage = Storage::Packed {
+pub(super) const NIBBLES: Storage = Storage::Packed {
     axes: Axes::OutIn,
     packing: Packing::LsbFirst { bits: 4 },
     along: Axis::In,

@@ -3,6 +3,7 @@
 
 mod classes;
 mod metadata;
+mod write;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use safequant_container::{Dtype, TensorInfo};
 use self::classes::Pieces;
 use self::metadata::{Entry, Metadata};
 use crate::binding::{required, unsupported};
-use crate::{Convention, Error, Headers, QuantizedTensor, Recognized};
+use crate::{Convention, ConventionWriter, Error, Headers, QuantizedTensor, Recognized};
 
 /// See the module.
 pub struct Torchao;
@@ -25,7 +26,7 @@ impl Convention for Torchao {
     }
 
     fn summary(&self) -> &'static str {
-        "torchao and transformers: Int8, Float8, Intx, Int4, MX and NVFP4 tensors, described in __metadata__ (read only)"
+        "torchao and transformers: Int8, Float8, Intx, Int4, MX and NVFP4 tensors, described in __metadata__"
     }
 
     fn recognize<'a>(
@@ -60,6 +61,10 @@ impl Convention for Torchao {
             modules,
             evidence,
         })))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
     }
 }
 
