@@ -89,6 +89,46 @@ def gptq(place):
     return out
 
 
+def awq(place):
+    """AutoAWQ's `dequantize_gemm` (`scale * (code - zero)` in the scale's dtype), and GPTQModel's formula of `gemv_fast`.
+
+    `gemm` interleaves the nibbles of a word along output features, `gemv` packs them in order along input features, both with
+    zero points as they are; `gemv_fast` interleaves four rows and adds `qzeros`, the rounded product `-(scale * zero)`.
+    """
+    config = quantization_config(place)
+    version, size = config["version"], config["group_size"]
+    out = {}
+    for module, parts in parts_by_module(load(place), ("qweight",)).items():
+        scales = parts["scales"]
+        if version == "gemm":
+            lanes = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
+            codes, zeros = (
+                unpack_dense(parts[p], 4, 1).reshape(parts[p].shape[0], -1, 8)[:, :, lanes].flatten(1).T for p in ("qweight", "qzeros")
+            )
+            scales = scales.T
+        elif version == "gemv":
+            codes, zeros = unpack_dense(parts["qweight"], 4, 1), unpack_dense(parts["qzeros"], 4, 1)
+        else:
+            codes, zeros, scales = awq_fast_codes(parts["qweight"]), parts["qzeros"].T, scales.T
+        groups = torch.arange(codes.shape[1]) // (size if size > 0 else codes.shape[1])
+        if version == "gemv_fast":
+            weight = codes.double() * scales[:, groups].double() + zeros[:, groups].double()
+        else:
+            weight = scales[:, groups].float() * (codes - zeros[:, groups])
+        out[f"{module}.weight"] = weight.to(scales.dtype).contiguous()
+    return out
+
+
+def awq_fast_codes(words):
+    """Codes [N, K] of `qweight` I16 [N / 4, K]: blocks of 4 x 64, four nibbles in a word (llm-awq's `pack_intweight`)."""
+    rows, columns = words.shape[0] * 4, words.shape[1]
+    n = torch.arange(rows).unsqueeze(1)
+    k = torch.arange(columns).unsqueeze(0)
+    t = 32 * (k % 64 // 32) + 8 * ((k >> 1) & 3) + 4 * (k & 1) + ((k >> 3) & 3)
+    word = words[n // 4, k // 64 * 64 + n % 4 * 16 + t // 4].int()
+    return (word >> (4 * (t % 4))) & 15
+
+
 def fp8(place):
     """Codes times scale in F32, rounded to the checkpoint's dtype: DeepSeek's `weight_dequant`, vLLM's per-channel form."""
     block = quantization_config(place).get("weight_block_size")

@@ -29,7 +29,15 @@ from common import Failed, tool
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The reader that judges a convention's tensors.
-READERS = {"compressed-tensors": readers.compressed_tensors, "gptq": readers.gptq, "gptq_v2": readers.gptq, "fp8": readers.fp8}
+READERS = {
+    "compressed-tensors": readers.compressed_tensors,
+    "gptq": readers.gptq,
+    "gptq_v2": readers.gptq,
+    "awq": readers.awq,
+    "awq_gemv": readers.awq,
+    "awq_gemv_fast": readers.awq,
+    "fp8": readers.fp8,
+}
 #: What transformers must load and run (issue 2): scheme and convention.
 GENERATES = [("FP8_BLOCK", "fp8"), ("FP8_BLOCK", "compressed-tensors"), ("W4A16", "compressed-tensors")]
 #: Schemes that issue 2 promises; each must have been compared in at least one convention.

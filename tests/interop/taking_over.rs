@@ -40,6 +40,12 @@ fn sorted(tensor: &QuantizedTensor) -> QuantizedTensor {
 #[test]
 fn own_tensors_come_out_as_they_went_in() {
     let more = [
+        "autoawq/awq-autoawq-gemm-g128",
+        "autoawq/awq-autoawq-gemm-minilm",
+        "gptqmodel/awq-gptqmodel-gemm-bf16",
+        "gptqmodel/awq-gptqmodel-gemm-g128",
+        "gptqmodel/awq-gptqmodel-gemv-g64",
+        "gptqmodel/awq-gptqmodel-gemv_fast-g128",
         "composed/deepseek-moe",
         "composed/deepseek-odd-dims",
         "composed/fbgemm-fp8",

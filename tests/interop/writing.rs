@@ -27,7 +27,7 @@ fn describe<'a>(
 }
 
 /// Fixture, convention, preset, group size.
-const CASES: [(&str, &str, &str, Option<i64>); 16] = [
+const CASES: [(&str, &str, &str, Option<i64>); 20] = [
     (
         "llm-compressor/ct-w4a16-g128",
         "compressed-tensors",
@@ -83,6 +83,25 @@ const CASES: [(&str, &str, &str, Option<i64>); 16] = [
         "gptq_v2",
         "W4A16_ASYM",
         Some(64),
+    ),
+    ("autoawq/awq-autoawq-gemm-g128", "awq", "W4A16_ASYM", None),
+    (
+        "autoawq/awq-autoawq-gemm-minilm",
+        "awq",
+        "W4A16_ASYM",
+        Some(64),
+    ),
+    (
+        "gptqmodel/awq-gptqmodel-gemv-g64",
+        "awq_gemv",
+        "W4A16_ASYM",
+        Some(64),
+    ),
+    (
+        "gptqmodel/awq-gptqmodel-gemv_fast-g128",
+        "awq_gemv_fast",
+        "W4A16_ASYM",
+        None,
     ),
 ];
 

@@ -3,6 +3,7 @@
 mod config;
 mod evidence;
 mod sizes;
+mod write;
 
 use safequant_container::{Dtype, TensorInfo};
 use safequant_kernels::Tile;
@@ -13,8 +14,9 @@ use crate::binding::{
 };
 use crate::scheme::{Packing, float_of};
 use crate::{
-    Arithmetic, Axes, Axis, Code, Convention, Error, Granularity, Headers, IntegerEncoding, Part,
-    QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, ZeroCoding, ZeroPoint,
+    Arithmetic, Axes, Axis, Code, Convention, ConventionWriter, Error, Granularity, Headers,
+    IntegerEncoding, Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage,
+    ZeroCoding, ZeroPoint,
 };
 
 /// AWQ in one of its layouts: each is a convention of its own, because none says the same bytes as another.
@@ -53,6 +55,16 @@ enum Layout {
 }
 
 impl Layout {
+    /// The convention of this layout.
+    const fn id(self) -> &'static str {
+        match self {
+            Layout::Gemm => "awq",
+            Layout::Gemv => "awq_gemv",
+            Layout::GemvFast => "awq_gemv_fast",
+            Layout::Llm => "awq_llm",
+        }
+    }
+
     /// As configurations call it.
     const fn name(self) -> &'static str {
         match self {
@@ -74,11 +86,15 @@ impl Layout {
 
 impl Convention for Awq {
     fn id(&self) -> &'static str {
+        self.layout.id()
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
         match self.layout {
-            Layout::Gemm => "awq",
-            Layout::Gemv => "awq_gemv",
-            Layout::GemvFast => "awq_gemv_fast",
-            Layout::Llm => "awq_llm",
+            Layout::Gemm => Some(&write::GEMM),
+            Layout::Gemv => Some(&write::GEMV),
+            Layout::GemvFast => Some(&write::GEMV_FAST),
+            Layout::Llm => None,
         }
     }
 
@@ -93,7 +109,7 @@ impl Convention for Awq {
             Layout::GemvFast => {
                 "AWQ gemv_fast: 4 bits in groups, four rows interleaved, zero points as products with the scale"
             }
-            Layout::Llm => "llm-awq: as AWQ gemv_fast, with scaled_zeros",
+            Layout::Llm => "llm-awq: as AWQ gemv_fast, with scaled_zeros (read only)",
         }
     }
 

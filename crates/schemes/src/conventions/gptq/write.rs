@@ -141,7 +141,8 @@ impl ConventionWriter for Writer {
             map.insert("dynamic".to_owned(), Value::Object(dynamic));
         }
         let heads = written.modules.iter().any(|m| is_head(&m.module));
-        let quantizer = concat!("safequant:", env!("CARGO_PKG_VERSION"));
+        let quantizer = quantizers(written.modules)
+            .map_err(|reason| self.refusal("the configuration", "these modules", reason))?;
         let entries = [
             ("group_size", json!(common.group_size)),
             ("desc_act", json!(common.is_indexed)),
@@ -151,7 +152,7 @@ impl ConventionWriter for Writer {
             ("format", json!(self.id())),
             ("checkpoint_format", json!(self.id())),
             ("pack_dtype", json!("int32")),
-            ("meta", json!({ "quantizer": [quantizer] })),
+            ("meta", json!({ "quantizer": quantizer })),
             ("sym", json!(common.is_symmetric)),
         ];
         map.extend(entries.map(|(key, value)| (key.to_owned(), value)));
@@ -465,6 +466,28 @@ fn groups_of(module: &QuantizedTensor) -> u64 {
     match u64::try_from(group_size(module)) {
         Ok(size) => module.in_features().div_ceil(size.max(1)),
         Err(_) => 1,
+    }
+}
+
+/// Who is said to have written the file: readers take the zero points of v1 by whole words if `GPTQModel` is among them.
+///
+/// # Errors
+/// Why nobody can be named, for people.
+fn quantizers(modules: &[QuantizedTensor]) -> Result<Vec<&'static str>, String> {
+    const OURS: &str = concat!("safequant:", env!("CARGO_PKG_VERSION"));
+    let is_stored = |m: &&QuantizedTensor, coding| m.scheme.zero_point == ZeroPoint::Stored(coding);
+    let by_word = modules
+        .iter()
+        .find(|m| is_stored(m, ZeroCoding::MinusOneWord));
+    let by_lane = modules.iter().find(|m| is_stored(m, ZeroCoding::MinusOne));
+    match (by_word, by_lane) {
+        (Some(a), Some(b)) => Err(format!(
+            "the zero points of {} are stored minus one by words and those of {} lane by lane, and one file has one way; \
+             gptq_v2 can hold both",
+            a.module, b.module
+        )),
+        (Some(_), None) => Ok(vec![OURS, "gptqmodel:7.7.0"]),
+        (None, _) => Ok(vec![OURS]),
     }
 }
 
