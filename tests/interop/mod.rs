@@ -5,11 +5,13 @@
 mod awq;
 mod bitsandbytes;
 mod comfyui;
+mod converting;
 mod decoding;
 mod dense;
 mod encoding;
 mod fixture;
 mod forms;
+mod memory;
 mod mlx;
 mod refusals;
 mod slicing;

@@ -1,60 +1,26 @@
 //! Tensor-parallel slices of what real tools wrote: dequantized and put together again they are the whole weight.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use safequant::container::{BytesSource, Checkpoint, Limits, ReadAt};
+use safequant::container::Checkpoint;
 use safequant::kernels::Backend;
 use safequant::schemes::{
-    Axis, Decoder, Error, Model, QuantizedTensor, RowsOut, Selection, Slice, SliceBytes, slice,
+    Axis, Error, Model, QuantizedTensor, Selection, Slice, SliceBytes, slice,
 };
-use serde_json::{Map, json};
 
-use super::fixture;
-
-fn values(tensor: &QuantizedTensor, checkpoint: &Checkpoint) -> Vec<u32> {
-    let decoder = Decoder::new(tensor, checkpoint, Backend::detect()).unwrap();
-    let n = usize::try_from(tensor.n_rows() * tensor.in_features()).unwrap();
-    let mut out = vec![0.0; n];
-    decoder
-        .rows(0..tensor.n_rows(), RowsOut::F32(&mut out))
-        .unwrap();
-    out.into_iter().map(f32::to_bits).collect()
-}
-
-/// A checkpoint in memory that holds the parts of a slice.
-fn stored(slice: &Slice, bytes: &[Vec<u8>]) -> Checkpoint {
-    let (mut header, mut data) = (Map::new(), Vec::new());
-    for (part, bytes) in slice.tensor.parts.iter().zip(bytes) {
-        let at = data.len();
-        data.extend_from_slice(bytes);
-        let entry = json!({
-            "dtype": part.dtype.name(),
-            "shape": part.shape,
-            "data_offsets": [at, data.len()],
-        });
-        header.insert(part.name.clone(), entry);
-    }
-    let text = serde_json::to_vec(&header).unwrap();
-    let mut file = (text.len() as u64).to_le_bytes().to_vec();
-    file.extend(text);
-    file.extend(data);
-    let source: Arc<dyn ReadAt> = Arc::new(BytesSource(file.into()));
-    let shards = vec![("slice.safetensors".to_owned(), source)];
-    Checkpoint::from_sources("slice", shards, BTreeMap::new(), &Limits::default()).unwrap()
-}
+use super::{fixture, memory};
 
 /// The values of one slice, and how many of its parts needed no copy.
 fn of_slice(tensor: &QuantizedTensor, slice: &Slice, checkpoint: &Checkpoint) -> (Vec<u32>, usize) {
     let bytes = slice
         .read(tensor, checkpoint, Backend::detect())
         .unwrap_or_else(|e| panic!("{}: {e}", tensor.module));
-    let made = stored(slice, &bytes);
+    let made = memory::checkpoint(&slice.tensor, &bytes);
     let zero_copy = slice
         .parts
         .iter()
         .filter(|p| matches!(p, SliceBytes::Stored(_)));
-    (values(&slice.tensor, &made), zero_copy.count())
+    (memory::values(&slice.tensor, &made), zero_copy.count())
 }
 
 /// Slices put together along an axis; matrices of a stack stand one after the other.
@@ -86,7 +52,7 @@ fn slices_put_together_are_the_whole() {
         let mut tensors: Vec<&QuantizedTensor> = model.quantized.iter().collect();
         tensors.sort_by_key(|t| (t.n_rows() * t.in_features(), &t.module));
         for tensor in tensors.into_iter().take(2) {
-            let whole = values(tensor, &checkpoint);
+            let whole = memory::values(tensor, &checkpoint);
             for (axis, world) in [Axis::Out, Axis::In]
                 .into_iter()
                 .flat_map(|axis| [1, 2, 4, 8].map(|world| (axis, world)))
@@ -139,7 +105,7 @@ fn fused_weights_are_sliced_by_their_parts() {
         usize::try_from(tensor.in_features()).unwrap(),
         usize::try_from(rows / 2).unwrap(),
     );
-    let whole = values(tensor, &checkpoint);
+    let whole = memory::values(tensor, &checkpoint);
     let selection = Selection::of_fused(tensor, Axis::Out, &[rows / 2, rows / 2], 1, 2).unwrap();
     let (values, _) = of_slice(tensor, &slice(tensor, &selection).unwrap(), &checkpoint);
     let mut expected = whole[half / 2 * columns..half * columns].to_vec();

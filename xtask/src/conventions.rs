@@ -10,34 +10,27 @@ use crate::process::root;
 
 const PAGE: &str = "docs/conventions.md";
 
-/// Writes the page, or with `--check` compares it with what stands there.
+/// Writes the pages, or with `--check` compares them with what stands there.
 pub(crate) fn run(args: &[&str]) -> Outcome {
-    let page = page();
-    let path = root().join(PAGE);
-    match args {
-        [] => {
-            std::fs::write(&path, page).map_err(|e| format!("{PAGE}: {e}"))?;
-            println!(
-                "{PAGE}: {} conventions, {} schemes",
-                CONVENTIONS.len(),
-                offered_presets().count()
-            );
-            Ok(())
-        }
-        ["--check"] => {
-            let stands = std::fs::read_to_string(&path).map_err(|e| format!("{PAGE}: {e}"))?;
-            if stands != page {
-                return Err(format!("{PAGE} is not current: run `cargo xtask generate`"));
+    let pages = [
+        (PAGE, page()),
+        (crate::conversions::PAGE, crate::conversions::page()?),
+    ];
+    for (name, page) in pages {
+        let path = root().join(name);
+        match args {
+            [] => std::fs::write(&path, page).map_err(|e| format!("{name}: {e}"))?,
+            ["--check"] => {
+                let stands = std::fs::read_to_string(&path).map_err(|e| format!("{name}: {e}"))?;
+                if stands != page {
+                    return Err(format!("{name} is not current: run `cargo xtask generate`"));
+                }
             }
-            println!(
-                "{PAGE} is current: {} conventions, {} schemes",
-                CONVENTIONS.len(),
-                offered_presets().count()
-            );
-            Ok(())
+            _ => return Err(format!("generate: unexpected arguments {args:?}")),
         }
-        _ => Err(format!("generate: unexpected arguments {args:?}")),
+        println!("{name} is current");
     }
+    Ok(())
 }
 
 fn page() -> String {

@@ -7,6 +7,7 @@
 
 mod check;
 mod conventions;
+mod conversions;
 mod fixtures;
 mod fuzz;
 mod imports;
@@ -25,7 +26,7 @@ usage: cargo xtask TASK
   check [--no-test] [--only STEP]   everything CI runs: fmt, clippy, tests, docs, generated files, import table, tidy,
                                     fixtures, deny
   test [ARGS]                       cargo test --workspace, then Python's safetensors over what we write
-  generate [--check]                docs/conventions.md from the registries
+  generate [--check]                docs/conventions.md and docs/conversions.md
   fixtures [--update]               fixtures/MANIFEST.toml against the files; --update recomputes the digests
   interop [--all] [--venv PATH]     what we write, read by compressed-tensors and transformers
   fuzz [--seconds N] [--target T] [--prepare]   the fuzz targets, one after the other

@@ -52,6 +52,14 @@ pub struct Conversion {
     pub(crate) preset: Option<Preset>,
 }
 
+impl Conversion {
+    /// The source with its scheme as simple as its numbers allow, and the layout that its codes are carried over to; `None`
+    /// where they cannot be.
+    pub fn layouts(&self) -> Option<(&QuantizedTensor, &QuantizedTensor)> {
+        self.carried.as_ref().map(|(plain, layout)| (plain, layout))
+    }
+}
+
 /// Decides what becomes of one weight. Reads its scales and zero points, never its codes.
 ///
 /// # Errors
@@ -113,6 +121,9 @@ fn carry(
             "{} of {} scales are rounded, by at most {:.1e}",
             changes.n_rounded, changes.n_numbers, changes.max_relative_error
         );
+        (Label::Cast, reason)
+    } else if !transcoder.keeps_arithmetic() {
+        let reason = "readers round differently: codes, scales and zero points are the same, weights only to the last bit".to_owned();
         (Label::Cast, reason)
     } else if !transcoder.keeps_structure() {
         let reason = "scales are repeated for smaller groups, or multiplied together".to_owned();

@@ -19,6 +19,7 @@ mod foreign;
 pub mod headers;
 pub mod model;
 pub mod pattern;
+mod phrase;
 pub mod preset;
 pub mod quantized;
 pub mod scheme;

@@ -197,6 +197,22 @@ impl<'a> Transcoder<'a> {
         self.cells.is_identity() && self.supers != Supers::Applied
     }
 
+    /// Whether the same numbers stand for the same weights, computed in F32: a product that one side stores rounded, and the
+    /// other one does not store at all, differs.
+    pub fn keeps_arithmetic(&self) -> bool {
+        let rounds = |tensor: &QuantizedTensor| match tensor.scheme.arithmetic {
+            Arithmetic::RoundedZero(float) => Some(float),
+            Arithmetic::ScaledDifference
+            | Arithmetic::RoundedTo(_)
+            | Arithmetic::RoundedScale(_)
+            | Arithmetic::EachStep(_)
+            | Arithmetic::Over127
+            | Arithmetic::ScaleOver127
+            | Arithmetic::Int8Grid(_) => None,
+        };
+        rounds(self.source) == rounds(self.target)
+    }
+
     /// What would happen to the numbers of all rows; reads no codes.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use safequant::container::{Checkpoint, CheckpointKind, Dtype, TensorInfo};
 use safequant::schemes::pattern::Pattern;
 use safequant::schemes::{Model, QuantizedTensor, Role};
 
-use crate::describe::{self, Place};
+use crate::describe::Place;
 use crate::exit::Failure;
 
 /// What a checkpoint is.
@@ -270,7 +270,7 @@ fn quantized_entries(checkpoint: &Checkpoint, model: &Model) -> Vec<Entry> {
         Entry {
             name: quantized.module.clone(),
             convention: Some(quantized.convention),
-            scheme: describe::scheme(&quantized.scheme),
+            scheme: quantized.scheme.to_string(),
             shape: quantized.shape.clone(),
             parameters: quantized
                 .shape
