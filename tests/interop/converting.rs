@@ -70,19 +70,69 @@ struct Seen {
     labels: BTreeMap<&'static str, usize>,
     same: usize,
     there_and_back: usize,
+    faults: Vec<String>,
+}
+
+impl Seen {
+    fn expect(&mut self, holds: bool, fault: impl FnOnce() -> String) {
+        if !holds {
+            self.faults.push(fault());
+        }
+    }
+}
+
+/// Parts with their bytes, by name.
+fn by_name(tensor: &QuantizedTensor, bytes: &[Vec<u8>]) -> BTreeMap<String, (String, Vec<u8>)> {
+    let parts = tensor.parts.iter().zip(bytes);
+    parts
+        .map(|(p, bytes)| {
+            let about = format!("{:?} {} {:?}", p.role, p.dtype, p.shape);
+            (p.name.clone(), (about, bytes.clone()))
+        })
+        .collect()
+}
+
+/// The first part in which two sets differ.
+fn difference(
+    before: &BTreeMap<String, (String, Vec<u8>)>,
+    after: &BTreeMap<String, (String, Vec<u8>)>,
+) -> Option<String> {
+    for (name, (about, bytes)) in before {
+        match after.get(name) {
+            None => return Some(format!("{name} is lost")),
+            Some((other, _)) if other != about => return Some(format!("{name}: {about}, {other}")),
+            Some((_, other)) if other != bytes => return Some(format!("{name}: other bytes")),
+            Some(_) => {}
+        }
+    }
+    let added = after.keys().find(|name| !before.contains_key(*name));
+    added.map(|name| format!("{name} is new"))
 }
 
 fn check(name: &str, source: &QuantizedTensor, checkpoint: &Checkpoint, seen: &mut Seen) {
     let values = memory::values(source, checkpoint);
+    // transformers' fused experts share one scale tensor; written, each has its own.
+    let shares = |p: &Part| matches!(p.storage, Storage::SharedElements { .. });
+    let is_shared = source.parts.iter().any(shares);
+    let before = by_name(source, &stored(source, checkpoint));
     for target in writers() {
         let name = format!("{name} {} to {}", source.module, target.id());
-        let found = conversion(checkpoint, source, target).unwrap();
+        let found = match conversion(checkpoint, source, target) {
+            Ok(found) => found,
+            Err(error) => {
+                seen.faults.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
         *seen.labels.entry(found.label.word()).or_default() += 1;
-        assert_eq!(
-            found.reason.is_empty(),
-            found.label == Label::Exact,
-            "{name}"
-        );
+        let says_why = found.reason.is_empty() == (found.label == Label::Exact);
+        seen.expect(says_why, || {
+            format!("{name}: {:?} {}", found.label, found.reason)
+        });
+        let is_home = target.id() == source.convention;
+        seen.expect(!is_home || found.label == Label::Exact, || {
+            format!("{name}: {:?} {}", found.label, found.reason)
+        });
         if found.layouts().is_none() {
             continue;
         }
@@ -93,18 +143,18 @@ fn check(name: &str, source: &QuantizedTensor, checkpoint: &Checkpoint, seen: &m
         }
         // Equal as numbers: a code book may spell a zero with another sign.
         let now = memory::values(&there, &made);
-        let is_zero = |bits: u32| bits & 0x7fff_ffff == 0;
-        let differs = |(a, b): (&u32, &u32)| a != b && !(is_zero(*a) && is_zero(*b));
+        let number = |bits: u32| f32::from_bits(bits);
+        let differs = |(a, b): (&u32, &u32)| {
+            a != b && number(*a) != number(*b) && !(number(*a).is_nan() && number(*b).is_nan())
+        };
         let at = values.iter().zip(&now).position(differs);
-        assert_eq!(at, None, "{name}: a value differs");
-        // transformers' fused experts share one scale tensor; written, each has its own.
-        let shares = |p: &Part| matches!(p.storage, Storage::SharedElements { .. });
-        if source.parts.iter().any(shares) {
+        seen.expect(at.is_none(), || format!("{name}: value {at:?} differs"));
+        if is_shared {
             continue;
         }
-        if target.id() == source.convention {
-            assert_eq!(there.parts, source.parts, "{name}");
-            assert!(bytes == stored(source, checkpoint), "{name}: other bytes");
+        if is_home {
+            let fault = difference(&before, &by_name(&there, &bytes));
+            seen.expect(fault.is_none(), || format!("{name}: {fault:?}"));
             seen.same += 1;
             continue;
         }
@@ -115,32 +165,19 @@ fn check(name: &str, source: &QuantizedTensor, checkpoint: &Checkpoint, seen: &m
         let back = conversion(&made, &there, home).unwrap();
         if back.label == Label::Exact {
             let (again, bytes) = converted(&there, &made, &back);
-            assert_same(&name, source, checkpoint, &again, &bytes);
+            // Companions (activation scales) may have stayed behind.
+            let companions: Vec<String> = source
+                .parts
+                .iter()
+                .filter(|p| p.role == Role::Auxiliary && p.content.is_none())
+                .map(|p| p.name.clone())
+                .collect();
+            let mut before = before.clone();
+            before.retain(|name, _| !companions.contains(name));
+            let fault = difference(&before, &by_name(&again, &bytes));
+            seen.expect(fault.is_none(), || format!("{name} and back: {fault:?}"));
             seen.there_and_back += 1;
         }
-    }
-}
-
-/// Every part of the weight itself has come back; companions (activation scales) may have stayed behind.
-fn assert_same(
-    name: &str,
-    source: &QuantizedTensor,
-    checkpoint: &Checkpoint,
-    again: &QuantizedTensor,
-    bytes: &[Vec<u8>],
-) {
-    let before = stored(source, checkpoint);
-    for (part, before) in source.parts.iter().zip(&before) {
-        if part.role == Role::Auxiliary && part.content.is_none() {
-            continue;
-        }
-        let at = again.parts.iter().position(|p| p.name == part.name);
-        let at = at.unwrap_or_else(|| panic!("{name} and back: {} is lost", part.name));
-        assert!(
-            bytes[at] == *before,
-            "{name} and back: {} differs",
-            part.name
-        );
     }
 }
 
@@ -159,7 +196,7 @@ fn exact_conversions_keep_every_value_and_come_back_to_the_same_bytes() {
             }
         }
     }
-    println!("{seen:?}");
+    assert!(seen.faults.is_empty(), "{:#?}", seen.faults);
     assert!(seen.same > 100, "{seen:?}");
     assert!(seen.there_and_back > 50, "{seen:?}");
 }

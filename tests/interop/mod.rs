@@ -1,5 +1,6 @@
 //! What real tools wrote: every fixture is opened, bound, decoded and compared with the numbers of its producer.
 
+#![expect(clippy::float_cmp, reason = "conversions keep values exactly")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod awq;

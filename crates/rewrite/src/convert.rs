@@ -1,10 +1,10 @@
 //! `convert`: what becomes of each quantized weight in another convention, decided by schemes and numbers.
 
-use safequant_container::Checkpoint;
+use safequant_container::{Checkpoint, Dtype};
 use safequant_kernels::{Backend, Float};
 use safequant_schemes::{
     Changes, Code, ConventionWriter, Decoder, Granularity, PRESETS, Preset, PresetGranularity,
-    QuantizedTensor, Transcoder, ZeroPoint, transcode,
+    QuantizedTensor, Role, Transcoder, ZeroPoint, transcode,
 };
 
 use crate::Error;
@@ -14,7 +14,8 @@ use crate::Error;
 pub enum Label {
     /// The same codes and the same scales; the way back gives the same bytes.
     Exact,
-    /// The same codes; scales or float zero points are rounded to another dtype, or repeated for smaller groups.
+    /// The same codes; scales or float zero points change their dtype (rounded or not), are repeated for smaller groups, or
+    /// are read with another rounding.
     Cast,
     /// The codes change: the weight is dequantized and quantized again.
     Lossy,
@@ -125,6 +126,11 @@ fn carry(
     } else if !transcoder.keeps_arithmetic() {
         let reason = "readers round differently: codes, scales and zero points are the same, weights only to the last bit".to_owned();
         (Label::Cast, reason)
+    } else if let Some((from, to)) = changed_dtype(source, &layout) {
+        let reason = format!(
+            "numbers beside the codes are stored as {to} instead of {from}, none is rounded"
+        );
+        (Label::Cast, reason)
     } else if !transcoder.keeps_structure() {
         let reason = "scales are repeated for smaller groups, or multiplied together".to_owned();
         (Label::Cast, reason)
@@ -138,6 +144,23 @@ fn carry(
         carried: Some((plain.clone(), layout)),
         preset: None,
     }))
+}
+
+/// The dtypes of the first kind of numbers (scales, super-scales, float zero points) that change theirs.
+fn changed_dtype(
+    source: &QuantizedTensor,
+    layout: &QuantizedTensor,
+) -> Option<(&'static str, &'static str)> {
+    [Role::Scale, Role::SuperScale, Role::Offset]
+        .into_iter()
+        .filter_map(|role| Some((source.part(role)?, layout.part(role)?)))
+        .find(|(from, to)| is_float(from.dtype) && is_float(to.dtype) && from.dtype != to.dtype)
+        .map(|(from, to)| (from.dtype.name(), to.dtype.name()))
+}
+
+/// Bytes of one-byte floats stand in tensors of their own dtype or of `U8`, which is no change.
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
 /// The reason in an error of a writer, without the names that the reader knows already.
