@@ -85,6 +85,14 @@ pub(crate) fn quantized_documents(
     Ok(documents)
 }
 
+/// `config.json` and the convention's own documents as they are: what they say still holds.
+pub(crate) fn same_documents(checkpoint: &Checkpoint) -> Vec<(String, Vec<u8>)> {
+    let names = std::iter::once(&CONFIG).chain(CONVENTION_DOCUMENTS);
+    names
+        .filter_map(|name| Some(((*name).to_owned(), checkpoint.document(name)?.to_vec())))
+        .collect()
+}
+
 /// `config.json` after dequantizing, if there is one.
 pub(crate) fn dense_documents(
     checkpoint: &Checkpoint,

@@ -3,8 +3,9 @@
 use safequant_container::{Checkpoint, Dtype};
 use safequant_kernels::{Backend, Float};
 use safequant_schemes::{
-    Changes, Code, ConventionWriter, Decoder, Granularity, PRESETS, Preset, PresetGranularity,
-    QuantizedTensor, Role, Transcoder, ZeroPoint, transcode,
+    Axes, Changes, Code, ConventionWriter, Decoder, Granularity, PRESETS, Preset,
+    PresetGranularity, QuantizedTensor, Role, ScaleCoding, Storage, Transcoder, ZeroPoint,
+    transcode,
 };
 
 use crate::Error;
@@ -12,7 +13,8 @@ use crate::Error;
 /// How much of a weight survives the way to another convention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Label {
-    /// The same codes and the same scales; the way back gives the same bytes.
+    /// The same codes and the same scales in the same dtypes; the way back gives the same numbers, and the same bytes where
+    /// the convention has one spelling for them.
     Exact,
     /// The same codes; scales or float zero points change their dtype (rounded or not), are repeated for smaller groups, or
     /// are read with another rounding.
@@ -101,9 +103,14 @@ fn carry(
     writer: &dyn ConventionWriter,
 ) -> Result<Result<Conversion, String>, Error> {
     let source = decoder.tensor;
-    let layout = match writer.lay_out_like(plain) {
-        Ok(layout) => layout,
-        Err(error) => return Ok(Err(why(&error))),
+    // What is of this convention already stays as it is, down to its spelling.
+    let layout = if source.convention == writer.id() {
+        own_scales(source.clone())
+    } else {
+        match writer.lay_out_like(plain) {
+            Ok(layout) => layout,
+            Err(error) => return Ok(Err(why(&error))),
+        }
     };
     if let Some(part) = missing_part(source, &layout) {
         return Ok(Err(format!("{part} would have to be made up")));
@@ -146,11 +153,34 @@ fn carry(
     }))
 }
 
+/// A scale that stands among those of other modules gets a tensor of its own: two modules cannot write one.
+fn own_scales(mut tensor: QuantizedTensor) -> QuantizedTensor {
+    for part in &mut tensor.parts {
+        if let Storage::SharedElements { .. } = part.storage {
+            part.storage = Storage::Elements { axes: Axes::OutIn };
+            part.name = format!("{}.weight_scale_inv", tensor.module);
+            part.shape = part.shape.split_off(part.shape.len().min(1));
+        }
+    }
+    tensor
+}
+
 /// The dtypes of the first kind of numbers (scales, super-scales, float zero points) that change theirs.
 fn changed_dtype(
     source: &QuantizedTensor,
     layout: &QuantizedTensor,
 ) -> Option<(&'static str, &'static str)> {
+    let kind = |tensor: &QuantizedTensor| match tensor.scheme.scale {
+        ScaleCoding::Float(_) => "floats",
+        ScaleCoding::E8M0(_) => "powers of two",
+        ScaleCoding::Minifloat(_) => "small floats",
+        ScaleCoding::StoredTable => "indices of a table",
+        ScaleCoding::Integer => "integers",
+        ScaleCoding::One => "nothing",
+    };
+    if kind(source) != kind(layout) {
+        return Some((kind(source), kind(layout)));
+    }
     [Role::Scale, Role::SuperScale, Role::Offset]
         .into_iter()
         .filter_map(|role| Some((source.part(role)?, layout.part(role)?)))

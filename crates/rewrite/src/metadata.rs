@@ -9,6 +9,17 @@ const CONVENTION_METADATA: &[&str] = &["quantization_config", "_quantization_met
 /// torchao's list of parameters; every one has an entry of its own under its name (formats: torchao §2).
 const PARAMETERS: &str = "tensor_names";
 
+/// The source's entries as they are; the first of a key wins.
+pub(crate) fn same<'a>(
+    source: impl Iterator<Item = &'a (String, String)>,
+) -> Vec<(String, String)> {
+    let mut seen = HashSet::new();
+    source
+        .filter(|(key, _)| seen.insert(key.as_str()))
+        .cloned()
+        .collect()
+}
+
 /// Merges the source's entries (the first of a key wins) with the new ones, and drops what is stale.
 ///
 /// An entry that takes a parameter apart stays as long as tensors of its parts are written.

@@ -250,7 +250,11 @@ impl<'a> Planner<'a, '_> {
         };
         let shards = self.checkpoint.shards().iter();
         let source = shards.flat_map(|s| s.header.metadata.iter().flatten());
-        let mut merged = crate::metadata::merged(source, &built.edit.metadata, is_written);
+        let mut merged = if built.keeps_documents {
+            crate::metadata::same(source)
+        } else {
+            crate::metadata::merged(source, &built.edit.metadata, is_written)
+        };
         if merged.iter().all(|(key, _)| key != "format") {
             merged.push(("format".to_owned(), "pt".to_owned()));
         }
@@ -264,6 +268,7 @@ impl<'a> Planner<'a, '_> {
 
     fn documents(&mut self, built: &mut Steps) -> Result<Vec<(String, Vec<u8>)>, Error> {
         let mut documents = match self.verb {
+            Verb::Convert(_) if built.keeps_documents => config::same_documents(self.checkpoint),
             Verb::Quantize(_) | Verb::Convert(_) => {
                 let edit = std::mem::take(&mut built.edit);
                 config::quantized_documents(self.checkpoint, edit)?

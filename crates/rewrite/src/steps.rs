@@ -173,6 +173,8 @@ pub(crate) struct Steps {
     pub(crate) statistics: Vec<Vec<usize>>,
     pub(crate) notes: Vec<String>,
     pub(crate) edit: ConfigEdit,
+    /// The source's own documents describe the result: nothing changed its convention or its spelling.
+    pub(crate) keeps_documents: bool,
 }
 
 /// Bytes of a quantized tensor's parts, and the shard that the first of them lies in.
@@ -411,6 +413,7 @@ impl Builder<'_> {
             statistics,
             notes: self.notes,
             edit,
+            keeps_documents: false,
         })
     }
 }

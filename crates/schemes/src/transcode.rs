@@ -207,6 +207,7 @@ impl<'a> Transcoder<'a> {
             | Arithmetic::RoundedScale(_)
             | Arithmetic::EachStep(_)
             | Arithmetic::Over127
+            | Arithmetic::Probed(_)
             | Arithmetic::ScaleOver127
             | Arithmetic::Int8Grid(_) => None,
         };

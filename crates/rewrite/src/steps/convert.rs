@@ -4,7 +4,9 @@ use safequant_container::Checkpoint;
 use safequant_quantize::Target;
 use safequant_quantize::quantizer::{Division, NonFinite};
 use safequant_schemes::pattern::Pattern;
-use safequant_schemes::{Changes, ConventionWriter, Model, Preset, QuantizedTensor, Written};
+use safequant_schemes::{
+    Changes, ConfigEdit, ConventionWriter, Model, Preset, QuantizedTensor, Written,
+};
 
 use super::{
     DenseSource, Ordered, QuantizeWork, Step, Steps, TranscodeWork, Work, drop_orphans, layout_of,
@@ -43,6 +45,7 @@ pub(crate) fn convert(
         left_out: 0,
         cast: (0, Changes::default()),
         lossy: 0,
+        is_unchanged: true,
     };
     for tensor in &model.quantized {
         builder.add(tensor)?;
@@ -78,6 +81,8 @@ struct Builder<'a> {
     cast: (usize, Changes),
     /// Modules whose codes change.
     lossy: usize,
+    /// Every weight so far is of this convention already and keeps its parts.
+    is_unchanged: bool,
 }
 
 impl Builder<'_> {
@@ -86,6 +91,7 @@ impl Builder<'_> {
         for pattern in &self.ignore {
             if pattern.is_match(&tensor.module)? {
                 self.ignored.push(tensor.module.clone());
+                self.is_unchanged = false;
                 let step = Step::dequantize(tensor, tensor.reference_dtype, bytes);
                 self.ordered.push(&shard, step);
                 return Ok(());
@@ -104,6 +110,7 @@ impl Builder<'_> {
                 ..
             } => {
                 self.left_out += left_out(tensor, &layout);
+                self.is_unchanged &= tensor.parts == layout.parts;
                 transcoded(tensor, plain, layout, label, bytes)
             }
             Conversion {
@@ -111,6 +118,7 @@ impl Builder<'_> {
                 ..
             } if is_allowed => {
                 self.lossy += 1;
+                self.is_unchanged = false;
                 self.quantized(tensor, &preset, bytes)?
             }
             Conversion { reason, .. } => {
@@ -213,11 +221,16 @@ impl Builder<'_> {
                 source_name: self.checkpoint.name().to_owned(),
             });
         }
-        let edit = self.writer.config(&Written {
-            modules: &layouts,
-            ignored: &self.ignored,
-            preset: None,
-        })?;
+        let keeps_documents = self.is_unchanged;
+        let edit = if keeps_documents {
+            ConfigEdit::default()
+        } else {
+            self.writer.config(&Written {
+                modules: &layouts,
+                ignored: &self.ignored,
+                preset: None,
+            })?
+        };
         let statistics = share_statistics(&mut steps, "rtn")?;
         if self.left_out > 0 {
             notes.push(format!(
@@ -231,6 +244,7 @@ impl Builder<'_> {
             statistics,
             notes,
             edit,
+            keeps_documents,
         })
     }
 }
