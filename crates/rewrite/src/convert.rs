@@ -3,9 +3,8 @@
 use safequant_container::{Checkpoint, Dtype};
 use safequant_kernels::{Backend, Float};
 use safequant_schemes::{
-    Axes, Changes, Code, ConventionWriter, Decoder, Granularity, PRESETS, Preset,
-    PresetGranularity, QuantizedTensor, Role, ScaleCoding, Storage, Transcoder, ZeroPoint,
-    transcode,
+    Changes, Code, ConventionWriter, Decoder, Granularity, PRESETS, Preset, PresetGranularity,
+    QuantizedTensor, Role, ScaleCoding, Transcoder, ZeroPoint, transcode,
 };
 
 use crate::Error;
@@ -105,7 +104,7 @@ fn carry(
     let source = decoder.tensor;
     // What is of this convention already stays as it is, down to its spelling.
     let layout = if source.convention == writer.id() {
-        own_scales(source.clone())
+        transcode::with_own_parts(source)?
     } else {
         match writer.lay_out_like(plain) {
             Ok(layout) => layout,
@@ -151,18 +150,6 @@ fn carry(
         carried: Some((plain.clone(), layout)),
         preset: None,
     }))
-}
-
-/// A scale that stands among those of other modules gets a tensor of its own: two modules cannot write one.
-fn own_scales(mut tensor: QuantizedTensor) -> QuantizedTensor {
-    for part in &mut tensor.parts {
-        if let Storage::SharedElements { .. } = part.storage {
-            part.storage = Storage::Elements { axes: Axes::OutIn };
-            part.name = format!("{}.weight_scale_inv", tensor.module);
-            part.shape = part.shape.split_off(part.shape.len().min(1));
-        }
-    }
-    tensor
 }
 
 /// The dtypes of the first kind of numbers (scales, super-scales, float zero points) that change theirs.

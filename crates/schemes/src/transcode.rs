@@ -14,8 +14,8 @@ use self::codes::CodeMap;
 use self::zeros::{Zero, ZeroMap};
 use crate::storage::{scale_rows, segments, super_rows, to_usize};
 use crate::{
-    Arithmetic, CodeTile, Decoder, Error, Granularity, QuantizedTensor, Role, ScaleCoding,
-    ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,
+    Arithmetic, Axes, CodeTile, Decoder, Error, Granularity, OffsetForm, QuantizedTensor, Role,
+    ScaleCoding, ScaleDirection, Scheme, Storage, SuperScale, ZeroCoding, ZeroPoint,
 };
 
 /// What happened to the scales (and float zero points) of a tensor on the way.
@@ -106,6 +106,24 @@ pub fn normalize(decoder: &Decoder<'_>) -> Result<QuantizedTensor, Error> {
         };
     }
     Ok(tensor)
+}
+
+/// The tensor with a scale of its own, where it stands among those of other modules: two modules cannot write one part.
+///
+/// # Errors
+/// A size that this machine cannot address.
+pub fn with_own_parts(tensor: &QuantizedTensor) -> Result<QuantizedTensor, Error> {
+    let mut own = tensor.clone();
+    for i in 0..own.parts.len() {
+        if let Storage::SharedElements { .. } = own.parts[i].storage {
+            let mut part = own.parts[i].clone();
+            part.storage = Storage::Elements { axes: Axes::OutIn };
+            part.name = format!("{}.weight_scale_inv", own.module);
+            part.shape = crate::storage::shape_of(&own, &part)?;
+            own.parts[i] = part;
+        }
+    }
+    Ok(own)
 }
 
 /// Calls `f` with scales and zero points of all rows, piece by piece, while it answers true.
@@ -211,7 +229,24 @@ impl<'a> Transcoder<'a> {
             | Arithmetic::ScaleOver127
             | Arithmetic::Int8Grid(_) => None,
         };
-        rounds(self.source) == rounds(self.target)
+        // The zero of the code where a float is added to the product.
+        let adds = |tensor: &QuantizedTensor| match tensor.scheme.zero_point {
+            ZeroPoint::Offset {
+                form: OffsetForm::Added | OffsetForm::Subtracted,
+                zero,
+            } => Some(zero),
+            ZeroPoint::Offset {
+                form: OffsetForm::BeforeScale,
+                ..
+            }
+            | ZeroPoint::Fixed(_)
+            | ZeroPoint::Stored(_) => None,
+        };
+        // Codes of 8 bits times scales of 11 are exact in F32, so that it does not matter when the zero point comes in;
+        // with scales of 24 bits it does.
+        let is_wide = self.target.scheme.scale == ScaleCoding::Float(Float::F32);
+        let moves = adds(self.source) != adds(self.target);
+        rounds(self.source) == rounds(self.target) && !(moves && is_wide)
     }
 
     /// What would happen to the numbers of all rows; reads no codes.
