@@ -54,6 +54,7 @@ const CONVENTION_IDS: &[&str] = &[
     "comfyui",
     "compressed-tensors",
     "fp8",
+    "gguf",
     "gptq",
     "gptq_p",
     "gptq_v2",
