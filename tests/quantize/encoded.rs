@@ -9,7 +9,7 @@ use safequant::schemes::preset::{Preset, PresetGranularity, WeightCode};
 use safequant::schemes::{CodeTile, EncodedRegion, QuantizedTensor};
 use serde_json::Value;
 
-use super::fixture::{Fixture, Weight, folders};
+use super::fixture::{Fixture, Weight, folders, has_small_scales};
 use super::reference::{number, target};
 
 /// What was compared, and modules whose zero points GPTQ v1 cannot hold.
@@ -202,6 +202,9 @@ fn what_our_writers_encode_equals_the_tools_files() {
     let mut visited = Visited::default();
     for (producer, describe) in producers {
         for folder in folders(producer) {
+            if has_small_scales(&folder) {
+                continue;
+            }
             let fixture = Fixture::open(&folder);
             check(&fixture, &describe(&fixture), &mut visited);
         }

@@ -49,6 +49,12 @@ pub(super) fn folders(producer: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Whether block scales are small floats or powers of two: those are compared in `codes` alone.
+pub(super) fn has_small_scales(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap().to_string_lossy();
+    name.starts_with("rtn-nvfp4") || name.starts_with("rtn-mxfp")
+}
+
 impl Fixture {
     pub(super) fn open(folder: &Path) -> Self {
         let config = std::fs::read(folder.join("config.json")).unwrap();

@@ -12,7 +12,7 @@ use safequant::schemes::{
 };
 use serde_json::Value;
 
-use super::fixture::{Fixture, Weight, float, folders};
+use super::fixture::{Fixture, Weight, float, folders, has_small_scales};
 
 /// What was compared: fixtures, modules, and the bytes of all their parts.
 #[derive(Debug, Default, PartialEq)]
@@ -159,6 +159,9 @@ fn compressed_tensors_granularity(args: &Value) -> Granularity {
 fn compressed_tensors_bytes_equal_those_of_llm_compressor() {
     let mut visited = Visited::default();
     for folder in folders("llm-compressor") {
+        if has_small_scales(&folder) {
+            continue;
+        }
         let fixture = Fixture::open(&folder);
         let groups = fixture.config["config_groups"].as_object().unwrap();
         let group = groups.values().next().unwrap();

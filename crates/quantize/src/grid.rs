@@ -17,6 +17,8 @@ pub(crate) struct Grid {
     n_rows: usize,
     first_row: u64,
     out_features: u64,
+    /// Elements per group of the flattened matrix, instead of rectangles.
+    flat: Option<usize>,
 }
 
 /// A rectangle of a tile that shares one scale.
@@ -26,10 +28,13 @@ pub(crate) struct Cell {
     pub(crate) matrix: u64,
     /// Rows relative to the tile.
     pub(crate) rows: Range<usize>,
-    /// Input features.
+    /// Input features; beyond the row's end into the following ones where groups follow the flattened matrix, and `rows` is
+    /// the first row alone.
     pub(crate) columns: Range<usize>,
     /// Index of the cell within its row of cells.
     pub(crate) group: usize,
+    /// Whether it has fewer columns than others.
+    pub(crate) is_short: bool,
 }
 
 impl Grid {
@@ -42,11 +47,13 @@ impl Grid {
         let (block_rows, block_columns) = match granularity {
             Granularity::Tensor => (None, rows.in_features),
             Granularity::Channel => (Some(1), rows.in_features),
-            Granularity::Group { size } => (Some(1), saturating_usize(size)),
+            Granularity::Group { size } | Granularity::Flat { size } => {
+                (Some(1), saturating_usize(size))
+            }
             Granularity::Block { rows, columns } => (Some(rows.max(1)), saturating_usize(columns)),
-            Granularity::Flat { .. } | Granularity::Strided { .. } => {
+            Granularity::Strided { .. } => {
                 return Err(Error::UnsupportedScheme {
-                    reason: "groups over flattened rows have no rule yet",
+                    reason: "groups of elements that lie apart are only read",
                 });
             }
             Granularity::IndexedGroup { .. } => {
@@ -62,6 +69,15 @@ impl Grid {
             n_rows: rows.n_rows(),
             first_row: rows.first_row,
             out_features: rows.out_features.max(1),
+            flat: match granularity {
+                Granularity::Flat { size } => Some(saturating_usize(size).max(1)),
+                Granularity::Tensor
+                | Granularity::Channel
+                | Granularity::Group { .. }
+                | Granularity::Block { .. }
+                | Granularity::Strided { .. }
+                | Granularity::IndexedGroup { .. } => None,
+            },
         };
         grid.assert_whole_blocks();
         Ok(grid)
@@ -69,6 +85,16 @@ impl Grid {
 
     /// A block has one scale, so a tile that held a part of it could not choose it.
     fn assert_whole_blocks(&self) {
+        if let Some(size) = self.flat {
+            let end = self.first_row + widen(self.n_rows);
+            for row in [self.first_row, end] {
+                let elements = (row % self.out_features).saturating_mul(widen(self.in_features));
+                assert!(
+                    elements.is_multiple_of(widen(size)),
+                    "a tile boundary at row {row} cuts a group of {size} elements"
+                );
+            }
+        }
         let Some(unit) = self.block_rows.filter(|&unit| unit > 1) else {
             return;
         };
@@ -82,24 +108,31 @@ impl Grid {
         }
     }
 
-    /// Cells along the input features.
-    pub(crate) fn n_groups(&self) -> usize {
-        self.in_features.div_ceil(self.block_columns)
-    }
-
     /// The cells in the order of [`safequant_schemes::CodeTile::scales`].
     pub(crate) fn cells(self) -> impl Iterator<Item = Cell> {
         self.row_blocks().flat_map(move |(matrix, rows)| {
-            (0..self.n_groups()).map(move |group| {
+            // Flattened rows are one long row.
+            let width = match self.flat {
+                Some(_) => rows.len() * self.in_features,
+                None => self.in_features,
+            };
+            (0..width.div_ceil(self.block_columns)).map(move |group| {
                 let start = group * self.block_columns;
-                let end = start
-                    .saturating_add(self.block_columns)
-                    .min(self.in_features);
+                let end = start.saturating_add(self.block_columns).min(width);
+                let is_short = end - start < self.block_columns;
+                let (rows, columns) = if self.flat.is_some() {
+                    let row = rows.start + start / self.in_features;
+                    let first = start % self.in_features;
+                    (row..row + 1, first..first + (end - start))
+                } else {
+                    (rows.clone(), start..end)
+                };
                 Cell {
                     matrix,
-                    rows: rows.clone(),
-                    columns: start..end,
+                    rows,
+                    columns,
                     group,
+                    is_short,
                 }
             })
         })
@@ -114,7 +147,7 @@ impl Grid {
             }
             let row = self.first_row + widen(next);
             let (matrix, within) = (row / self.out_features, row % self.out_features);
-            let end_within = match self.block_rows {
+            let end_within = match self.block_rows.filter(|_| self.flat.is_none()) {
                 None => self.out_features,
                 Some(unit) => (within / unit + 1)
                     .saturating_mul(unit)
@@ -212,6 +245,32 @@ mod tests {
                 (1, 8..10)
             ]
         );
+    }
+
+    #[test]
+    fn groups_of_the_flattened_matrix_go_on_in_the_next_row() {
+        let found = cells(Granularity::Flat { size: 4 }, 0, 4, 2, 5);
+        let groups: Vec<_> = found
+            .iter()
+            .map(|c| (c.matrix, c.rows.start, c.columns.clone(), c.is_short))
+            .collect();
+        assert_eq!(
+            groups,
+            [
+                (0, 0, 0..4, false),
+                (0, 0, 4..8, false),
+                (0, 1, 3..5, true),
+                (1, 2, 0..4, false),
+                (1, 2, 4..8, false),
+                (1, 3, 3..5, true)
+            ]
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "cuts a group")]
+    fn a_tile_that_cuts_a_flat_group_is_a_mistake_of_the_caller() {
+        cells(Granularity::Flat { size: 4 }, 0, 1, 2, 5);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod grid;
 pub mod quantizer;
 pub mod quantizers;
 pub mod report;
-mod rule;
+mod rules;
 
 pub use error::Error;
 pub use quantizer::{

@@ -1,7 +1,7 @@
 //! The seam of all quantizers: rows of floats and a target in, codes and scales out.
 
 use safequant_kernels::{Backend, Float};
-use safequant_schemes::{CodeTile, Granularity, Scheme};
+use safequant_schemes::{CodeTile, Granularity, Scheme, SuperScale};
 
 pub use safequant_schemes::ScaleRule;
 
@@ -98,7 +98,12 @@ pub trait Quantizer: Sync {
 
     /// Whether [`Quantizer::observe`] must see every row before [`Quantizer::quantize`] is called.
     fn needs_statistics(&self, target: &Target) -> bool {
-        matches!(target.scheme.granularity, Granularity::Tensor)
+        let scheme = &target.scheme;
+        matches!(scheme.granularity, Granularity::Tensor)
+            || matches!(
+                scheme.super_scale,
+                SuperScale::Multiply | SuperScale::Divide
+            )
     }
 
     /// Statistics of some rows.

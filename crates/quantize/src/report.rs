@@ -1,9 +1,8 @@
 //! What quantizing a weight lost.
 
-use safequant_kernels::{Backend, Float};
-use safequant_schemes::{Arithmetic, Code, CodeTile, ScaleDirection, Scheme, ZeroPoint};
+use safequant_kernels::Backend;
+use safequant_schemes::{CodeTile, Dequantizer, Extras, QuantizedTensor, RowsOut};
 
-use crate::grid::Grid;
 use crate::{Error, Rows};
 
 /// Sums over a weight and its dequantized form; rows are added in order, so the figures do not depend on threads.
@@ -55,51 +54,32 @@ impl Loss {
     }
 }
 
-/// The values a reader of the convention gets from a tile, `[rows, in_features]`: the scheme's arithmetic, rounded to
-/// `output` (the tensor's reference dtype), widened to F32.
-///
-/// `rows` gives the geometry; its values are not looked at.
+/// The values a reader of the convention gets from a tile, `[rows, in_features]`, in the layout's reference dtype, widened
+/// to F32.
 ///
 /// # Errors
-/// [`Error::UnsupportedScheme`] for activation order and dividing scales, which no quantizer here writes.
+/// [`Error::Unreadable`] if the layout is not that of the tile.
 ///
 /// # Panics
-/// If the tile was not made from rows of this geometry.
+/// If the tile was not made for this layout.
 pub fn dequantize_tile(
-    scheme: &Scheme,
-    output: Float,
-    rows: &Rows<'_>,
+    layout: &QuantizedTensor,
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<f32>, Error> {
-    if scheme.direction == ScaleDirection::Divide {
-        return Err(Error::UnsupportedScheme {
-            reason: "scales that divide are only read",
-        });
-    }
-    let table = table(scheme.code);
-    let mut out = vec![0.0; tile.codes.len()];
-    for (index, cell) in Grid::new(scheme.granularity, rows)?.cells().enumerate() {
-        let scale = tile.scales[index];
-        let zero = match scheme.zero_point {
-            ZeroPoint::Fixed(zero) | ZeroPoint::Offset { zero, form: _ } => zero,
-            ZeroPoint::Stored(_) => tile.zeros[index],
-        };
-        for row in cell.rows.clone() {
-            let start = row * rows.in_features;
-            let run = start + cell.columns.start..start + cell.columns.end;
-            let (codes, out) = (&tile.codes[run.clone()], &mut out[run]);
-            match &table {
-                Some(table) => (backend.dequantize_table)(codes, table, scale, out),
-                None => (backend.dequantize_integer)(codes, zero, scale, out),
-            }
-        }
-    }
-    if let Arithmetic::RoundedTo(dtype) = scheme.arithmetic {
-        round_all(dtype, &mut out);
-    }
-    round_all(output, &mut out);
-    Ok(out)
+    let unreadable = |error: safequant_schemes::Error| Error::Unreadable {
+        reason: error.to_string(),
+    };
+    let reader = Dequantizer::new(layout, Extras::default(), backend).map_err(unreadable)?;
+    let float = layout.reference_dtype;
+    // One code per value: no quantizer here writes dense elements.
+    let mut bytes = vec![0; tile.codes.len() * float.size_bytes()];
+    reader
+        .tile(tile, RowsOut::Bytes(float, &mut bytes))
+        .map_err(unreadable)?;
+    let mut values = vec![0.0; tile.codes.len()];
+    (backend.widen)(float, &bytes, &mut values);
+    Ok(values)
 }
 
 /// The loss of each row of a tile, in order.
@@ -113,37 +93,17 @@ pub fn dequantize_tile(
 /// # Panics
 /// As [`dequantize_tile`].
 pub fn row_losses(
-    scheme: &Scheme,
-    output: Float,
+    layout: &QuantizedTensor,
     rows: &Rows<'_>,
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<Loss>, Error> {
-    let dequantized = dequantize_tile(scheme, output, rows, tile, backend)?;
+    let dequantized = dequantize_tile(layout, tile, backend)?;
     let width = rows.in_features.max(1);
     let pairs = rows.values.chunks(width).zip(dequantized.chunks(width));
     Ok(pairs
         .map(|(original, dequantized)| Loss::of(original, dequantized))
         .collect())
-}
-
-fn table(code: Code) -> Option<[f32; 256]> {
-    match code {
-        Code::Integer { .. } | Code::StoredCodebook | Code::Dense(_) => None,
-        Code::Minifloat(format) => Some(*format.table()),
-        Code::Codebook(book) => {
-            let values = book.values();
-            Some(std::array::from_fn(|code| values[code & 0xF]))
-        }
-    }
-}
-
-fn round_all(dtype: Float, values: &mut [f32]) {
-    if dtype != Float::F32 {
-        for value in values {
-            *value = dtype.nearest(*value);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -315,7 +315,8 @@ impl Error {
                 safequant_quantize::Error::NonFinite { .. }
                 | safequant_quantize::Error::ScaleOverflow { .. } => ErrorGroup::Refused,
                 safequant_quantize::Error::UnsupportedScheme { .. }
-                | safequant_quantize::Error::MissingStatistics { .. } => ErrorGroup::Unsupported,
+                | safequant_quantize::Error::MissingStatistics { .. }
+                | safequant_quantize::Error::Unreadable { .. } => ErrorGroup::Unsupported,
             },
             Error::NothingQuantized { .. }
             | Error::Document { .. }

@@ -440,14 +440,19 @@ fn share_statistics(steps: &mut [Step], method: &str) -> Result<Vec<Vec<usize>>,
             | Work::Transcode(_) => {}
         }
     }
-    let named = needing.iter().map(|&i| {
+    let sharing: Vec<usize> = needing
+        .iter()
+        .copied()
+        .filter(|&i| shares_scales(&steps[i]))
+        .collect();
+    let named = sharing.iter().map(|&i| {
         let step = &steps[i];
         (step.name.as_str(), step.shape.last().copied().unwrap_or(0))
     });
     let fused = fused_groups(named);
     let mut groups: Vec<Vec<usize>> = fused
         .iter()
-        .map(|g| g.iter().map(|&k| needing[k]).collect())
+        .map(|g| g.iter().map(|&k| sharing[k]).collect())
         .collect();
     let is_fused: std::collections::BTreeSet<usize> = groups.iter().flatten().copied().collect();
     groups.extend(
@@ -465,6 +470,13 @@ fn share_statistics(steps: &mut [Step], method: &str) -> Result<Vec<Vec<usize>>,
         }
     }
     Ok(groups)
+}
+
+fn shares_scales(step: &Step) -> bool {
+    match &step.work {
+        Work::Quantize(work) => work.target.rule.shares_fused_scales(),
+        Work::Copy | Work::Drop | Work::Dequantize(..) | Work::Transcode(_) => false,
+    }
 }
 
 /// Siblings that runtimes load as one, of which some stay dense.

@@ -161,10 +161,8 @@ impl<'p> StepContext<'p> {
         let codes = quantizer
             .quantize(&work.target, rows, self.statistics.as_deref(), self.backend)
             .map_err(|e| self.refused(e))?;
-        let layout = &work.layout;
-        let output = layout.reference_dtype;
-        let losses = row_losses(&layout.scheme, output, &rows, &codes, self.backend)
-            .map_err(|e| self.refused(e))?;
+        let losses =
+            row_losses(&work.layout, &rows, &codes, self.backend).map_err(|e| self.refused(e))?;
         let n_zero_scales = codes.scales.iter().filter(|s| **s == 0.0).count() as u64;
         drop(values);
         let regions = encode::encode(&work.layout, &codes, self.backend)?;

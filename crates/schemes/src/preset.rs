@@ -99,6 +99,28 @@ pub enum ScaleRule {
     OcpMx,
 }
 
+impl ScaleRule {
+    /// Whether weights that runtimes load as one (q, k, v; gate and up) get one scale per matrix together, as the tool gives
+    /// them.
+    pub const fn shares_fused_scales(self) -> bool {
+        match self {
+            Self::CompressedTensors
+            | Self::Gptq
+            | Self::FineGrainedFp8
+            | Self::Awq
+            | Self::ModelOpt => true,
+            Self::Bitsandbytes
+            | Self::Mlx
+            | Self::TorchAo
+            | Self::Hqq
+            | Self::Quanto
+            | Self::ComfyUi
+            | Self::Ggml
+            | Self::OcpMx => false,
+        }
+    }
+}
+
 /// What a runtime does with activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activations {

@@ -88,7 +88,7 @@ proptest! {
         for target in targets(granularity, Float::F32) {
             let whole = quantize(&target, stack.rows()).unwrap();
             let losses =
-                row_losses(&target.scheme, stack.source, &stack.rows(), &whole, backend).unwrap();
+                row_losses(&layout(&target, &stack.rows(), stack.source), &stack.rows(), &whole, backend).unwrap();
             let step = usize::try_from(step * unit(granularity)).unwrap();
             let mut tiles = Vec::new();
             for matrix in 0..stack.n_matrices {
@@ -108,7 +108,7 @@ proptest! {
                 let part =
                     RoundToNearest.quantize(&target, tile, Some(&statistics), backend).unwrap();
                 joined_losses.extend(
-                    row_losses(&target.scheme, stack.source, &tile, &part, backend).unwrap());
+                    row_losses(&layout(&target, &stack.rows(), stack.source), &tile, &part, backend).unwrap());
                 joined.codes.extend(part.codes);
                 // Every tile of a matrix repeats the matrix's one scale.
                 let new = granularity != Granularity::Tensor
@@ -150,7 +150,7 @@ proptest! {
         for target in targets(granularity, Float::F32) {
             let tile = quantize(&target, stack.rows()).unwrap();
             let values =
-                dequantize_tile(&target.scheme, stack.source, &stack.rows(), &tile, backend).unwrap();
+                dequantize_tile(&layout(&target, &stack.rows(), stack.source), &tile, backend).unwrap();
             prop_assert_eq!(values.len(), stack.values.len());
             let again = quantize(&target, Rows { values: &values, ..stack.rows() }).unwrap();
             if again.scales == tile.scales && again.zeros == tile.zeros {

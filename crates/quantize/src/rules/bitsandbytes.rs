@@ -1,0 +1,92 @@
+//! bitsandbytes on a CPU: clauses 80-85.
+
+use safequant_kernels::{Codebook, Float};
+use safequant_schemes::Code;
+
+use super::coder::{Choice, Coder};
+use super::numbers::{float_scale, stored};
+use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+
+pub(super) fn reference(wanted: Wanted<'_>) -> Found {
+    let scheme = wanted.scheme;
+    match scheme.code {
+        Code::Codebook(book @ (Codebook::Nf4 | Codebook::BnbFp4)) => found(FourBits {
+            book,
+            scale: float_scale(scheme)?,
+        }),
+        Code::Integer { bits: 8, .. } => {
+            let range = IntegerRange::new(8, scheme.zero_point)?;
+            if range.symmetry == Symmetry::Asymmetric {
+                return unsupported("bitsandbytes' 8-bit integers are symmetric");
+            }
+            found(Int8 {
+                scale: float_scale(scheme)?,
+            })
+        }
+        Code::Integer { .. }
+        | Code::Minifloat(_)
+        | Code::Codebook(_)
+        | Code::StoredCodebook
+        | Code::Dense(_) => unsupported("bitsandbytes has no such codes"),
+    }
+}
+
+#[derive(Debug)]
+struct FourBits {
+    book: Codebook,
+    scale: Float,
+}
+
+impl Reference for FourBits {
+    fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
+        let amax = group.amax();
+        let scale = stored(self.scale, amax)?;
+        // Its clamp keeps a block of zeros from dividing by zero.
+        let divisor = amax.max(1e-38);
+        let book = self.book;
+        let coder = if group.is_short {
+            Coder::NearestQuotient { book, divisor }
+        } else {
+            Coder::Nearest {
+                book,
+                factor: 1.0 / divisor,
+            }
+        };
+        Ok(Choice::scaled(scale, coder))
+    }
+}
+
+/// `LLM.int8()`: the row's absmax itself is what is stored.
+#[derive(Debug)]
+struct Int8 {
+    scale: Float,
+}
+
+impl Reference for Int8 {
+    fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
+        let exact = Float::F16.nearest(group.amax());
+        if !exact.is_finite() {
+            return Err(group.amax());
+        }
+        let scale = stored(self.scale, exact)?;
+        // torch turns `127.0 / tensor` into `tensor.reciprocal() * 127.0`: two roundings.
+        let factor = if exact > 0.0 {
+            (1.0 / exact) * 127.0
+        } else {
+            0.0
+        };
+        Ok(Choice {
+            scale,
+            zero: 128,
+            offset: 0.0,
+            coder: Coder::Product {
+                input: Float::F16,
+                arith: Float::F32,
+                factor,
+                offset: 0.0,
+                min: -128,
+                max: 127,
+            },
+        })
+    }
+}

@@ -1,0 +1,146 @@
+//! ggml: clauses 150-152. Its quantizers choose for whole blocks, several groups at once; they stand in the kernels.
+
+use safequant_kernels::blocks::{BlockLayout, BlockOffset, BlockScale, CodeValue};
+use safequant_kernels::{BlockFields, BlockFormat, Codebook, E8M0Rule, Float, UNSIGNED_E4M3};
+use safequant_schemes::{
+    Code, CodeTile, Granularity, OffsetForm, ScaleCoding, Scheme, SuperScale, ZeroPoint,
+};
+
+use super::unsupported;
+use crate::grid::widen;
+use crate::{Error, Rows};
+
+/// A block type and its quantizer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocks {
+    format: BlockFormat,
+    layout: &'static BlockLayout,
+}
+
+impl Blocks {
+    /// The block type of a scheme.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedScheme`] if it is that of none that is quantized to.
+    pub(crate) fn of(scheme: &Scheme) -> Result<Self, Error> {
+        let mut formats = BlockFormat::ALL.iter().copied();
+        let found = formats.find_map(|format| {
+            format.quantizer()?;
+            let layout = format.layout()?;
+            is_scheme_of(layout, scheme).then_some(Blocks { format, layout })
+        });
+        found.map_or_else(
+            || unsupported("this is no block type of ggml that is quantized to"),
+            Ok,
+        )
+    }
+
+    /// Codes and scales of finite rows.
+    ///
+    /// # Errors
+    /// Rows that are no whole blocks, a scale that F16 cannot hold.
+    pub(crate) fn quantize(self, rows: &Rows<'_>, values: &[f32]) -> Result<CodeTile, Error> {
+        let BlockLayout {
+            elements, bytes, ..
+        } = *self.layout;
+        let (Some(quantizer), true) = (
+            self.format.quantizer(),
+            rows.in_features.is_multiple_of(elements),
+        ) else {
+            return unsupported("rows are no whole blocks of this type");
+        };
+        let mut blocks = vec![0; values.len() / elements * bytes];
+        quantizer.quantize(values, &mut blocks);
+        let mut fields = BlockFields::default();
+        self.layout.unpack(&blocks, &mut fields);
+        self.check(rows, &fields)?;
+        Ok(self.tile(rows, fields))
+    }
+
+    fn check(self, rows: &Rows<'_>, fields: &BlockFields) -> Result<(), Error> {
+        let per_row = (rows.in_features / self.layout.elements).max(1);
+        for numbers in [&fields.d, &fields.m] {
+            if let Some(at) = numbers.iter().position(|n| !n.is_finite()) {
+                return Err(Error::ScaleOverflow {
+                    row: rows.first_row + widen(at / per_row),
+                    group: widen(at % per_row),
+                    scale: numbers[at],
+                    dtype: "F16",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn tile(self, rows: &Rows<'_>, fields: BlockFields) -> CodeTile {
+        let integers = |numbers: Vec<i16>| numbers.into_iter().map(f32::from).collect();
+        let table = |numbers: Vec<i16>, table: fn(u8) -> f32| {
+            let byte = |n: i16| u8::try_from(n).unwrap_or(u8::MAX);
+            numbers.into_iter().map(|n| table(byte(n))).collect()
+        };
+        let (scales, supers) = match self.layout.scale {
+            BlockScale::Super => (fields.d, Vec::new()),
+            BlockScale::Integers => (integers(fields.scales), fields.d),
+            BlockScale::HalfE8M0 => (
+                table(fields.scales, |byte| E8M0Rule::Half.decode(byte)),
+                Vec::new(),
+            ),
+            BlockScale::HalfE4M3 => {
+                let half = |byte: u8| UNSIGNED_E4M3[usize::from(byte)] * 0.5;
+                (table(fields.scales, half), Vec::new())
+            }
+        };
+        let (offsets, offset_supers) = match self.layout.offset {
+            BlockOffset::None => (Vec::new(), Vec::new()),
+            BlockOffset::Added => (fields.m, Vec::new()),
+            BlockOffset::Subtracted => (integers(fields.mins), fields.m),
+        };
+        CodeTile {
+            rows: rows.first_row..rows.first_row + widen(rows.n_rows()),
+            codes: fields.codes,
+            scales,
+            offsets,
+            supers,
+            offset_supers,
+            ..CodeTile::default()
+        }
+    }
+}
+
+/// Whether a scheme is what blocks of this layout mean.
+fn is_scheme_of(layout: &BlockLayout, scheme: &Scheme) -> bool {
+    let size = widen(layout.group);
+    let (bits, zero) = match layout.value {
+        CodeValue::Integer { zero } => (Some(layout.code_bits), i32::from(zero)),
+        CodeValue::Table(_) => (None, 0),
+    };
+    let is_code = match (scheme.code, bits) {
+        (Code::Integer { bits, .. }, Some(wanted)) => bits == wanted && bits > 1,
+        (Code::Codebook(book), None) => match layout.scale {
+            BlockScale::HalfE8M0 | BlockScale::HalfE4M3 => book == Codebook::DoubledE2M1,
+            BlockScale::Super | BlockScale::Integers => book == Codebook::Iq4Nl,
+        },
+        _ => false,
+    };
+    let scale = match layout.scale {
+        BlockScale::Super => (ScaleCoding::Float(Float::F16), SuperScale::None),
+        BlockScale::Integers => (
+            ScaleCoding::Integer,
+            SuperScale::Grouped {
+                size: widen(layout.n_groups()),
+            },
+        ),
+        BlockScale::HalfE8M0 => (ScaleCoding::E8M0(E8M0Rule::Half), SuperScale::None),
+        BlockScale::HalfE4M3 => (ScaleCoding::Float(Float::F32), SuperScale::None),
+    };
+    let offset = |form| ZeroPoint::Offset { zero, form };
+    let zero_point = match layout.offset {
+        BlockOffset::None => ZeroPoint::Fixed(zero),
+        BlockOffset::Added => offset(OffsetForm::Added),
+        BlockOffset::Subtracted => offset(OffsetForm::Subtracted),
+    };
+    is_code
+        && scheme.granularity == Granularity::Group { size }
+        && (scheme.scale, scheme.super_scale) == scale
+        && scheme.zero_point == zero_point
+}

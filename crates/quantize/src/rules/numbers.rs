@@ -1,0 +1,106 @@
+//! Small numbers of dtypes, and conversions.
+
+use safequant_kernels::{Float, Minifloat, NanRule, OverflowRule};
+use safequant_schemes::{ScaleCoding, Scheme};
+
+use super::unsupported;
+use crate::Error;
+
+/// The dtype of scales that are dense floats.
+pub(super) fn float_scale(scheme: &Scheme) -> Result<Float, Error> {
+    match scheme.scale {
+        ScaleCoding::Float(float) => Ok(float),
+        ScaleCoding::E8M0(_)
+        | ScaleCoding::Minifloat(_)
+        | ScaleCoding::StoredTable
+        | ScaleCoding::Integer
+        | ScaleCoding::One => unsupported("this rule has no scales of this kind for these codes"),
+    }
+}
+
+/// A scale in its stored dtype.
+pub(super) fn stored(dtype: Float, scale: f32) -> Result<f32, f32> {
+    let stored = dtype.nearest(scale);
+    if stored.is_finite() {
+        Ok(stored)
+    } else {
+        Err(scale)
+    }
+}
+
+/// As [`stored`], and what would be 0 the smallest subnormal.
+pub(super) fn stored_positive(dtype: Float, scale: f32) -> Result<f32, f32> {
+    let stored = stored(dtype, scale)?;
+    Ok(if stored == 0.0 {
+        smallest_positive(dtype)
+    } else {
+        stored
+    })
+}
+
+/// The nearest E4M3, at most 448.
+pub(super) fn e4m3(value: f32) -> f32 {
+    let format = Minifloat::E4M3;
+    format.decode(format.encode(value, OverflowRule::Saturate, NanRule::Torch))
+}
+
+/// The distance from 1 to the next larger value.
+pub(super) fn eps(dtype: Float) -> f32 {
+    match dtype {
+        Float::F32 => f32::EPSILON,
+        Float::F16 => half::f16::EPSILON.to_f32(),
+        Float::Bf16 => half::bf16::EPSILON.to_f32(),
+    }
+}
+
+/// The smallest subnormal.
+pub(super) fn smallest_positive(dtype: Float) -> f32 {
+    match dtype {
+        Float::F32 => f32::from_bits(1),
+        Float::F16 => half::f16::from_bits(1).to_f32(),
+        Float::Bf16 => half::bf16::from_bits(1).to_f32(),
+    }
+}
+
+/// The smallest normal value (`tiny` of torch).
+pub(super) fn smallest_normal(dtype: Float) -> f32 {
+    match dtype {
+        Float::F32 | Float::Bf16 => f32::MIN_POSITIVE,
+        Float::F16 => half::f16::MIN_POSITIVE.to_f32(),
+    }
+}
+
+/// An integer of at most 2^24 as F32.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "codes and zero points have at most 9 bits"
+)]
+pub(super) fn exact_f32(n: i32) -> f32 {
+    n as f32
+}
+
+/// The nearest integer, ties to even; NaN gives 0, as torch's conversion on x86 does after its wrap to 8 bits.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a rounded value; the cast saturates"
+)]
+pub(super) fn nearest_i32(value: f32) -> i32 {
+    value.round_ties_even() as i32
+}
+
+/// The nearest integer to a value that will be clamped to less than 512 afterwards, ties to even: the adder rounds at the
+/// last place of 1.5 * 2^23, which is 1. (`round_ties_even` is a call on baseline x86-64.)
+pub(super) fn nearest_of_small(value: f32) -> f32 {
+    const UNIT: f32 = 12_582_912.0;
+    (value.clamp(-1024.0, 1024.0) + UNIT) - UNIT
+}
+
+/// An integer in 0..=255.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the codes; the cast saturates"
+)]
+pub(super) fn small_u8(value: f32) -> u8 {
+    value as u8
+}

@@ -1,0 +1,34 @@
+//! OCP's rule for power-of-two scales, as gpt-oss checkpoints have it: clauses 140-141.
+
+use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
+
+use super::coder::Choice;
+use super::micro::{Kind, divided, kind, power};
+use super::{Found, Group, Reference, Wanted, found, unsupported};
+
+pub(super) fn reference(wanted: Wanted<'_>) -> Found {
+    match kind(wanted.scheme) {
+        Some(Kind::Mx { format, bytes }) => found(OcpMx { format, bytes }),
+        Some(Kind::Dense { .. } | Kind::Nvfp4 { .. }) | None => {
+            unsupported("OCP's rule is for power-of-two scales")
+        }
+    }
+}
+
+#[derive(Debug)]
+struct OcpMx {
+    format: Minifloat,
+    bytes: E8M0Rule,
+}
+
+impl Reference for OcpMx {
+    fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
+        let (byte, scale) = power(MxScaleRule::Floor, self.bytes, self.format, group.amax())?;
+        let divisor = E8M0Rule::Ocp.decode(byte);
+        let rule = E2M1Rule::EvenSigned;
+        Ok(Choice::scaled(
+            scale,
+            divided(self.format, rule, Float::F32, divisor),
+        ))
+    }
+}
