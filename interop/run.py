@@ -126,7 +126,7 @@ def one(table, binary, scratch, name, source, scheme, convention, args):
     if (scheme, convention) in GENERATES and name.startswith("even"):
         sentence, wrong = check_generation(quantized, dense)
         table.row(name, scheme, convention, "transformers", sentence, wrong)
-    if args.all and convention.startswith("gptq") and args.gptqmodel:
+    if args.all and (convention.startswith("gptq") or convention == "awq") and args.gptqmodel:
         sentence, wrong = heavy_gptq(args.gptqmodel, quantized, dense)
         table.row(name, scheme, convention, "gptqmodel", sentence, wrong)
     return not failed

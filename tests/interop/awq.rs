@@ -7,8 +7,8 @@ use safequant::container::Checkpoint;
 use safequant::kernels::Backend;
 use safequant::schemes::encode::{constant_regions, encode, group_index_region, row_unit};
 use safequant::schemes::{
-    ConventionWriter, Decoder, EncodedRegion, Error, Granularity, Model, QuantizedTensor,
-    Transcoder, Written, ZeroCoding, ZeroPoint, convention, transcode,
+    Convention, ConventionWriter, Decoder, EncodedRegion, Error, Granularity, Model,
+    QuantizedTensor, Transcoder, Written, ZeroCoding, ZeroPoint, convention, transcode,
 };
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ fn named(name: &str) -> Fixture {
 }
 
 fn writer(id: &str) -> &'static dyn ConventionWriter {
-    convention(id).and_then(|c| c.writer()).unwrap()
+    convention(id).and_then(Convention::writer).unwrap()
 }
 
 fn weights(checkpoint: &Checkpoint, tensor: &QuantizedTensor) -> Vec<f32> {
@@ -314,10 +314,16 @@ fn a_product_that_no_zero_point_gives_is_refused_with_its_place() {
     let checkpoint = draft.open();
     let model = Model::bind(&checkpoint).unwrap();
     let decoder = Decoder::new(model.module(Q).unwrap(), &checkpoint, Backend::detect()).unwrap();
-    match decoder.codes(0..8).unwrap_err() {
-        Error::ProductRange { row, group, .. } => assert_eq!((row, group), (3, 0)),
-        e => panic!("{e}"),
-    }
+    let e = decoder.codes(0..8).unwrap_err();
+    let is_there = matches!(
+        e,
+        Error::ProductRange {
+            row: 3,
+            group: 0,
+            ..
+        }
+    );
+    assert!(is_there, "{e}");
 }
 
 #[test]
@@ -349,7 +355,7 @@ fn groups_of_whole_rows_are_spelled_as_groups() {
     assert_eq!(layout.scheme.granularity, Granularity::Group { size });
 }
 
-/// GPTQModel's v1 subtracts one from whole words: a zero point of 0 borrows from its neighbor.
+/// `GPTQModel`'s v1 subtracts one from whole words: a zero point of 0 borrows from its neighbor.
 #[test]
 fn gptq_v1_of_gptqmodel_keeps_its_bytes_and_the_name_they_depend_on() {
     let name = "gptqmodel/gptq-w4g128-sym";

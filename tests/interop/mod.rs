@@ -12,6 +12,7 @@ mod dense;
 mod encoding;
 mod fixture;
 mod forms;
+mod marlin;
 mod memory;
 mod mlx;
 mod refusals;

@@ -59,6 +59,7 @@ const CONVENTION_IDS: &[&str] = &[
     "gptq_p",
     "gptq_v2",
     "hqq",
+    "marlin",
     "mlx",
     "modelopt",
     "mxfp4",

@@ -131,6 +131,7 @@ pub static CONVENTIONS: &[&dyn Convention] = &[
     &crate::conventions::awq::GEMV,
     &crate::conventions::awq::GEMV_FAST,
     &crate::conventions::awq::LLM,
+    &crate::conventions::marlin::Marlin,
     &crate::conventions::fp8::Fp8,
     &crate::conventions::hqq::Hqq,
     &crate::conventions::quanto::Quanto,

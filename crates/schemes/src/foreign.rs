@@ -13,6 +13,8 @@ const MARKERS: &[(&str, &str)] = &[
     (".wscales", "Nunchaku SVDQuant"),
     (".qweight", "an AWQ, GPTQ or related layout"),
     (".trellis", "EXL3"),
+    (".s_channel", "QQQ"),
+    (".B", "Marlin or QQQ"),
     (".weight_scale_2", "ModelOpt NVFP4"),
     ("_blocks", "MXFP4 (gpt-oss)"),
     (".scale_weight", "ComfyUI scaled FP8"),
@@ -85,6 +87,7 @@ fn marker(headers: Headers<'_>, info: &TensorInfo) -> Option<&'static str> {
             let scales = format!("{}_scales", name.strip_suffix("_blocks")?);
             (info.dtype == Dtype::U8 && headers.tensor(&scales).is_some()).then_some(*format)
         }
+        ".B" => (info.dtype == Dtype::I32 && info.shape.len() == 2).then_some(*format),
         _ => Some(format),
     }
 }
@@ -106,8 +109,9 @@ fn announced(settings: &Settings, model: &Model) -> Result<(), Error> {
     // A convention that recognized its own announcement may well have found no quantized weight.
     let known: &[&str] = match format.as_str() {
         "compressed-tensors" => &["compressed-tensors"],
-        "gptq" => &["gptq", "gptq_v2", "gptq_p"],
-        "awq" => &["awq", "awq_gemv", "awq_gemv_fast", "awq_llm"],
+        "gptq" => &["gptq", "gptq_v2", "gptq_p", "marlin"],
+        "marlin" => &["marlin", "gptq"],
+        "awq" => &["awq", "awq_gemv", "awq_gemv_fast", "awq_llm", "marlin"],
         "fp8" | "fbgemm_fp8" | "mxfp8" => &["fp8"],
         "hqq" => &["hqq"],
         "quanto" => &["quanto"],

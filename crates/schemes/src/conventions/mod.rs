@@ -8,6 +8,7 @@ pub mod fp8;
 pub mod gguf;
 pub mod gptq;
 pub mod hqq;
+pub mod marlin;
 pub mod mlx;
 pub mod modelopt;
 pub mod mxfp4;

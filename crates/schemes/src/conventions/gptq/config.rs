@@ -206,15 +206,12 @@ fn parse_format(settings: &Settings) -> Result<Format, Error> {
             Some(b),
         )?;
     }
-    if let Some(method @ ("marlin" | "bitblas")) = settings.method().as_deref() {
-        return Err(unsupported(
-            &settings.place,
-            &format!("GPTQ as {method}"),
-            "",
-        ));
+    if settings.method().as_deref() == Some("bitblas") {
+        return Err(unsupported(&settings.place, "GPTQ as bitblas", ""));
     }
     match format_value(settings).and_then(Value::as_str) {
-        None | Some("gptq") => Ok(Format::V1),
+        // Of GPTQModel, which repacks when it loads. The tiles of AutoGPTQ have other names.
+        None | Some("gptq" | "marlin") => Ok(Format::V1),
         Some("gptq_v2") => Ok(Format::V2),
         Some("gptq_p") => Ok(Format::Planar),
         Some(other) => Err(unsupported(
