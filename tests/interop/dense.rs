@@ -18,7 +18,7 @@ fn the_dense_view_has_every_tensor_with_the_values_of_the_weights() {
             let view = DenseView::new(&checkpoint, &model, dtype, backend);
             assert_eq!(
                 view.names().len(),
-                model.quantized.len() + model.plain.len(),
+                model.quantized.len() + model.effective.len() + model.plain.len(),
                 "{}",
                 fixture.name
             );

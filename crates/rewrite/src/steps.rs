@@ -224,6 +224,20 @@ pub(crate) fn dequantize(
         let (bytes, shard) = stored(checkpoint, tensor);
         ordered.push(&shard, Step::dequantize(tensor, float, bytes));
     }
+    for tensor in &model.effective {
+        let (_, shard) = stored(checkpoint, tensor);
+        let mut step = Step::dequantize(tensor, recipe.dtype.of(tensor), 0);
+        step.name.clone_from(&tensor.weight);
+        ordered.push(&shard, step);
+    }
+    let mut notes = Vec::new();
+    if !model.effective.is_empty() {
+        notes.push(format!(
+            "{} weights expect inputs that are multiplied by a factor per feature: they are written as they are, and with \
+             the factor applied as `<weight>_effective`",
+            model.effective.len()
+        ));
+    }
     for name in &model.plain {
         if let Some(tensor) = checkpoint.tensor(name) {
             ordered.push(&tensor.shard.name, Step::copy(tensor.info));
@@ -232,6 +246,7 @@ pub(crate) fn dequantize(
     drop_orphans(checkpoint, model, &mut ordered);
     Ok(Steps {
         list: ordered.into_steps(),
+        notes,
         ..Steps::default()
     })
 }

@@ -73,7 +73,7 @@
 //!
 //! ## Open it as dense, or a rank's share of it
 //!
-//! A [`DenseView`] is the checkpoint that `dequantize` would write, read by rows, with nothing written. A [`slice`] of a
+//! A [`DenseView`] is the checkpoint that `dequantize` would write, read by rows, with nothing written. A [`slice()`] of a
 //! weight is what one tensor-parallel rank holds: still packed, in logical coordinates, borrowed where the bytes lie
 //! together.
 //!

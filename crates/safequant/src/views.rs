@@ -134,7 +134,7 @@ pub fn array<T: Element>(tensor: TensorView<'_>) -> Result<ArrayViewD<'_, T>, Vi
     ArrayViewD::from_shape(IxDyn(&dims), elements).map_err(|_| wrong_shape())
 }
 
-/// The parts of a quantized weight as the bytes they are in the file, with their roles: feed them to [`array`].
+/// The parts of a quantized weight as the bytes they are in the file, with their roles: feed them to [`array()`].
 ///
 /// ```
 /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/llm-compressor/ct-w4a16-g128/model.safetensors");

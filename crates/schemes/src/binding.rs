@@ -2,7 +2,7 @@
 
 use safequant_container::{Dtype, TensorInfo};
 
-use crate::{Error, Headers, Part, Role, Storage};
+use crate::{Error, Headers, Part, QuantizedTensor, Role, Storage};
 
 /// The header of a part that must be there.
 pub(crate) fn required<'a>(
@@ -130,4 +130,15 @@ pub(crate) fn matrix_only(
         preset: wanted.to_owned(),
         reason: "stacked experts must be written one by one".to_owned(),
     })
+}
+
+/// Bits of a module's integer codes; 8 for others.
+pub(crate) fn integer_bits(tensor: &QuantizedTensor) -> u32 {
+    crate::decode::integer_bits(tensor)
+}
+
+/// The bytes of the first part that follows from a layout alone.
+pub(crate) fn first_constant(tensor: &QuantizedTensor) -> Option<Vec<u8>> {
+    let regions = crate::encode::constant_regions(tensor);
+    regions.into_iter().next().map(|region| region.bytes)
 }

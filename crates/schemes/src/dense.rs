@@ -71,7 +71,9 @@ impl<'a> DenseView<'a> {
 
     /// The names of all tensors, by name.
     pub fn names(&self) -> Vec<&'a str> {
-        let weights = self.model.quantized.iter().map(|t| t.weight.as_str());
+        let derived = &self.model.effective;
+        let weights = self.model.quantized.iter().chain(derived);
+        let weights = weights.map(|t| t.weight.as_str());
         let plain = self.model.plain.iter().map(String::as_str);
         let mut names: Vec<&str> = weights.chain(plain).collect();
         names.sort_unstable();
@@ -83,7 +85,9 @@ impl<'a> DenseView<'a> {
     /// # Errors
     /// A quantized weight whose parts do not fit each other; `None` where there is no such tensor.
     pub fn tensor(&self, name: &str) -> Result<Option<DenseTensor<'a>>, Error> {
-        let weight = self.model.quantized.iter().find(|t| t.weight == name);
+        let derived = &self.model.effective;
+        let mut weights = self.model.quantized.iter().chain(derived);
+        let weight = weights.find(|t| t.weight == name);
         if let Some(tensor) = weight {
             let float = self.dtype.of(tensor);
             let decoder = Decoder::new(tensor, self.checkpoint, self.backend)?;

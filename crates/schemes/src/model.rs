@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use safequant_container::Checkpoint;
 
 use crate::convention::CONVENTIONS;
-use crate::{Error, Headers, QuantizedTensor, Storage, foreign};
+use crate::{ColumnFactor, Error, Headers, QuantizedTensor, Role, Storage, foreign};
 
 /// A checkpoint as weights instead of tensors.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     /// Quantized weights, by module name.
     pub quantized: Vec<QuantizedTensor>,
+    /// What weights amount to whose runtimes multiply the *inputs* by a factor per feature ([`ColumnFactor::Inputs`]): the
+    /// same tensors with the factor applied, under the name `<weight>_effective`. Derived; they own no parts.
+    pub effective: Vec<QuantizedTensor>,
     /// Names of tensors that are no part of a quantized weight, by name: dense weights, norms, embeddings ...
     pub plain: Vec<String>,
     /// Tensors that belong to a convention but to no weight (see `Recognized::orphans`).
@@ -56,6 +59,7 @@ impl Model {
         foreign::check(headers, &settings, &model)?;
         model.orphans = orphans.into_iter().collect();
         model.quantized.sort_by(|a, b| a.module.cmp(&b.module));
+        model.effective = model.quantized.iter().filter_map(effective).collect();
         Ok(model)
     }
 
@@ -67,6 +71,18 @@ impl Model {
             .ok()?;
         self.quantized.get(at)
     }
+}
+
+/// The weight with the factors of its inputs applied, where it has them.
+fn effective(tensor: &QuantizedTensor) -> Option<QuantizedTensor> {
+    let has_factors = tensor.scheme.basis.columns == ColumnFactor::Inputs
+        && tensor.part(Role::ColumnFactor).is_some();
+    has_factors.then(|| {
+        let mut tensor = tensor.clone();
+        tensor.weight.push_str("_effective");
+        tensor.scheme.basis.columns = ColumnFactor::Multiply;
+        tensor
+    })
 }
 
 /// No two modules, and no module and dense tensor, stand for the same weight.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::Format;
 use super::words;
-use crate::binding::{matrix_only, planned};
+use crate::binding::{integer_bits, matrix_only, planned};
 use crate::scheme::Packing;
 use crate::{
     Axes, Axis, Basis, Code, ConfigEdit, ConventionWriter, Error, Granularity, IntegerEncoding,
@@ -345,8 +345,7 @@ pub(super) fn symmetric_zeros(
         part.dtype = dtype;
         part.shape = vec![groups, words(writer.packing(bits), out, word)];
     }
-    let regions = crate::encode::constant_regions(&tensor);
-    regions.into_iter().next().map(|region| region.bytes)
+    crate::binding::first_constant(&tensor)
 }
 
 /// The width of codes that are integers times a scale each and nothing else.
@@ -419,7 +418,7 @@ impl Common {
             .ok_or("no module is quantized")?;
         let scheme = |m: &QuantizedTensor| m.scheme.clone();
         Ok(Self {
-            bits: most_frequent(modules.iter().map(crate::decode::integer_bits))
+            bits: most_frequent(modules.iter().map(integer_bits))
                 .ok_or("no module is quantized")?,
             group_size,
             is_symmetric: modules
@@ -434,7 +433,7 @@ impl Common {
     /// What a module needs to have said of itself.
     fn differing(&self, module: &QuantizedTensor) -> Option<Value> {
         let mut map = Map::new();
-        let bits = crate::decode::integer_bits(module);
+        let bits = integer_bits(module);
         if bits != self.bits {
             map.insert("bits".to_owned(), json!(bits));
         }
