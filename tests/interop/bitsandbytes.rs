@@ -1,4 +1,4 @@
-//! bitsandbytes in spellings of which no fixture exists: other storage dtypes, GPTQModel's names; and broken ones.
+//! bitsandbytes in spellings of which no fixture exists: other storage dtypes, `GPTQModel`'s names; and broken ones.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ fn values(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
 /// Lays out what a tensor says in terms of its scheme alone.
 fn laid_out(tensor: &QuantizedTensor) -> QuantizedTensor {
     let writer = convention(tensor.convention)
-        .and_then(|c| c.writer())
+        .and_then(safequant::schemes::Convention::writer)
         .unwrap();
     let anonymous = QuantizedTensor {
         convention: "another",
@@ -247,7 +247,9 @@ fn writing_gives_the_parts_of_the_library() {
             assert_eq!(laid_out(tensor), *tensor, "{}", fixture.name);
             compared += 1;
         }
-        let writer = convention("bitsandbytes").and_then(|c| c.writer()).unwrap();
+        let writer = convention("bitsandbytes")
+            .and_then(safequant::schemes::Convention::writer)
+            .unwrap();
         let ignored = ["lm_head".to_owned()];
         let written = Written {
             modules: &model.quantized,

@@ -1,4 +1,4 @@
-//! ComfyUI's defective files end in an error that names the defect, or in the behavior that the spec page states
+//! `ComfyUI`'s defective files end in an error that names the defect, or in the behavior that the spec page states
 //! (specs/conventions/comfyui.md); hostile markers and shapes never get through.
 
 use safequant::container::{Checkpoint, Dtype};
@@ -128,6 +128,7 @@ fn marker(text: &str) -> (&'static str, Dtype, Vec<u64>, Vec<u8>) {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a list of cases")]
 fn hostile_markers_and_shapes_are_refused() {
     let weight = |dtype, shape: &[u64]| ("m.weight", dtype, shape.to_vec(), Vec::new());
     let part = |name: &'static str, dtype, shape: &[u64]| (name, dtype, shape.to_vec(), Vec::new());
@@ -298,7 +299,7 @@ fn casts_are_plain_only_where_nothing_is_scaled() {
     assert_eq!(other[1], ("vae.b.weight".to_owned(), vec![1.0; 2]));
 }
 
-/// The weight is the one that ComfyUI dequantizes; with the factor of its inputs it is the one that was quantized.
+/// The weight is the one that `ComfyUI` dequantizes; with the factor of its inputs it is the one that was quantized.
 #[test]
 fn factors_of_the_inputs_stand_beside_the_weight() {
     let fixtures = fixture::all();

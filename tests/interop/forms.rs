@@ -1,4 +1,4 @@
-//! Forms of FP8 and ModelOpt of which there is no fixture, by hand from their readers' sources.
+//! Forms of FP8 and `ModelOpt` of which there is no fixture, by hand from their readers' sources.
 
 use std::collections::BTreeMap;
 

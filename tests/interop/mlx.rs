@@ -36,7 +36,7 @@ fn values(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u32>> {
 /// Lays out what a tensor says in terms of its scheme alone.
 fn laid_out(tensor: &QuantizedTensor) -> QuantizedTensor {
     let writer = convention(tensor.convention)
-        .and_then(|c| c.writer())
+        .and_then(safequant::schemes::Convention::writer)
         .unwrap();
     let anonymous = QuantizedTensor {
         convention: "another",
@@ -210,7 +210,9 @@ fn writing_gives_the_parts_and_settings_of_mlx() {
             assert_eq!(laid_out(tensor), *tensor, "{}", fixture.name);
             compared += 1;
         }
-        let writer = convention("mlx").and_then(|c| c.writer()).unwrap();
+        let writer = convention("mlx")
+            .and_then(safequant::schemes::Convention::writer)
+            .unwrap();
         let written = Written {
             modules: &model.quantized,
             ignored: &[],

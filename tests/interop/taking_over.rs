@@ -9,7 +9,9 @@ use serde_json::Value;
 use super::fixture::{self, Fixture};
 
 fn writer(id: &str) -> &'static dyn ConventionWriter {
-    convention(id).and_then(|c| c.writer()).unwrap()
+    convention(id)
+        .and_then(safequant::schemes::Convention::writer)
+        .unwrap()
 }
 
 fn named(name: &str) -> Fixture {

@@ -533,7 +533,9 @@ fn groups(config: &Value) -> Value {
 
 #[test]
 fn torchao_lays_out_what_torchao_wrote() {
-    let writer = convention("torchao").and_then(|c| c.writer()).unwrap();
+    let writer = convention("torchao")
+        .and_then(safequant::schemes::Convention::writer)
+        .unwrap();
     let mut compared = 0;
     for fixture in fixture::all()
         .iter()

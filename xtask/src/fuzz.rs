@@ -104,7 +104,10 @@ fn prepare() -> Outcome {
         } else if file == "config.json" || file == "quantize_config.json" {
             seed("config", &slug, &bytes_of(name)?)?;
             counts[2] += 1;
-        } else if file.ends_with(".gguf") {
+        } else if std::path::Path::new(&file)
+            .extension()
+            .is_some_and(|e| e == "gguf")
+        {
             let mut head = bytes_of(name)?;
             head.truncate(8 << 10);
             seed("gguf", &slug, &head)?;

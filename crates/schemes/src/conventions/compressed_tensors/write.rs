@@ -87,6 +87,10 @@ impl ConventionWriter for Writer {
             "FP8",
             "FP8_DYNAMIC",
             "FP8_BLOCK",
+            "NVFP4A16",
+            "MXFP4A16",
+            "MXFP8A16",
+            "MXFP8",
         ]
     }
 

@@ -128,6 +128,9 @@ impl ConventionWriter for Writer {
             "W5A16_ASYM",
             "W6A16_ASYM",
             "W8A16_ASYM",
+            "NVFP4A16",
+            "MXFP4A16",
+            "MXFP8A16",
         ]
     }
 

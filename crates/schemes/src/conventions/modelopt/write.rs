@@ -147,7 +147,7 @@ impl ConventionWriter for Writer {
     }
 
     fn presets(&self) -> &'static [&'static str] {
-        &["FP8_DYNAMIC", "FP8_BLOCK"]
+        &["FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16"]
     }
 
     fn scale_rule(&self) -> ScaleRule {
