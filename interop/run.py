@@ -144,9 +144,10 @@ def check_conversions(table, binary, convention, python):
     compared = refused = 0
     for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
         with tempfile.TemporaryDirectory() as scratch:
-            target, dense = Path(scratch, "target"), Path(scratch, "dense")
+            source, target, dense = Path(scratch, "in"), Path(scratch, "target"), Path(scratch, "dense")
+            check_dequant.stage(path.parent, source)
             try:
-                tool(binary, "convert", path.parent, "-o", target, "--to", convention, "--quiet")
+                tool(binary, "convert", source, "-o", target, "--to", convention, "--quiet")
             except Failed:
                 # What codes cannot be carried over to (4), and fixtures that are no checkpoints (2).
                 refused += 1
@@ -171,7 +172,7 @@ def check_fixtures(table, binary):
             table.row("fixture", path.parent.name, path.parent.parent.name, "producer", verdict, bool(faults))
 
 
-def check_conversions(table, binary, scratch):
+def check_taken_over(table, binary, scratch):
     """Every fixture that compressed-tensors can hold, converted to it: their decompressed weights against our dequantization."""
     refused = 0
     for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
@@ -230,7 +231,7 @@ def main():
     if not args.only:
         check_fixtures(table, args.binary)
         with tempfile.TemporaryDirectory() as folder:
-            check_conversions(table, args.binary, folder)
+            check_taken_over(table, args.binary, folder)
         for scheme in PROMISED:
             if scheme not in compared:
                 table.row("-", scheme, "-", "-", "promised, and compared with no reader", True)
