@@ -277,6 +277,7 @@ Examples:
   safequant inspect model
   safequant quantize model -o model-w4a16 --scheme W4A16
   safequant dequantize model-w4a16 -o model-dense
+  safequant convert model-w4a16 -o model-v2 --to gptq_v2
 
 `safequant VERB --help` explains a verb.";
 
@@ -285,6 +286,7 @@ Examples:
   safequant inspect model
   safequant quantize model -o model-w4a16 --scheme W4A16
   safequant dequantize model-w4a16 -o model-dense
+  safequant convert model-w4a16 -o model-v2 --to gptq_v2
 
 Exit status:
   0  clean or done
@@ -320,7 +322,7 @@ const CONVERT_EXAMPLES: &str = "\
 Examples:
   safequant convert model-w4a16 -o model-v2 --to gptq_v2 --dry-run
   safequant convert model-w4a16 -o model-v2 --to gptq_v2
-  safequant convert model-w4a16 -o model-fp8 --to fp8 --allow-lossy
+  safequant convert model-w4a16 -o model-e4m3 --to fp8 --allow-lossy
   safequant convert model-w4a16 -o model-v2 --to gptq_v2 --force --json --quiet";
 
 const COMPLETIONS_EXAMPLES: &str = "\

@@ -34,7 +34,9 @@ pub(crate) fn merged<'a>(
     let mut gone: HashSet<&str> = HashSet::new();
     let mut n_kept = 0;
     for (key, value) in source {
-        if !seen.insert(key) || CONVENTION_METADATA.contains(&key.as_str()) {
+        // MLX names itself as the format; what is written is MLX's only if its writer says so.
+        let is_mlx = key == "format" && value == "mlx";
+        if !seen.insert(key) || is_mlx || CONVENTION_METADATA.contains(&key.as_str()) {
             continue;
         }
         match parts_prefix(key, value) {

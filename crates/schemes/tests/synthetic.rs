@@ -13,7 +13,7 @@ use safequant_schemes::scheme::{
     Code, Granularity, IntegerEncoding, ScaleCoding, Scheme, ZeroCoding, ZeroPoint,
 };
 use safequant_schemes::{
-    Axes, Axis, Decoder, Error, Model, Part, QuantizedTensor, Role, RowsOut, Storage,
+    Axes, Axis, Decoder, Model, Part, QuantizedTensor, Role, RowsOut, Storage,
 };
 use serde_json::{Map, Value, json};
 
@@ -187,15 +187,16 @@ fn scales_in_bytes_are_powers_of_two() {
 }
 
 #[test]
-fn a_weight_scale_without_configuration_is_not_guessed() {
+fn scales_without_configuration_are_told_apart_by_name() {
     let tensors = |name| {
         [
             ("m.weight", Dtype::F8E4M3, vec![2, 2], vec![ONE; 4]),
             (name, Dtype::F32, vec![2, 1], floats(&[1.0, 2.0])),
         ]
     };
-    let e = Model::bind(&checkpoint(&tensors("m.weight_scale"), None)).unwrap_err();
-    assert!(matches!(e, Error::Unsupported { .. }), "{e}");
+    // Only diffusers and ComfyUI store `weight_scale` without saying anything anywhere (formats: comfyui §7).
+    let model = Model::bind(&checkpoint(&tensors("m.weight_scale"), None)).unwrap();
+    assert_eq!(model.quantized[0].convention, "comfyui");
     let c = checkpoint(&tensors("m.weight_scale_inv"), None);
     assert_eq!(
         decoded(&Model::bind(&c).unwrap().quantized[0], &c),

@@ -2,7 +2,13 @@
 
 use crate::support::{command, run, workplace};
 
-const VERBS: [&str; 4] = ["inspect", "quantize", "dequantize", "completions"];
+const VERBS: [&str; 5] = [
+    "inspect",
+    "quantize",
+    "dequantize",
+    "convert",
+    "completions",
+];
 
 fn examples(help: &str) -> Vec<String> {
     let after = help.split("Examples:\n").nth(1).expect("help has examples");
@@ -34,7 +40,7 @@ fn every_example_of_every_verb_runs() {
             n_run += 1;
         }
     }
-    assert_eq!(n_run, 15);
+    assert_eq!(n_run, 19);
 }
 
 #[test]
@@ -42,7 +48,7 @@ fn the_examples_of_the_program_run() {
     let workplace = workplace();
     let help = run(workplace.path(), "safequant --help").expect(0);
     let examples = examples(&help.stdout);
-    assert_eq!(examples.len(), 3);
+    assert_eq!(examples.len(), 4);
     for example in examples {
         run(workplace.path(), &example).expect(0);
     }
