@@ -11,6 +11,7 @@ what every fixture is converted to.
 """
 
 import argparse
+import json
 import importlib.metadata
 import re
 import subprocess
@@ -146,6 +147,7 @@ def check_conversions(table, binary, convention, python):
         with tempfile.TemporaryDirectory() as scratch:
             source, target, dense = Path(scratch, "in"), Path(scratch, "target"), Path(scratch, "dense")
             check_dequant.stage(path.parent, source)
+            source = check_dequant.opened(source)
             try:
                 tool(binary, "convert", source, "-o", target, "--to", convention, "--quiet")
             except Failed:
@@ -176,17 +178,19 @@ def check_taken_over(table, binary, scratch):
     """Every fixture that compressed-tensors can hold, converted to it: their decompressed weights against our dequantization."""
     refused = 0
     for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
+        if json.loads(path.read_text()).get("finding"):
+            continue  # wrong on purpose
         place = Path(scratch, path.parent.parent.name + "-" + path.parent.name)
         place.mkdir()
         check_dequant.stage(path.parent, place / "in")
-        source, converted, dense = place / "in", place / "out", place / "dense"
+        source, converted, dense = check_dequant.opened(place / "in"), place / "out", place / "dense"
         try:
             tool(binary, "convert", source, "-o", converted, "--to", "compressed-tensors", "--quiet")
         except Failed:
             refused += 1
             continue
         config = readers.quantization_config(converted)
-        if config["version"] != "0.19.0":
+        if config.get("version") != "0.19.0":
             continue  # act-order and sparse layouts, which this version of the library does not read any more
         tool(binary, "dequantize", converted, "-o", dense, "--dtype", "auto", "--quiet")
         try:

@@ -162,7 +162,9 @@ pub(super) fn lay_out_like(source: &QuantizedTensor) -> Result<QuantizedTensor, 
     };
     let scheme = holds(source, shape).map_err(|reason| refuse(&reason))?;
     let mut layout = lay_out(&source.module, shape, scheme);
-    keep_spelling(source, &mut layout);
+    if source.convention == ID {
+        keep_spelling(source, &mut layout);
+    }
     let is_fp4 = layout.scheme.code == Code::Minifloat(Minifloat::E2M1);
     let companions = source.parts.iter().filter(|part| {
         let ending = part.name.strip_prefix(&format!("{}.", source.module));

@@ -274,7 +274,16 @@ fn format_of(tensor: &QuantizedTensor) -> &'static str {
         (Code::Minifloat(Minifloat::E2M1), ScaleCoding::E8M0(_)) => "mxfp4-pack-quantized",
         (Code::Minifloat(Minifloat::E2M1), _) => "nvfp4-pack-quantized",
         (_, ScaleCoding::E8M0(_)) => "mxfp8-quantized",
-        _ => "float-quantized",
+        // The library's float compressor knows tensors, channels and blocks; it infers the naive one for others.
+        _ => match tensor.scheme.granularity {
+            Granularity::Tensor | Granularity::Channel | Granularity::Block { .. } => {
+                "float-quantized"
+            }
+            Granularity::Group { .. }
+            | Granularity::IndexedGroup { .. }
+            | Granularity::Flat { .. }
+            | Granularity::Strided { .. } => "naive-quantized",
+        },
     }
 }
 
