@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use safequant::container::Checkpoint;
-use safequant::kernels::Backend;
+use safequant::kernels::{Backend, Float};
 use safequant::rewrite::Label;
 use safequant::rewrite::convert::{Conversion, conversion};
 use safequant::schemes::encode::{is_carried, row_unit};
 use safequant::schemes::{
-    CONVENTIONS, ConventionWriter, Decoder, Model, Part, QuantizedTensor, Role, Storage, Transcoder,
+    CONVENTIONS, Code, CodeTile, ConventionWriter, Decoder, Granularity, Model, Part, Preset,
+    QuantizedTensor, Role, Storage, SuperScale, Transcoder, ZeroPoint,
 };
 
 use super::{fixture, memory};
@@ -216,4 +217,122 @@ fn exact_conversions_keep_every_value_and_come_back_to_the_same_bytes() {
     assert!(seen.faults.is_empty(), "{:#?}", seen.faults);
     assert!(seen.same > 100, "{seen:?}");
     assert!(seen.there_and_back > 50, "{seen:?}");
+}
+
+/// Numbers that look random and are the same everywhere.
+fn noise(seed: u64) -> u64 {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (seed >> 31);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^ (x >> 27)
+}
+
+fn small(value: u64, below: u64) -> u8 {
+    u8::try_from(value % below).unwrap()
+}
+
+/// Scales of a matrix: rows and columns of their grid.
+fn grid(tensor: &QuantizedTensor) -> (u64, u64) {
+    let (out, columns) = (tensor.out_features(), tensor.in_features());
+    match tensor.scheme.granularity {
+        Granularity::Tensor => (1, 1),
+        Granularity::Channel => (out, 1),
+        Granularity::Group { size } | Granularity::IndexedGroup { size } => {
+            (out, columns.div_ceil(size))
+        }
+        Granularity::Block { rows, columns: c } => (out.div_ceil(rows), columns.div_ceil(c)),
+        Granularity::Flat { size } => ((out * columns).div_ceil(size), 1),
+        Granularity::Strided { count } => (1, count),
+    }
+}
+
+/// A whole weight made up: every code, scales and offsets that any dtype holds exactly.
+fn made_up(tensor: &QuantizedTensor, seed: u64) -> CodeTile {
+    let scheme = &tensor.scheme;
+    let n = tensor.out_features() * tensor.in_features();
+    let (rows, columns) = grid(tensor);
+    let at = |i: u64| noise(seed.wrapping_add(i));
+    let codes = (0..n).map(|i| match scheme.code {
+        Code::Integer { bits, .. } => small(at(i), 1 << bits),
+        // No NaN, whose bits nobody promises.
+        Code::Minifloat(format) => match small(at(i), 1 << format.bits()) {
+            code if format.bits() == 8 && code & 0x7f == 0x7f => 0x38,
+            code => code,
+        },
+        Code::Codebook(_) | Code::StoredCodebook | Code::Dense(_) => small(at(i), 16),
+    });
+    let bits = match scheme.code {
+        Code::Integer { bits, .. } => bits,
+        Code::Minifloat(_) | Code::Codebook(_) | Code::StoredCodebook | Code::Dense(_) => 4,
+    };
+    let power = |i: u64| f32::from_bits((120 + (at(i ^ 0xaaaa) % 8) as u32) << 23);
+    let zero = |i: u64| 1 + i32::from(small(at(i ^ 0x5555), (1 << bits) - 1));
+    let indices = 0..rows * columns;
+    let (mut zeros, mut offsets) = (Vec::new(), Vec::new());
+    match scheme.zero_point {
+        ZeroPoint::Fixed(_) => {}
+        ZeroPoint::Stored(_) => zeros = indices.clone().map(zero).collect(),
+        ZeroPoint::Offset { .. } => {
+            offsets = indices
+                .clone()
+                .map(|i| -power(i) * f32::from(u8::try_from(zero(i)).unwrap()))
+                .collect();
+        }
+    }
+    CodeTile {
+        rows: 0..tensor.n_rows(),
+        codes: codes.collect(),
+        scales: indices.map(power).collect(),
+        zeros,
+        offsets,
+        supers: match scheme.super_scale {
+            SuperScale::Multiply | SuperScale::Divide => vec![0.125],
+            SuperScale::None
+            | SuperScale::Nested { .. }
+            | SuperScale::Grouped { .. }
+            | SuperScale::Channel => Vec::new(),
+        },
+        ..CodeTile::default()
+    }
+}
+
+#[test]
+fn made_up_weights_of_odd_shapes_come_back_too() {
+    let mut seen = Seen::default();
+    let mut laid_out = 0;
+    for (at, shape) in [
+        [8, 128],
+        [33, 160],
+        [96, 192],
+        [40, 96],
+        [136, 320],
+        [1, 64],
+    ]
+    .iter()
+    .enumerate()
+    {
+        for writer in writers() {
+            for (name, size) in writer
+                .presets()
+                .iter()
+                .flat_map(|name| [None, Some(32), Some(64), Some(-1)].map(|size| (*name, size)))
+            {
+                let preset = Preset::by_name(name).unwrap();
+                let Ok(preset) = preset.with_group_size(size) else {
+                    continue;
+                };
+                let Ok(layout) = writer.lay_out("m", shape, &preset, Float::F16) else {
+                    continue;
+                };
+                let tile = made_up(&layout, at as u64 * 1_000_003);
+                let bytes = memory::parts(&layout, None, |_| tile.clone());
+                let checkpoint = memory::checkpoint(&layout, &bytes);
+                let name = format!("{shape:?} {name} {size:?} {}", writer.id());
+                check(&name, &layout, &checkpoint, &mut seen);
+                laid_out += 1;
+            }
+        }
+    }
+    assert!(seen.faults.is_empty(), "{:#?}", seen.faults);
+    assert!(laid_out > 100, "{laid_out} weights");
+    assert!(seen.there_and_back > 200, "{seen:?}");
 }

@@ -79,7 +79,7 @@ pub(super) fn parts(
     if let Some(region) = region {
         put(&region, &mut bytes);
     }
-    let step = row_unit(layout) * 2;
+    let step = (row_unit(layout) * 2).max(layout.n_rows());
     let mut at = 0;
     while at < layout.n_rows() {
         let end = layout.n_rows().min(at + step);
