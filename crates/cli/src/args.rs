@@ -84,7 +84,7 @@ pub(crate) enum Verb {
 /// `inspect`, as typed.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A .safetensors file, a directory in the Hugging Face layout, or an index file
+    /// A .safetensors or .gguf file, a directory in the Hugging Face layout, or an index file
     #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
     /// Print JSON (specs/cli/inspect.schema.json)
@@ -172,7 +172,7 @@ pub(crate) struct CompletionsArgs {
 /// Where a writing verb reads and writes.
 #[derive(Debug, Args)]
 pub(crate) struct Paths {
-    /// A .safetensors file, a directory in the Hugging Face layout, or an index file; never changed
+    /// A .safetensors or .gguf file, a directory in the Hugging Face layout, or an index file; never changed
     #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
     /// The directory to write, or the .safetensors file when SRC is one; must not exist or be empty

@@ -59,7 +59,7 @@ pub enum Error {
         source_name: String,
     },
     /// Nothing in the source is quantized.
-    #[error("nothing to dequantize: no known convention was found in {source_name}")]
+    #[error("nothing in {source_name} is quantized: no known convention was found")]
     NothingQuantized {
         /// The source.
         source_name: String,
