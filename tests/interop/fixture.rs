@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safequant::container::{BytesSource, Checkpoint, Dtype, Limits, ReadAt};
+use safequant::schemes::{Error, Model, QuantizedTensor, convention};
 use serde_json::Value;
 
 /// Producers whose checkpoints a convention of ours must claim.
@@ -229,5 +230,26 @@ impl Draft {
             BTreeMap::from([("model.safetensors".into(), shard)]),
             self.documents,
         )
+    }
+}
+
+/// Lays out, in its own convention, what a tensor says in terms of its scheme alone.
+pub(crate) fn laid_out(tensor: &QuantizedTensor) -> QuantizedTensor {
+    let writer = convention(tensor.convention)
+        .and_then(safequant::schemes::Convention::writer)
+        .unwrap();
+    let anonymous = QuantizedTensor {
+        convention: "another",
+        ..tensor.clone()
+    };
+    writer.lay_out_like(&anonymous).unwrap()
+}
+
+/// Why a draft is refused.
+pub(crate) fn refused(draft: Draft) -> Error {
+    let checkpoint = draft.open();
+    match Model::bind(&checkpoint) {
+        Err(e) => e,
+        Ok(_) => panic!("accepted"),
     }
 }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use safequant::container::{Checkpoint, Dtype};
 use safequant::kernels::{Backend, Float};
 use safequant::schemes::{
-    Arithmetic, Decoder, Error, ErrorGroup, Model, QuantizedTensor, RowsOut, Written, convention,
+    Arithmetic, Decoder, Error, ErrorGroup, Model, RowsOut, Written, convention,
 };
 use serde_json::{Value, json};
 
-use super::fixture::{self, Dense, Draft};
+use super::fixture::{self, Dense, Draft, laid_out, refused};
 
 const AFFINE: &str = "mlx/mlx-6bit-g32";
 const MXFP4: &str = "mlx/mlx-mxfp4";
@@ -31,26 +31,6 @@ fn values(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u32>> {
         (tensor.weight.clone(), bits)
     };
     model.quantized.iter().map(decode).collect()
-}
-
-/// Lays out what a tensor says in terms of its scheme alone.
-fn laid_out(tensor: &QuantizedTensor) -> QuantizedTensor {
-    let writer = convention(tensor.convention)
-        .and_then(safequant::schemes::Convention::writer)
-        .unwrap();
-    let anonymous = QuantizedTensor {
-        convention: "another",
-        ..tensor.clone()
-    };
-    writer.lay_out_like(&anonymous).unwrap()
-}
-
-fn refused(draft: Draft) -> Error {
-    let checkpoint = draft.open();
-    match Model::bind(&checkpoint) {
-        Err(e) => e,
-        Ok(_) => panic!("accepted"),
-    }
 }
 
 fn without_config(name: &str) -> Draft {

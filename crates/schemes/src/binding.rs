@@ -117,6 +117,21 @@ pub(crate) fn constant(name: String, dtype: Dtype, shape: Vec<u64>, content: Vec
     }
 }
 
+/// The refusal of a writer: what was wanted (a preset's name, or the codes there are), and the reason with what could hold it.
+pub(crate) fn cannot_write(
+    convention: &'static str,
+    module: &str,
+    wanted: &str,
+    reason: impl Into<String>,
+) -> Error {
+    Error::CannotWrite {
+        convention,
+        module: module.to_owned(),
+        preset: wanted.to_owned(),
+        reason: reason.into(),
+    }
+}
+
 /// The rows and columns of a matrix; stacks are refused with the reason that writers give.
 pub(crate) fn matrix_only(
     convention: &'static str,
@@ -124,11 +139,13 @@ pub(crate) fn matrix_only(
     shape: &[u64],
     wanted: &str,
 ) -> Result<[u64; 2], Error> {
-    <[u64; 2]>::try_from(shape).map_err(|_| Error::CannotWrite {
-        convention,
-        module: module.to_owned(),
-        preset: wanted.to_owned(),
-        reason: "stacked experts must be written one by one".to_owned(),
+    <[u64; 2]>::try_from(shape).map_err(|_| {
+        cannot_write(
+            convention,
+            module,
+            wanted,
+            "stacked experts must be written one by one",
+        )
     })
 }
 

@@ -8,7 +8,7 @@ use safequant_kernels::Float;
 use serde_json::{Map, Value, json};
 
 use super::{Layout, sizes, storages};
-use crate::binding::{matrix_only, planned};
+use crate::binding::{cannot_write, matrix_only, planned};
 use crate::{
     Arithmetic, Basis, Code, ConfigEdit, ConventionWriter, Error, Granularity, IntegerEncoding,
     Part, Preset, PresetGranularity, QuantizedTensor, Role, ScaleCoding, ScaleDirection, ScaleRule,
@@ -169,12 +169,7 @@ impl ConventionWriter for Writer {
 
 impl Writer {
     fn refusal(&self, module: &str, wanted: &str, reason: String) -> Error {
-        Error::CannotWrite {
-            convention: self.id(),
-            module: module.to_owned(),
-            preset: wanted.to_owned(),
-            reason,
-        }
+        cannot_write(self.id(), module, wanted, reason)
     }
 
     /// The dtype of packed words, as GPTQModel calls it.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::state::{Kind, Nested, State};
 use super::{ID, book_bytes, n_elements, scheme};
-use crate::binding::{constant, matrix_only, planned};
+use crate::binding::{cannot_write, constant, matrix_only, planned};
 use crate::scheme::Packing;
 use crate::{
     Arithmetic, Axes, Basis, Code, ConfigEdit, ConventionWriter, Error, Granularity,
@@ -132,12 +132,7 @@ impl ConventionWriter for Writer {
 }
 
 fn refusal(module: &str, wanted: &str, reason: &str) -> Error {
-    Error::CannotWrite {
-        convention: ID,
-        module: module.to_owned(),
-        preset: wanted.to_owned(),
-        reason: reason.to_owned(),
-    }
+    cannot_write(ID, module, wanted, reason)
 }
 
 /// Whether a tensor was bound by this convention from names that the library itself uses.

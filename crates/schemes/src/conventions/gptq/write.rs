@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::Format;
 use super::words;
-use crate::binding::{integer_bits, matrix_only, planned};
+use crate::binding::{cannot_write, integer_bits, matrix_only, planned};
 use crate::scheme::Packing;
 use crate::{
     Axes, Axis, Basis, Code, ConfigEdit, ConventionWriter, Error, Granularity, IntegerEncoding,
@@ -178,12 +178,7 @@ impl ConventionWriter for Writer {
 
 impl Writer {
     fn refusal(&self, module: &str, wanted: &str, reason: String) -> Error {
-        Error::CannotWrite {
-            convention: self.id(),
-            module: module.to_owned(),
-            preset: wanted.to_owned(),
-            reason,
-        }
+        cannot_write(self.id(), module, wanted, reason)
     }
 
     /// Widths, and where the packers need whole blocks of 32.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::Mode;
 use super::{ID, Sizes, WORD_BITS, scheme};
-use crate::binding::planned;
+use crate::binding::{cannot_write, planned};
 use crate::scheme::{Packing, dtype_of};
 use crate::{
     Axes, Axis, Code, ConfigEdit, ConventionWriter, Error, Granularity, Preset, PresetGranularity,
@@ -140,12 +140,7 @@ impl ConventionWriter for Writer {
 }
 
 fn refusal(module: &str, wanted: &str, reason: &str) -> Error {
-    Error::CannotWrite {
-        convention: ID,
-        module: module.to_owned(),
-        preset: wanted.to_owned(),
-        reason: reason.to_owned(),
-    }
+    cannot_write(ID, module, wanted, reason)
 }
 
 /// Whether a tensor was bound by this convention from names that MLX itself uses.

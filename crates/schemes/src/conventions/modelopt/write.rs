@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::ID;
 use super::shapes::{NIBBLES, block};
-use crate::binding::planned;
+use crate::binding::{cannot_write, planned};
 use crate::{
     Activations, Arithmetic, Axes, Axis, Code, ColumnFactor, ConfigEdit, ConventionWriter,
     E8M0Rule, Error, Granularity, IntegerEncoding, Part, Preset, PresetGranularity,
@@ -156,12 +156,7 @@ impl ConventionWriter for Writer {
 }
 
 fn refusal(module: &str, wanted: &str, reason: &str) -> Error {
-    Error::CannotWrite {
-        convention: ID,
-        module: module.to_owned(),
-        preset: wanted.to_owned(),
-        reason: reason.to_owned(),
-    }
+    cannot_write(ID, module, wanted, reason)
 }
 
 /// `<m>.`, or `<m>_` where experts are fused.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::ID;
 use super::classes::{ELEMENTS, NIBBLES};
-use crate::binding::{matrix_only, planned};
+use crate::binding::{cannot_write, matrix_only, planned};
 use crate::scheme::{dtype_of, float_of};
 use crate::storage::to_u64;
 use crate::{
@@ -161,12 +161,7 @@ fn of_all(configs: &[(&str, Value)]) -> Value {
 }
 
 fn refuse(module: &str, reason: &str) -> Error {
-    Error::CannotWrite {
-        convention: ID,
-        module: module.to_owned(),
-        preset: "these codes".to_owned(),
-        reason: reason.to_owned(),
-    }
+    cannot_write(ID, module, "these codes", reason)
 }
 
 /// What is to be laid out.
