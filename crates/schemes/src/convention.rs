@@ -3,7 +3,7 @@
 use safequant_kernels::Float;
 use serde_json::{Map, Value};
 
-use crate::{Error, Headers, Preset, QuantizedTensor, ScaleRule};
+use crate::{Error, Headers, Preset, QuantizedTensor, Respelling, ScaleRule};
 
 /// A toolchain's spelling. A convention is a unit struct in a folder of its own; it imports no other convention and no
 /// kernel, and it never computes on weights.
@@ -89,6 +89,19 @@ pub trait ConventionWriter: Sync {
     /// # Errors
     /// If one config cannot describe them.
     fn config(&self, written: &Written<'_>) -> Result<ConfigEdit, Error>;
+
+    /// How the tensors of this very checkpoint are named and ordered, for a convention that spells whole models; `None` for
+    /// all others, which keep names and rows.
+    ///
+    /// # Errors
+    /// If the documents do not say what must be known, or the convention does not know the architecture.
+    fn respelling<'a>(
+        &self,
+        source: Headers<'a>,
+    ) -> Result<Option<Box<dyn Respelling + 'a>>, Error> {
+        let _ = source;
+        Ok(None)
+    }
 
     /// Presets by name that this convention can hold.
     fn presets(&self) -> &'static [&'static str];

@@ -22,6 +22,7 @@ pub mod pattern;
 mod phrase;
 pub mod preset;
 pub mod quantized;
+pub mod respelling;
 pub mod scheme;
 pub mod slice;
 mod storage;
@@ -42,6 +43,7 @@ pub use model::Model;
 pub use pattern::Pattern;
 pub use preset::{Activations, PRESETS, Preset, PresetGranularity, ScaleRule, WeightCode};
 pub use quantized::{Axes, Axis, Kept, Part, QuantizedTensor, Role, Storage};
+pub use respelling::{Respelled, Respelling, RowOrder, Spelling, StackPlace, Values};
 pub use scheme::{
     Arithmetic, Basis, Code, ColumnFactor, E8M0Rule, Granularity, IntegerEncoding, OffsetForm,
     Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,
