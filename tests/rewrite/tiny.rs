@@ -24,6 +24,7 @@ pub(crate) fn tensor(name: &str, shape: &[u64]) -> PlannedTensor {
         name: name.to_owned(),
         dtype: Dtype::BF16,
         shape: shape.to_vec(),
+        block: None,
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) fn action(action: &Action) -> String {
         Action::Quantize(scheme) => format!("quantize to {scheme}"),
         Action::Dequantize(convention) => format!("dequantize from {convention}"),
         Action::Convert(label) => format!("convert ({})", label.word()),
+        Action::Respell => "respell".to_owned(),
         Action::Drop => "drop".to_owned(),
     }
 }
@@ -20,6 +21,7 @@ pub(crate) const fn action_parts(action: &Action) -> (&'static str, Option<&'sta
         Action::Quantize(scheme) => ("quantize", Some(*scheme)),
         Action::Dequantize(convention) => ("dequantize", Some(*convention)),
         Action::Convert(_) => ("convert", None),
+        Action::Respell => ("respell", None),
         Action::Drop => ("drop", None),
     }
 }
@@ -28,7 +30,11 @@ pub(crate) const fn action_parts(action: &Action) -> (&'static str, Option<&'sta
 pub(crate) const fn label(action: &Action) -> Option<&'static str> {
     match action {
         Action::Convert(label) => Some(label.word()),
-        Action::Copy | Action::Quantize(_) | Action::Dequantize(_) | Action::Drop => None,
+        Action::Copy
+        | Action::Quantize(_)
+        | Action::Dequantize(_)
+        | Action::Respell
+        | Action::Drop => None,
     }
 }
 

@@ -9,6 +9,7 @@ mod disk;
 mod dtype;
 mod error;
 mod error_group;
+mod file_format;
 mod gguf;
 mod header;
 mod index;
@@ -29,6 +30,7 @@ pub use disk::{Disk, DiskFile, Entry, OsDisk};
 pub use dtype::Dtype;
 pub use error::Error;
 pub use error_group::ErrorGroup;
+pub use file_format::FileFormat;
 pub use gguf::{
     BlockType, GgmlType, GgufArray, GgufMetadata, GgufTensor, GgufType, GgufValue,
     write_gguf_header,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::header::{METADATA, size_bytes};
-use crate::{DiskFile, Dtype, Error, TensorInfo};
+use crate::{BlockType, DiskFile, Dtype, Error, TensorInfo};
 
 /// A tensor that a file is going to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +14,10 @@ pub struct PlannedTensor {
     pub name: String,
     /// Element type.
     pub dtype: Dtype,
-    /// Dimensions, outermost first.
+    /// Dimensions, outermost first; the last one counts bytes where there are blocks.
     pub shape: Vec<u64>,
+    /// The block type that the bytes are of, for a GGUF file.
+    pub block: Option<&'static BlockType>,
 }
 
 /// Tensors that must share a shard: the parts of one module, or one plain tensor.
@@ -71,6 +73,7 @@ impl FilePlan {
             name: tensor,
             dtype,
             shape,
+            block,
         } in tensors
         {
             let start = end;
@@ -85,7 +88,7 @@ impl FilePlan {
                 dtype,
                 shape,
                 range: start..end,
-                block: None,
+                block,
             });
         }
         let prefix = prefix(name, &placed, metadata)?;
@@ -108,7 +111,10 @@ impl FilePlan {
     }
 }
 
-fn check_names<'a>(file: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+pub(crate) fn check_names<'a>(
+    file: &str,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<(), Error> {
     let names: Vec<_> = names.collect();
     if names.contains(&METADATA) {
         return Err(Error::ReservedName {
@@ -257,7 +263,7 @@ impl CheckpointPlan {
     ) -> Result<Self, Error> {
         let all = groups.iter().flat_map(|group| &group.tensors);
         check_names("checkpoint", all.map(|tensor| tensor.name.as_str()))?;
-        let shards = split(groups, max_shard_bytes)?;
+        let shards = split_groups(groups, max_shard_bytes)?;
         let n_shards = shards.len();
         let mut files = Vec::with_capacity(n_shards);
         for (i, tensors) in shards.into_iter().enumerate() {
@@ -282,7 +288,10 @@ impl CheckpointPlan {
 }
 
 /// The tensors of each shard.
-fn split(groups: Vec<TensorGroup>, max_shard_bytes: u64) -> Result<Vec<Vec<PlannedTensor>>, Error> {
+pub(crate) fn split_groups(
+    groups: Vec<TensorGroup>,
+    max_shard_bytes: u64,
+) -> Result<Vec<Vec<PlannedTensor>>, Error> {
     let mut shards = Vec::new();
     let mut current: Vec<PlannedTensor> = Vec::new();
     let mut current_bytes = 0_u64;
@@ -446,6 +455,7 @@ mod tests {
             name: name.to_owned(),
             dtype,
             shape: shape.to_vec(),
+            block: None,
         }
     }
 

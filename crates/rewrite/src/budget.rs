@@ -2,7 +2,9 @@
 
 use safequant_container::Checkpoint;
 use safequant_kernels::{Backend, TileOrder};
-use safequant_schemes::{Axes, Decoder, Granularity, Kept, QuantizedTensor, Storage, encode};
+use safequant_schemes::{
+    Axes, Decoder, Granularity, Kept, QuantizedTensor, RowOrder, Storage, Values, encode,
+};
 
 use crate::Error;
 use crate::steps::{DenseSource, Step, Work};
@@ -92,22 +94,36 @@ impl Budget {
         match &step.work {
             Work::Drop => Ok(Tiling::default()),
             Work::Copy => self.copy_tiling(step),
-            Work::Dequantize(tensor, float) => {
-                let decoder = Decoder::new(tensor, checkpoint, Backend::detect())?;
-                let row = tensor.in_features() * float.size_bytes() as u64;
+            Work::Content(bytes) => {
+                let need = 2 * bytes.len() as u64 + TILE_OVERHEAD_BYTES;
+                self.checked(step, 1, need)
+            }
+            Work::Dense(work) => {
+                let decoder = decoder_of(work.sources.first(), checkpoint)?;
+                let [_, rows, columns] = work.shape;
+                let row = columns * work.float.size_bytes() as u64;
+                let changed = match work.values {
+                    Values::Same => 0,
+                    Values::PlusOne => 4 * columns,
+                };
+                let casts = match work.sources.first() {
+                    Some(DenseSource::Plain(_, from)) if *from != work.float => 8 * columns,
+                    Some(DenseSource::Plain(..) | DenseSource::Quantized(_)) | None => 0,
+                };
                 let needs = Needs {
                     fixed: 0,
-                    per_row: row,
+                    per_row: row + changed + casts + reordered(step, row),
                     floats_per_row: row,
-                    unit: decoder.row_unit(),
-                    decoder: Some(&decoder),
-                    is_strided: is_transposed(tensor),
+                    unit: decoder.as_ref().map_or(1, Decoder::row_unit),
+                    is_strided: decoder.as_ref().is_some_and(|d| is_transposed(d.tensor)),
+                    decoder: decoder.as_ref(),
                 };
-                self.rows_tiling(step, tensor, &needs)
+                self.rows_tiling(step, rows, &needs)
             }
             Work::Transcode(work) => {
-                let decoder = Decoder::new(&work.source, checkpoint, Backend::detect())?;
                 let layout = &work.layout;
+                let source = work.members.first().map_or(layout, |member| &member.source);
+                let decoder = Decoder::new(source, checkpoint, Backend::detect())?;
                 let carried = step.output_bytes().div_ceil(layout.n_rows().max(1));
                 let codes = layout.in_features() * encode::code_bytes(layout);
                 let needs = Needs {
@@ -116,16 +132,17 @@ impl Budget {
                     per_row: 3 * codes
                         + decoder.scale_bytes(1)
                         + 48 * groups_per_row(layout)
-                        + 2 * carried,
+                        + 2 * carried
+                        + reordered(step, codes),
                     floats_per_row: codes,
                     unit: common_multiple(
                         encode::row_unit(layout),
-                        common_multiple(encode::row_unit(&work.source), decoder.row_unit()),
+                        common_multiple(encode::row_unit(source), decoder.row_unit()),
                     ),
                     decoder: Some(&decoder),
-                    is_strided: is_transposed(&work.source) || is_transposed(layout),
+                    is_strided: is_transposed(source) || is_transposed(layout),
                 };
-                self.rows_tiling(step, layout, &needs)
+                self.rows_tiling(step, layout.out_features(), &needs)
             }
             Work::Quantize(work) => {
                 let layout = &work.layout;
@@ -133,25 +150,22 @@ impl Budget {
                 let columns = layout.in_features();
                 let mut needs = Needs {
                     fixed: constant_bytes(layout),
-                    per_row: row_bytes(step, layout),
+                    per_row: row_bytes(step, layout) + reordered(step, 4 * columns),
                     floats_per_row: 4 * columns,
                     unit,
                     decoder: None,
                     is_strided: is_transposed(layout),
                 };
-                match &work.source {
-                    DenseSource::Plain(_, float) => {
-                        needs.per_row += columns * float.size_bytes() as u64;
-                        self.rows_tiling(step, layout, &needs)
-                    }
-                    DenseSource::Quantized(tensor) => {
-                        let decoder = Decoder::new(tensor, checkpoint, Backend::detect())?;
-                        needs.unit = common_multiple(unit, decoder.row_unit());
-                        needs.is_strided |= is_transposed(tensor);
-                        needs.decoder = Some(&decoder);
-                        self.rows_tiling(step, layout, &needs)
-                    }
+                if let Some(DenseSource::Plain(_, float)) = work.sources.first() {
+                    needs.per_row += columns * float.size_bytes() as u64;
                 }
+                let decoder = decoder_of(work.sources.first(), checkpoint)?;
+                if let Some(decoder) = &decoder {
+                    needs.unit = common_multiple(unit, decoder.row_unit());
+                    needs.is_strided |= is_transposed(decoder.tensor);
+                    needs.decoder = Some(decoder);
+                }
+                self.rows_tiling(step, layout.out_features(), &needs)
             }
         }
     }
@@ -165,20 +179,16 @@ impl Budget {
         self.checked(step, per_tile, per_tile + TILE_OVERHEAD_BYTES)
     }
 
-    fn rows_tiling(
-        &self,
-        step: &Step,
-        tensor: &QuantizedTensor,
-        needs: &Needs<'_>,
-    ) -> Result<Tiling, Error> {
-        let limit = tensor.out_features().max(1);
+    fn rows_tiling(&self, step: &Step, n_rows: u64, needs: &Needs<'_>) -> Result<Tiling, Error> {
+        let limit = n_rows.max(1);
+        let unit = common_multiple(needs.unit, step.rows.unit(n_rows).unwrap_or(limit));
         let cap = if needs.is_strided {
             STRIDED_TILE_BYTES
         } else {
             CONTIGUOUS_TILE_BYTES
         };
         let share = self.for_tiles() / self.slots;
-        let mut rows = needs.unit.clamp(1, limit);
+        let mut rows = unit.clamp(1, limit);
         loop {
             let next = rows.saturating_mul(2).min(limit);
             let fits =
@@ -227,6 +237,27 @@ impl Needs<'_> {
             .saturating_add(self.fixed)
             .saturating_add(scratch)
             .saturating_add(TILE_OVERHEAD_BYTES)
+    }
+}
+
+/// The decoder of a source that is quantized.
+fn decoder_of<'a>(
+    source: Option<&'a DenseSource>,
+    checkpoint: &'a Checkpoint,
+) -> Result<Option<Decoder<'a>>, Error> {
+    match source {
+        Some(DenseSource::Quantized(tensor)) => {
+            Ok(Some(Decoder::new(tensor, checkpoint, Backend::detect())?))
+        }
+        Some(DenseSource::Plain(..)) | None => Ok(None),
+    }
+}
+
+/// The copy of a row that is needed to put rows in another order.
+fn reordered(step: &Step, row_bytes: u64) -> u64 {
+    match step.rows {
+        RowOrder::Same => 0,
+        RowOrder::AlternatingHalves { .. } | RowOrder::GatheredHalves { .. } => row_bytes,
     }
 }
 

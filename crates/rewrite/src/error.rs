@@ -108,6 +108,36 @@ pub enum Error {
         /// The schemes it holds.
         holds: String,
     },
+    /// The destination's name claims another format than the convention is written in.
+    #[error(
+        "{path}: the name claims a {claimed} file, but what is written is {written}: name a directory or a {written} file"
+    )]
+    DestinationFormat {
+        /// The destination.
+        path: String,
+        /// How its name ends.
+        claimed: &'static str,
+        /// How names of such files end.
+        written: &'static str,
+    },
+    /// A stack of experts in the new convention lacks a member, or they differ.
+    #[error("{name}: cannot be stacked: {problem}")]
+    Stack {
+        /// The stack.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The rows of a weight cannot be put in the order of the new convention.
+    #[error("{module}: its rows cannot be put in the order of {convention}: {problem}")]
+    RowOrder {
+        /// The module.
+        module: String,
+        /// The convention.
+        convention: &'static str,
+        /// Why not.
+        problem: String,
+    },
     /// A document that must be edited is not understood.
     #[error("{file}: cannot be edited: {problem} at byte {offset}")]
     Document {
@@ -284,6 +314,9 @@ impl Error {
             Error::WouldLose { .. } => "would_lose",
             Error::NotCarried { .. } => "not_carried",
             Error::SchemeNotHeld { .. } => "scheme_not_held",
+            Error::DestinationFormat { .. } => "destination_format",
+            Error::Stack { .. } => "stack",
+            Error::RowOrder { .. } => "row_order",
             Error::Document { .. } => "document",
             Error::DocumentEncoding { .. } => "document_encoding",
             Error::SidecarName { .. } => "sidecar_name",
@@ -319,6 +352,7 @@ impl Error {
                 | safequant_quantize::Error::Unreadable { .. } => ErrorGroup::Unsupported,
             },
             Error::NothingQuantized { .. }
+            | Error::Stack { .. }
             | Error::Document { .. }
             | Error::DocumentEncoding { .. }
             | Error::SidecarName { .. } => ErrorGroup::Malformed,
@@ -334,6 +368,8 @@ impl Error {
             | Error::Defect { .. }
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
+            | Error::DestinationFormat { .. }
+            | Error::RowOrder { .. }
             | Error::WouldLose { .. }
             | Error::NotCarried { .. }
             | Error::MemoryTooSmall { .. }

@@ -402,7 +402,9 @@ impl<'w, 'p> Pipeline<'w, 'p> {
     fn statistics_of(&mut self, step: &Step) -> Result<Result<Option<Arc<Statistics>>, ()>, Error> {
         let group = match &step.work {
             Work::Quantize(work) => work.statistics,
-            Work::Copy | Work::Drop | Work::Dequantize(..) | Work::Transcode(_) => None,
+            Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) | Work::Transcode(_) => {
+                None
+            }
         };
         let Some(group) = group else {
             return Ok(Ok(None));
@@ -464,8 +466,8 @@ fn begin(context: &StepContext<'_>) -> Result<Current, Error> {
 /// The part of a step's source that so many rows stand for.
 fn share(step: &Step, rows: u64) -> u64 {
     let all = match &step.work {
-        Work::Drop | Work::Copy => step.source_bytes,
-        Work::Dequantize(tensor, _) => tensor.n_rows(),
+        Work::Drop | Work::Copy | Work::Content(_) => step.source_bytes,
+        Work::Dense(work) => work.shape[0].saturating_mul(work.shape[1]),
         Work::Quantize(work) => work.layout.n_rows(),
         Work::Transcode(work) => work.layout.n_rows(),
     };

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use safequant_container::{Checkpoint, CheckpointKind, Disk, Entry};
+use safequant_container::{Checkpoint, CheckpointKind, Disk, Entry, FileFormat};
 
 use crate::{Destination, Error};
 
@@ -12,7 +12,7 @@ use crate::{Destination, Error};
 pub enum OutputKind {
     /// A directory in the Hugging Face layout.
     Directory,
-    /// One `.safetensors` file, with its manifest beside it.
+    /// One `.safetensors` or `.gguf` file, with its manifest beside it.
     File,
 }
 
@@ -32,8 +32,13 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The paths that go with a destination: a file if source and destination are both one, else a directory.
-    pub(crate) fn new(destination: &Path, source: CheckpointKind) -> Result<Self, Error> {
+    /// The paths that go with a destination: a file if its name ends as those of the format do, else a directory. A
+    /// safetensors file is written only where the source is one file, too: the documents of a directory would be lost.
+    pub(crate) fn new(
+        destination: &Path,
+        source: CheckpointKind,
+        format: FileFormat,
+    ) -> Result<Self, Error> {
         let no_parent = || Error::NoParent {
             path: destination.display().to_string(),
         };
@@ -42,11 +47,21 @@ impl Place {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             Some(_) | None => PathBuf::from("."),
         };
-        let is_file = destination.extension().is_some_and(|e| e == "safetensors");
-        let kind = match source {
-            CheckpointKind::File if is_file => OutputKind::File,
-            CheckpointKind::File | CheckpointKind::Directory | CheckpointKind::Index => {
+        let claimed = FileFormat::of_name(&name.to_string_lossy());
+        let kind = match (claimed, format, source) {
+            (Some(FileFormat::Gguf), FileFormat::Gguf, _)
+            | (Some(FileFormat::Safetensors), FileFormat::Safetensors, CheckpointKind::File) => {
+                OutputKind::File
+            }
+            (None, _, _) | (Some(FileFormat::Safetensors), FileFormat::Safetensors, _) => {
                 OutputKind::Directory
+            }
+            (Some(claimed), _, _) => {
+                return Err(Error::DestinationFormat {
+                    path: destination.display().to_string(),
+                    claimed: claimed.suffix(),
+                    written: format.suffix(),
+                });
             }
         };
         let work = parent.join(with_name(".", name, ".safequant-partial"));

@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use safequant_container::{
-    Checkpoint, CheckpointPlan, Disk, FilePlan, Manifest, ManifestEntry, OsDisk, TensorGroup,
+    Checkpoint, CheckpointPlan, Disk, FileFormat, FilePlan, Manifest, ManifestEntry, OsDisk,
+    TensorGroup,
 };
-use safequant_schemes::Model;
+use safequant_schemes::{ConventionWriter, Model};
 use serde_json::{Value, json};
 
 use crate::budget::Budget;
@@ -25,6 +26,18 @@ pub enum Verb {
     Dequantize(DequantizeRecipe),
     /// Any convention in, another one out.
     Convert(ConvertRecipe),
+}
+
+impl Verb {
+    /// The quantizer's id.
+    fn method(&self) -> &'static str {
+        match self {
+            Verb::Quantize(recipe) => recipe.method,
+            // What is quantized anew is rounded to nearest.
+            Verb::Convert(_) => "rtn",
+            Verb::Dequantize(_) => "",
+        }
+    }
 }
 
 /// What to do when the destination exists or an earlier job was interrupted.
@@ -114,6 +127,8 @@ pub enum Action {
     Dequantize(&'static str),
     /// Codes carried over to another convention, with what that costs.
     Convert(Label),
+    /// Values stay, but for their dtype; rows, stacks or norms are spelled as the new convention has them.
+    Respell,
     /// Left out: belongs to the old convention only.
     Drop,
 }
@@ -126,6 +141,7 @@ impl Action {
             Action::Quantize(_) => "quantize",
             Action::Dequantize(_) => "dequantize",
             Action::Convert(_) => "convert",
+            Action::Respell => "respell",
             Action::Drop => "drop",
         }
     }
@@ -133,7 +149,7 @@ impl Action {
     /// The scheme quantized to, the convention dequantized from, or the label of a conversion.
     pub const fn detail(&self) -> Option<&'static str> {
         match self {
-            Action::Copy | Action::Drop => None,
+            Action::Copy | Action::Respell | Action::Drop => None,
             Action::Quantize(name) | Action::Dequantize(name) => Some(name),
             Action::Convert(label) => Some(label.word()),
         }
@@ -165,14 +181,23 @@ pub fn plan_on<'a>(
     destination: &Path,
     options: &JobOptions,
 ) -> Result<Plan<'a>, Error> {
-    let place = Place::new(destination, checkpoint.kind())?;
+    let writer = match verb {
+        Verb::Quantize(recipe) => Some(recipe::writer(recipe)?),
+        Verb::Convert(recipe) => Some(recipe::writer_of(recipe.convention)?),
+        Verb::Dequantize(_) => None,
+    };
+    let format = writer.map_or(FileFormat::Safetensors, ConventionWriter::file_format);
+    let place = Place::new(destination, checkpoint.kind(), format)?;
     place.check(disk, checkpoint, options.destination)?;
     let model = Model::bind(checkpoint)?;
-    let steps = match verb {
+    let mut steps = match verb {
         Verb::Quantize(recipe) => steps::quantize(checkpoint, &model, recipe)?,
         Verb::Dequantize(recipe) => steps::dequantize(checkpoint, &model, recipe)?,
         Verb::Convert(recipe) => steps::convert(checkpoint, &model, recipe)?,
     };
+    if let Some(writer) = writer {
+        steps = steps::respell(checkpoint, writer, verb.method(), steps)?;
+    }
     Planner {
         checkpoint,
         verb,
@@ -195,7 +220,7 @@ impl<'a> Planner<'a, '_> {
     fn finish(mut self, mut built: Steps) -> Result<Plan<'a>, Error> {
         let metadata = self.metadata(&built);
         let documents = self.documents(&mut built)?;
-        let (shards, index) = self.lay_out(&mut built.list, &metadata)?;
+        let (shards, index) = self.lay_out(&mut built, &metadata)?;
         let sidecars = self.sidecars(&documents);
         let budget = Budget::new(self.options.memory_bytes, self.options.threads);
         budget.cut(&mut built.list, self.checkpoint)?;
@@ -222,12 +247,7 @@ impl<'a> Planner<'a, '_> {
                 place: self.place,
                 mode: self.options.destination,
                 budget,
-                method: match self.verb {
-                    Verb::Quantize(recipe) => recipe.method,
-                    // What is quantized anew is rounded to nearest.
-                    Verb::Convert(_) => "rtn",
-                    Verb::Dequantize(_) => "",
-                },
+                method: self.verb.method(),
                 shards,
                 index,
                 documents,
@@ -275,15 +295,19 @@ impl<'a> Planner<'a, '_> {
             }
             Verb::Dequantize(recipe) => config::dense_documents(self.checkpoint, recipe.dtype)?,
         };
+        let has_config = self.checkpoint.document(config::CONFIG).is_some();
+        if self.place.kind == OutputKind::Directory && built.gguf.is_some() && !has_config {
+            documents.clear();
+        }
         if self.place.kind == OutputKind::File {
             documents.clear();
-            if matches!(self.verb, Verb::Quantize(_) | Verb::Convert(_)) {
+            if matches!(self.verb, Verb::Quantize(_) | Verb::Convert(_)) && built.gguf.is_none() {
                 self.notes.push(
                     "a single file has no config.json: the quantization config is written to its __metadata__"
                         .to_owned(),
                 );
             }
-        } else if self.checkpoint.document(config::CONFIG).is_none() && !documents.is_empty() {
+        } else if !has_config && !documents.is_empty() {
             self.notes.push(
                 "the source has no config.json; a new one holds the quantization config only"
                     .to_owned(),
@@ -296,21 +320,28 @@ impl<'a> Planner<'a, '_> {
     /// Lays the outputs out in files and tells each step where its tensors are.
     fn lay_out(
         &self,
-        steps: &mut [Step],
+        built: &mut Steps,
         metadata: &[(String, String)],
     ) -> Result<(Vec<FilePlan>, Option<Vec<u8>>), Error> {
+        let steps = &mut built.list;
         let groups: Vec<TensorGroup> = steps.iter().filter_map(Step::group).collect();
-        let (files, index) = match self.place.kind {
-            OutputKind::Directory => {
-                let layout = CheckpointPlan::new(groups, self.options.max_shard_bytes, metadata)?;
+        let (files, index) = match (self.place.kind, &built.gguf) {
+            (OutputKind::Directory, gguf) => {
+                let cap = self.options.max_shard_bytes;
+                let layout = match gguf {
+                    Some(gguf) => CheckpointPlan::gguf(GGUF_STEM, groups, cap, gguf)?,
+                    None => CheckpointPlan::new(groups, cap, metadata)?,
+                };
                 (layout.files, layout.index)
             }
-            OutputKind::File => {
-                let tensors = groups.into_iter().flat_map(|g| g.tensors).collect();
-                (
-                    vec![FilePlan::new(&self.place.file_name(), tensors, metadata)?],
-                    None,
-                )
+            (OutputKind::File, gguf) => {
+                let tensors: Vec<_> = groups.into_iter().flat_map(|g| g.tensors).collect();
+                let name = self.place.file_name();
+                let file = match gguf {
+                    Some(gguf) => FilePlan::gguf(&name, &tensors, gguf)?,
+                    None => FilePlan::new(&name, tensors, metadata)?,
+                };
+                (vec![file], None)
             }
         };
         let mut places = HashMap::new();
@@ -387,6 +418,9 @@ impl<'a> Planner<'a, '_> {
 
 /// The index of a sharded result.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// What the names of GGUF files in a directory begin with.
+const GGUF_STEM: &str = "model";
 
 /// The manifest's file name at the destination.
 pub(crate) fn manifest_name(place: &Place) -> String {

@@ -30,6 +30,7 @@ const DENSE_LAST: &[&str] = &[
     "wpe",
     "relative_attention_bias",
     "shared",
+    "ffn_gate_inp",
 ];
 
 /// Whole names that are dense by default: the original Llama's and Falcon's heads.
@@ -42,7 +43,9 @@ pub(crate) fn kind(tensor: &str, shape: &[u64]) -> Kind {
     };
     let is_matrix = match shape {
         [_, _] => true,
-        [_, _, _] => module.split('.').any(|c| c == "experts"),
+        [_, _, _] => module
+            .split('.')
+            .any(|c| c == "experts" || c.ends_with("_exps")),
         _ => false,
     };
     let last = last_component(module);
@@ -51,7 +54,9 @@ pub(crate) fn kind(tensor: &str, shape: &[u64]) -> Kind {
     if !is_matrix || is_norm || shape.contains(&0) {
         return Kind::NotLinear;
     }
-    let is_embedding = module.split('.').any(|c| c.contains("embed"));
+    let is_embedding = module
+        .split('.')
+        .any(|c| c.contains("embed") || c.contains("embd"));
     if is_embedding || DENSE_LAST.contains(&last) || DENSE_WHOLE.contains(&module) {
         return Kind::DenseByDefault;
     }
@@ -219,6 +224,8 @@ mod tests {
             "transformer.wte.weight",
             "model.layers.0.mlp.gate.weight",
             "output.weight",
+            "token_embd.weight",
+            "blk.0.ffn_gate_inp.weight",
         ];
         for name in dense {
             assert_eq!(kind(name, &[4, 4]), Kind::DenseByDefault, "{name}");
@@ -233,6 +240,8 @@ mod tests {
         assert_eq!(kind("conv.weight", &[4, 4, 3, 3]), Kind::NotLinear);
         assert_eq!(kind("mixer.conv1d.weight", &[4, 1, 4]), Kind::NotLinear);
         assert_eq!(kind("a.experts.up.weight", &[4, 1, 4]), Kind::Linear);
+        assert_eq!(kind("blk.0.ffn_up_exps.weight", &[4, 1, 4]), Kind::Linear);
+        assert_eq!(kind("blk.0.ffn_gate.weight", &[4, 4]), Kind::Linear);
         assert_eq!(kind("a.weight", &[0, 4]), Kind::NotLinear);
         assert!(is_unoriented_stack("a.experts.gate_up_proj", &[8, 4, 4]));
     }

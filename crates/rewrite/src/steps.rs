@@ -1,14 +1,22 @@
 //! The units of work: what each module or plain tensor becomes, and which tensors that writes.
 
 mod convert;
+mod respell;
 
-use safequant_container::{Checkpoint, Dtype, PlannedTensor, TensorGroup, TensorInfo};
+use safequant_container::{
+    BlockType, Checkpoint, Dtype, FileFormat, GgufMetadata, PlannedTensor, TensorGroup, TensorInfo,
+    TensorRef,
+};
 use safequant_kernels::Float;
 use safequant_quantize::Target;
 use safequant_schemes::scheme::{dtype_of, float_of};
-use safequant_schemes::{ConfigEdit, ConventionWriter, Model, QuantizedTensor, Written};
+use safequant_schemes::{
+    Code, ConfigEdit, ConventionWriter, ExtraTensor, Model, Part, Preset, QuantizedTensor,
+    RowOrder, Storage, Values, WeightCode, Written,
+};
 
 pub(crate) use self::convert::convert;
+pub(crate) use self::respell::respell;
 use crate::budget::Tiling;
 use crate::select::{Choice, Kind, Selection, fused_groups, is_unoriented_stack, kind};
 use crate::{Action, DequantizeRecipe, Error, QuantizeRecipe, recipe};
@@ -22,6 +30,8 @@ pub(crate) struct Step {
     pub(crate) shape: Vec<u64>,
     pub(crate) source_bytes: u64,
     pub(crate) work: Work,
+    /// The order in which rows are written, within each matrix.
+    pub(crate) rows: RowOrder,
     /// The tensors it writes; for quantized modules in the order of the layout's parts.
     pub(crate) outputs: Vec<Output>,
     pub(crate) tiling: Tiling,
@@ -43,17 +53,41 @@ pub(crate) enum Work {
     Copy,
     /// Nothing is written.
     Drop,
-    /// Rows of floats of this dtype.
-    Dequantize(Box<QuantizedTensor>, Float),
+    /// Rows of floats.
+    Dense(Box<DenseWork>),
     /// Rows of floats, quantized.
     Quantize(Box<QuantizeWork>),
     /// Codes and scales, carried over to another layout.
     Transcode(Box<TranscodeWork>),
+    /// Bytes that are known.
+    Content(Vec<u8>),
+}
+
+/// A weight (or a vector) that becomes dense, or is dense and becomes something else.
+#[derive(Clone, Debug)]
+pub(crate) struct DenseWork {
+    /// The weight, or the members of a stack, in order.
+    pub(crate) sources: Vec<DenseSource>,
+    /// Matrices, rows of each, and columns.
+    pub(crate) shape: [u64; 3],
+    /// The dtype written.
+    pub(crate) float: Float,
+    /// What is done to the values.
+    pub(crate) values: Values,
 }
 
 /// A module whose codes stay.
 #[derive(Clone, Debug)]
 pub(crate) struct TranscodeWork {
+    /// The module, or the members of a stack, in order.
+    pub(crate) members: Vec<Carried>,
+    /// What is written, the whole stack in one.
+    pub(crate) layout: QuantizedTensor,
+}
+
+/// A weight and what its codes are carried over to.
+#[derive(Clone, Debug)]
+pub(crate) struct Carried {
     pub(crate) source: QuantizedTensor,
     /// The source with its scheme as simple as its numbers allow.
     pub(crate) plain: QuantizedTensor,
@@ -63,7 +97,8 @@ pub(crate) struct TranscodeWork {
 /// A module to quantize.
 #[derive(Clone, Debug)]
 pub(crate) struct QuantizeWork {
-    pub(crate) source: DenseSource,
+    /// The weight, or the members of a stack, in order.
+    pub(crate) sources: Vec<DenseSource>,
     pub(crate) layout: QuantizedTensor,
     pub(crate) target: Target,
     /// Index into the job's groups that share statistics; `None` where none are needed.
@@ -89,6 +124,42 @@ impl DenseSource {
     }
 }
 
+impl Output {
+    fn new(name: &str, dtype: Dtype, shape: &[u64], block: Option<&'static BlockType>) -> Self {
+        let n_elements = shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d));
+        Self {
+            tensor: PlannedTensor {
+                name: name.to_owned(),
+                dtype,
+                shape: shape.to_vec(),
+                block,
+            },
+            len_bytes: n_elements
+                .and_then(|n| dtype.size_bytes(n))
+                .unwrap_or(u64::MAX),
+            at: (0, 0),
+        }
+    }
+
+    fn of_part(part: &Part) -> Self {
+        let block = match part.storage {
+            Storage::Blocks { format } => BlockType::from_name(format.name()),
+            Storage::Elements { .. }
+            | Storage::Packed { .. }
+            | Storage::SharedElements { .. }
+            | Storage::Common
+            | Storage::LowHigh { .. }
+            | Storage::PackedConstant { .. }
+            | Storage::Vector
+            | Storage::Tiled { .. }
+            | Storage::Flat { .. }
+            | Storage::Planes { .. }
+            | Storage::Sparse { .. } => None,
+        };
+        Self::new(&part.name, part.dtype, &part.shape, block)
+    }
+}
+
 impl Step {
     fn new(name: &str, action: Action, shape: &[u64], source_bytes: u64, work: Work) -> Self {
         Self {
@@ -97,29 +168,20 @@ impl Step {
             shape: shape.to_vec(),
             source_bytes,
             work,
+            rows: RowOrder::Same,
             outputs: Vec::new(),
             tiling: Tiling::default(),
         }
     }
 
     fn with_output(mut self, name: &str, dtype: Dtype, shape: &[u64]) -> Self {
-        let n_elements: u64 = shape.iter().product();
-        self.outputs.push(Output {
-            tensor: PlannedTensor {
-                name: name.to_owned(),
-                dtype,
-                shape: shape.to_vec(),
-            },
-            len_bytes: dtype.size_bytes(n_elements).unwrap_or(u64::MAX),
-            at: (0, 0),
-        });
+        self.outputs.push(Output::new(name, dtype, shape, None));
         self
     }
 
-    fn with_parts(self, parts: &[safequant_schemes::Part]) -> Self {
-        parts.iter().fold(self, |step, part| {
-            step.with_output(&part.name, part.dtype, &part.shape)
-        })
+    fn with_parts(mut self, parts: &[Part]) -> Self {
+        self.outputs = parts.iter().map(Output::of_part).collect();
+        self
     }
 
     fn copy(info: &TensorInfo) -> Self {
@@ -131,7 +193,28 @@ impl Step {
             info.len_bytes(),
             Work::Copy,
         )
-        .with_output(name, info.dtype, &info.shape)
+        .with_output_of(info)
+    }
+
+    /// An output like a tensor of the source.
+    fn with_output_of(mut self, info: &TensorInfo) -> Self {
+        let output = Output::new(&info.name, info.dtype, &info.shape, info.block);
+        self.outputs.push(output);
+        self
+    }
+
+    /// A tensor that is in no source.
+    fn content(extra: &ExtraTensor) -> Self {
+        let bytes = extra.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let shape = [extra.values.len() as u64];
+        Self::new(
+            &extra.name,
+            Action::Respell,
+            &shape,
+            0,
+            Work::Content(bytes),
+        )
+        .with_output(&extra.name, Dtype::F32, &shape)
     }
 
     fn drop(info: &TensorInfo) -> Self {
@@ -140,7 +223,16 @@ impl Step {
 
     fn dequantize(tensor: &QuantizedTensor, float: Float, source_bytes: u64) -> Self {
         let action = Action::Dequantize(tensor.convention);
-        let work = Work::Dequantize(Box::new(tensor.clone()), float);
+        let work = Work::Dense(Box::new(DenseWork {
+            sources: vec![DenseSource::Quantized(Box::new(tensor.clone()))],
+            shape: [
+                tensor.n_matrices(),
+                tensor.out_features(),
+                tensor.in_features(),
+            ],
+            float,
+            values: Values::Same,
+        }));
         Self::new(&tensor.module, action, &tensor.shape, source_bytes, work).with_output(
             &tensor.weight,
             dtype_of(float),
@@ -175,34 +267,53 @@ pub(crate) struct Steps {
     pub(crate) edit: ConfigEdit,
     /// The source's own documents describe the result: nothing changed its convention or its spelling.
     pub(crate) keeps_documents: bool,
+    /// The metadata of GGUF files; `None` for safetensors.
+    pub(crate) gguf: Option<GgufMetadata>,
 }
 
-/// Bytes of a quantized tensor's parts, and the shard that the first of them lies in.
-fn stored(checkpoint: &Checkpoint, tensor: &QuantizedTensor) -> (u64, String) {
-    let parts = tensor
-        .parts
-        .iter()
-        .filter_map(|p| checkpoint.tensor(&p.name));
-    let mut bytes = 0;
-    let mut first: Option<String> = None;
-    for part in parts {
-        bytes += part.info.len_bytes();
-        let name = part.shard.name.clone();
-        first = Some(first.map_or(name.clone(), |f| f.min(name)));
+/// What steps are ordered by, before their names: the source's shard, and in a GGUF file, whose tensors have an order of their
+/// own, the place in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    shard: String,
+    at: u64,
+}
+
+impl Key {
+    fn of(tensor: TensorRef<'_>) -> Self {
+        let is_gguf = tensor.shard.header.gguf.is_some();
+        Self {
+            shard: tensor.shard.name.clone(),
+            at: if is_gguf { tensor.info.range.start } else { 0 },
+        }
     }
+}
+
+/// Bytes of a quantized tensor's parts, and the key of the first of them.
+fn stored(checkpoint: &Checkpoint, tensor: &QuantizedTensor) -> (u64, Key) {
+    let parts = tensor.parts.iter();
+    let parts: Vec<_> = parts.filter_map(|p| checkpoint.tensor(&p.name)).collect();
+    let bytes = parts.iter().map(|part| part.info.len_bytes()).sum();
+    let first = parts.into_iter().map(Key::of).min();
     (bytes, first.unwrap_or_default())
 }
 
-/// Steps with the key that orders them: the source's shard, then the name.
-struct Ordered(Vec<((String, String), Step)>);
+/// Steps with their keys.
+#[derive(Default)]
+struct Ordered(Vec<(Key, Step)>);
 
 impl Ordered {
-    fn push(&mut self, shard: &str, step: Step) {
-        self.0.push(((shard.to_owned(), step.name.clone()), step));
+    fn push(&mut self, key: Key, step: Step) {
+        self.0.push((key, step));
+    }
+
+    fn copy(&mut self, tensor: TensorRef<'_>) {
+        self.push(Key::of(tensor), Step::copy(tensor.info));
     }
 
     fn into_steps(mut self) -> Vec<Step> {
-        self.0.sort_by(|a, b| a.0.cmp(&b.0));
+        self.0
+            .sort_by(|a, b| (&a.0, &a.1.name).cmp(&(&b.0, &b.1.name)));
         self.0.into_iter().map(|(_, step)| step).collect()
     }
 }
@@ -218,17 +329,17 @@ pub(crate) fn dequantize(
             source_name: checkpoint.name().to_owned(),
         });
     }
-    let mut ordered = Ordered(Vec::new());
+    let mut ordered = Ordered::default();
     for tensor in &model.quantized {
         let float = recipe.dtype.of(tensor);
-        let (bytes, shard) = stored(checkpoint, tensor);
-        ordered.push(&shard, Step::dequantize(tensor, float, bytes));
+        let (bytes, key) = stored(checkpoint, tensor);
+        ordered.push(key, Step::dequantize(tensor, float, bytes));
     }
     for tensor in &model.effective {
-        let (_, shard) = stored(checkpoint, tensor);
+        let (_, key) = stored(checkpoint, tensor);
         let mut step = Step::dequantize(tensor, recipe.dtype.of(tensor), 0);
         step.name.clone_from(&tensor.weight);
-        ordered.push(&shard, step);
+        ordered.push(key, step);
     }
     let mut notes = Vec::new();
     if !model.effective.is_empty() {
@@ -240,7 +351,7 @@ pub(crate) fn dequantize(
     }
     for name in &model.plain {
         if let Some(tensor) = checkpoint.tensor(name) {
-            ordered.push(&tensor.shard.name, Step::copy(tensor.info));
+            ordered.copy(tensor);
         }
     }
     drop_orphans(checkpoint, model, &mut ordered);
@@ -251,10 +362,38 @@ pub(crate) fn dequantize(
     })
 }
 
+/// Whether a weight that a convention claims is a plain tensor all the same: F16 in a GGUF file, which is read as F32.
+fn is_dense(tensor: &QuantizedTensor) -> bool {
+    let elements = |part: &Part| matches!(part.storage, Storage::Elements { .. });
+    matches!(tensor.scheme.code, Code::Dense(_))
+        && matches!(tensor.parts.as_slice(), [part] if elements(part))
+}
+
+/// A quantized weight that is left out of quantizing or converting: dense, or as it is where it is dense already (a type of
+/// GGUF that is no block) or the files hold nothing but this convention.
+fn left(
+    checkpoint: &Checkpoint,
+    writer: &dyn ConventionWriter,
+    tensor: &QuantizedTensor,
+    bytes: u64,
+) -> Step {
+    let stays = writer.file_format() == FileFormat::Gguf && checkpoint.gguf().is_some();
+    match tensor
+        .parts
+        .first()
+        .and_then(|p| checkpoint.tensor(&p.name))
+    {
+        Some(part) if is_dense(tensor) || (stays && tensor.parts.len() == 1) => {
+            Step::copy(part.info)
+        }
+        Some(_) | None => Step::dequantize(tensor, tensor.reference_dtype, bytes),
+    }
+}
+
 fn drop_orphans(checkpoint: &Checkpoint, model: &Model, ordered: &mut Ordered) {
     for name in &model.orphans {
         if let Some(tensor) = checkpoint.tensor(name) {
-            ordered.push(&tensor.shard.name, Step::drop(tensor.info));
+            ordered.push(Key::of(tensor), Step::drop(tensor.info));
         }
     }
 }
@@ -271,7 +410,7 @@ pub(crate) fn quantize(
         recipe,
         writer,
         selection: Selection::new(recipe)?,
-        ordered: Ordered(Vec::new()),
+        ordered: Ordered::default(),
         ignored: Vec::new(),
         notes: Vec::new(),
         n_foreign: 0,
@@ -315,7 +454,7 @@ impl Builder<'_> {
         let Some(tensor) = self.checkpoint.tensor(name) else {
             return Ok(());
         };
-        let (info, shard) = (tensor.info, tensor.shard.name.as_str());
+        let info = tensor.info;
         let mut kind = kind(name, &info.shape);
         if kind != Kind::NotLinear && !info.dtype.is_dense_float() {
             self.n_foreign += 1;
@@ -331,19 +470,19 @@ impl Builder<'_> {
                 })?;
                 let source = DenseSource::Plain(name.to_owned(), float);
                 let step = self.quantized(module, &info.shape, source, info.len_bytes())?;
-                self.ordered.push(shard, step);
+                self.ordered.push(Key::of(tensor), step);
             }
             Choice::Ignore => {
                 self.ignored.push(module.to_owned());
-                self.ordered.push(shard, Step::copy(info));
+                self.ordered.copy(tensor);
             }
-            Choice::Copy => self.ordered.push(shard, Step::copy(info)),
+            Choice::Copy => self.ordered.copy(tensor),
         }
         Ok(())
     }
 
     fn add_quantized(&mut self, tensor: &QuantizedTensor) -> Result<(), Error> {
-        let (bytes, shard) = stored(self.checkpoint, tensor);
+        let (bytes, key) = stored(self.checkpoint, tensor);
         let kind = kind(&tensor.weight, &tensor.shape);
         let choice = self.selection.choose(&tensor.module, kind)?;
         let step = match choice {
@@ -355,10 +494,10 @@ impl Builder<'_> {
                 if choice == Choice::Ignore {
                     self.ignored.push(tensor.module.clone());
                 }
-                Step::dequantize(tensor, tensor.reference_dtype, bytes)
+                left(self.checkpoint, self.writer, tensor, bytes)
             }
         };
-        self.ordered.push(&shard, step);
+        self.ordered.push(key, step);
         Ok(())
     }
 
@@ -385,7 +524,7 @@ impl Builder<'_> {
         };
         let parts = layout.parts.clone();
         let work = Work::Quantize(Box::new(QuantizeWork {
-            source,
+            sources: vec![source],
             layout,
             target,
             statistics: None,
@@ -411,6 +550,8 @@ impl Builder<'_> {
         let statistics = share_statistics(&mut steps, self.recipe.method)?;
         self.notes.extend(self.selection.notes());
         self.notes.extend(fused_notes(&layouts, &self.ignored));
+        self.notes
+            .extend(other_blocks(&layouts, &self.recipe.preset));
         if self.n_foreign > 0 {
             self.notes.push(format!(
                 "{} matrices are stored in dtypes that are no dense float; they are copied",
@@ -428,7 +569,7 @@ impl Builder<'_> {
             statistics,
             notes: self.notes,
             edit,
-            keeps_documents: false,
+            ..Steps::default()
         })
     }
 }
@@ -437,7 +578,7 @@ fn layout_of(step: &Step) -> Option<&QuantizedTensor> {
     match &step.work {
         Work::Quantize(work) => Some(&work.layout),
         Work::Transcode(work) => Some(&work.layout),
-        Work::Copy | Work::Drop | Work::Dequantize(..) => None,
+        Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) => None,
     }
 }
 
@@ -451,7 +592,8 @@ fn share_statistics(steps: &mut [Step], method: &str) -> Result<Vec<Vec<usize>>,
             Work::Quantize(_)
             | Work::Copy
             | Work::Drop
-            | Work::Dequantize(..)
+            | Work::Dense(_)
+            | Work::Content(_)
             | Work::Transcode(_) => {}
         }
     }
@@ -490,8 +632,26 @@ fn share_statistics(steps: &mut [Step], method: &str) -> Result<Vec<Vec<usize>>,
 fn shares_scales(step: &Step) -> bool {
     match &step.work {
         Work::Quantize(work) => work.target.rule.shares_fused_scales(),
-        Work::Copy | Work::Drop | Work::Dequantize(..) | Work::Transcode(_) => false,
+        Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) | Work::Transcode(_) => false,
     }
+}
+
+/// What is written as another block type than asked for.
+fn other_blocks(layouts: &[QuantizedTensor], preset: &Preset) -> Option<String> {
+    let WeightCode::Block(wanted) = preset.weights else {
+        return None;
+    };
+    let format = |layout: &QuantizedTensor| match layout.parts.first()?.storage {
+        Storage::Blocks { format } if format != wanted => Some(format.name()),
+        _ => None,
+    };
+    let other: Vec<&str> = layouts.iter().filter_map(format).collect();
+    let first = other.first()?;
+    Some(format!(
+        "{} weights have rows that are no whole blocks of {}: they become {first}, as llama-quantize has it",
+        other.len(),
+        preset.name
+    ))
 }
 
 /// Siblings that runtimes load as one, of which some stay dense.

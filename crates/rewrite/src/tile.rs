@@ -8,19 +8,20 @@ use safequant_kernels::{Backend, Float};
 use safequant_quantize::report::row_losses;
 use safequant_quantize::{Loss, Quantizer, Rows, Statistics};
 use safequant_schemes::{
-    Decoder, EncodedRegion, Part, QuantizedTensor, RowsOut, Transcoder, encode,
+    Decoder, EncodedRegion, Part, QuantizedTensor, RowsOut, Transcoder, Values, encode,
 };
 
 use crate::Error;
 use crate::convert::{carried_parts, counterpart};
-use crate::steps::{DenseSource, QuantizeWork, Step, Work};
+use crate::steps::{Carried, DenseSource, DenseWork, QuantizeWork, Step, Work};
 
 /// What all tiles of a step share.
 pub(crate) struct StepContext<'p> {
     /// Index of the step in the job.
     pub(crate) index: usize,
     pub(crate) step: &'p Step,
-    reader: Reader<'p>,
+    /// One for the whole weight, or one for each member of a stack.
+    readers: Vec<Reader<'p>>,
     writer: Option<Arc<FileWriter>>,
     quantizer: Option<&'static dyn Quantizer>,
     statistics: Option<Arc<Statistics>>,
@@ -69,33 +70,29 @@ impl<'p> StepContext<'p> {
             let found = checkpoint.tensor(name);
             found.map_or(Reader::Nothing, |tensor| Reader::Plain(tensor, float))
         };
-        let reader =
-            match &step.work {
-                Work::Drop => Reader::Nothing,
-                Work::Copy => plain(&step.name, None),
-                Work::Dequantize(tensor, _) => {
+        let dense = |source: &'p DenseSource| -> Result<Reader<'p>, Error> {
+            Ok(match source {
+                DenseSource::Plain(name, float) => plain(name, Some(*float)),
+                DenseSource::Quantized(tensor) => {
                     Reader::Quantized(Box::new(Decoder::new(tensor, checkpoint, backend)?))
                 }
-                Work::Transcode(work) => {
-                    let decoder = Decoder::new(&work.source, checkpoint, backend)?;
-                    let transcoder = Transcoder::new(&work.source, &work.plain, &work.layout)
-                        .map_err(|reason| Error::NotCarried {
-                            module: step.name.clone(),
-                            reason,
-                        })?;
-                    Reader::Carried(Box::new(decoder), Box::new(transcoder))
-                }
-                Work::Quantize(work) => match &work.source {
-                    DenseSource::Plain(name, float) => plain(name, Some(*float)),
-                    DenseSource::Quantized(tensor) => {
-                        Reader::Quantized(Box::new(Decoder::new(tensor, checkpoint, backend)?))
-                    }
-                },
-            };
+            })
+        };
+        let readers = match &step.work {
+            Work::Drop | Work::Content(_) => vec![Reader::Nothing],
+            Work::Copy => vec![plain(&step.name, None)],
+            Work::Dense(work) => work.sources.iter().map(dense).collect::<Result<_, _>>()?,
+            Work::Quantize(work) => work.sources.iter().map(dense).collect::<Result<_, _>>()?,
+            Work::Transcode(work) => {
+                let carried =
+                    |member: &'p Carried| carried(&step.name, member, checkpoint, backend);
+                work.members.iter().map(carried).collect::<Result<_, _>>()?
+            }
+        };
         Ok(Self {
             index,
             step,
-            reader,
+            readers,
             writer,
             quantizer,
             statistics,
@@ -109,33 +106,67 @@ impl<'p> StepContext<'p> {
         match &self.step.work {
             Work::Drop => Ok(Done::default()),
             Work::Copy => self.copy(span),
-            Work::Dequantize(tensor, float) => self.dequantize(tensor, *float, span),
+            Work::Dense(work) => self.dense(work, span),
             Work::Quantize(work) => self.quantize(work, span),
             Work::Transcode(work) => self.transcode(&work.layout, span),
+            Work::Content(bytes) => self.whole_piece(0, bytes.clone()),
         }
+    }
+
+    /// The reader of the member of the stack that a run of rows belongs to, and the rows in it.
+    fn member(&self, span: &Range<u64>) -> (&Reader<'p>, Range<u64>) {
+        let (n_matrices, rows) = self.step.cut();
+        let each = (n_matrices * rows / self.readers.len().max(1) as u64).max(1);
+        let index = span.start / each;
+        let reader = usize::try_from(index)
+            .ok()
+            .and_then(|i| self.readers.get(i));
+        let base = index * each;
+        (
+            reader.unwrap_or(&Reader::Nothing),
+            span.start - base..span.end - base,
+        )
+    }
+
+    /// Puts whole rows of one matrix in the step's order.
+    fn reorder<T: Copy>(&self, values: &mut [T], span: &Range<u64>) {
+        let (_, n_rows) = self.step.cut();
+        let first = span.start % n_rows.max(1);
+        let rows = first..first + (span.end - span.start);
+        self.step.rows.apply(values, &rows, n_rows);
     }
 
     fn copy(&self, span: &Range<u64>) -> Result<Done, Error> {
         let mut bytes = self.buffer(span.end - span.start)?;
-        if let Reader::Plain(tensor, _) = &self.reader {
+        if let (Reader::Plain(tensor, _), _) = self.member(span) {
             tensor.read_exact_at(span.start, &mut bytes)?;
         }
         self.whole_piece(span.start, bytes)
     }
 
-    fn dequantize(
-        &self,
-        tensor: &QuantizedTensor,
-        float: Float,
-        span: &Range<u64>,
-    ) -> Result<Done, Error> {
-        let row_bytes = tensor.in_features() * float.size_bytes() as u64;
+    fn dense(&self, work: &DenseWork, span: &Range<u64>) -> Result<Done, Error> {
+        let row_bytes = work.shape[2] * work.float.size_bytes() as u64;
         let mut bytes = self.buffer((span.end - span.start) * row_bytes)?;
-        if let Reader::Quantized(decoder) = &self.reader
-            && !bytes.is_empty()
-        {
-            decoder.rows(span.clone(), RowsOut::Bytes(float, &mut bytes))?;
+        if bytes.is_empty() {
+            return self.whole_piece(span.start * row_bytes, bytes);
         }
+        match (self.member(span), work.values) {
+            ((Reader::Quantized(decoder), rows), Values::Same) => {
+                decoder.rows(rows, RowsOut::Bytes(work.float, &mut bytes))?;
+            }
+            ((Reader::Plain(tensor, Some(from)), rows), Values::Same) if *from == work.float => {
+                tensor.read_exact_at(rows.start * row_bytes, &mut bytes)?;
+            }
+            (_, change) => {
+                let mut values = self.floats(work.shape[2], span)?;
+                match change {
+                    Values::Same => {}
+                    Values::PlusOne => values.iter_mut().for_each(|value| *value += 1.0),
+                }
+                (self.backend.round)(work.float, &values, &mut bytes);
+            }
+        }
+        self.reorder(&mut bytes, span);
         self.whole_piece(span.start * row_bytes, bytes)
     }
 
@@ -176,15 +207,17 @@ impl<'p> StepContext<'p> {
     }
 
     fn transcode(&self, layout: &QuantizedTensor, span: &Range<u64>) -> Result<Done, Error> {
-        let Reader::Carried(decoder, transcoder) = &self.reader else {
+        let (Reader::Carried(decoder, transcoder), rows) = self.member(span) else {
             return Ok(Done::default());
         };
         if span.is_empty() {
             return Ok(Done::default());
         }
-        let tile = decoder.codes(span.clone())?;
-        let (carried, _) = transcoder.tile(&tile)?;
+        let tile = decoder.codes(rows)?;
+        let (mut carried, _) = transcoder.tile(&tile)?;
         drop(tile);
+        carried.rows = span.clone();
+        carried.reorder(layout, self.step.rows);
         let regions = encode::encode(layout, &carried, self.backend)?;
         drop(carried);
         let pieces = regions.into_iter().map(|region| self.write_region(region));
@@ -214,14 +247,14 @@ impl<'p> StepContext<'p> {
         let layout = match &self.step.work {
             Work::Quantize(work) => &work.layout,
             Work::Transcode(work) => &work.layout,
-            Work::Copy | Work::Drop | Work::Dequantize(..) => return Ok(Vec::new()),
+            Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) => return Ok(Vec::new()),
         };
         let regions = encode::constant_regions(layout).into_iter();
         let mut pieces: Vec<Piece> = regions
             .map(|region| self.write_region(region))
             .collect::<Result<_, Error>>()?;
-        if let (Reader::Carried(decoder, _), Work::Transcode(work)) =
-            (&self.reader, &self.step.work)
+        if let ([Reader::Carried(decoder, _)], Work::Transcode(_)) =
+            (self.readers.as_slice(), &self.step.work)
         {
             let region = match decoder.group_index() {
                 Some(index) => encode::group_index_region(layout, index),
@@ -231,7 +264,7 @@ impl<'p> StepContext<'p> {
                 pieces.push(self.write_region(region)?);
             }
             for (output, part) in carried_parts(layout) {
-                pieces.extend(self.carry(&work.source, output, part)?);
+                pieces.extend(self.carry(decoder.tensor, output, part)?);
             }
         }
         Ok(pieces)
@@ -266,25 +299,33 @@ impl<'p> StepContext<'p> {
             in_features: self.fits(work.layout.in_features())?,
             first_row: span.start,
             out_features: work.layout.out_features(),
-            source: work.source.float(),
+            source: work.sources.first().map_or(Float::F32, DenseSource::float),
         })
     }
 
+    /// Rows of a weight to quantize, in the order in which they are written.
     fn rows(&self, work: &QuantizeWork, span: &Range<u64>) -> Result<Vec<f32>, Error> {
         let columns = work.layout.in_features();
+        let mut values = self.floats(columns, span)?;
+        self.reorder(&mut values, span);
+        Ok(values)
+    }
+
+    /// Rows as the source has them.
+    fn floats(&self, columns: u64, span: &Range<u64>) -> Result<Vec<f32>, Error> {
         let n_values = (span.end - span.start) * columns;
         let mut values = vec![0.0_f32; self.fits(n_values)?];
-        match &self.reader {
-            Reader::Plain(tensor, Some(float)) => {
+        match self.member(span) {
+            (Reader::Plain(tensor, Some(float)), rows) => {
                 let size = float.size_bytes() as u64;
                 let mut bytes = self.buffer(n_values * size)?;
-                tensor.read_exact_at(span.start * columns * size, &mut bytes)?;
+                tensor.read_exact_at(rows.start * columns * size, &mut bytes)?;
                 (self.backend.widen)(*float, &bytes, &mut values);
             }
-            Reader::Quantized(decoder) => {
-                decoder.rows(span.clone(), RowsOut::F32(&mut values))?;
+            (Reader::Quantized(decoder), rows) => {
+                decoder.rows(rows, RowsOut::F32(&mut values))?;
             }
-            Reader::Plain(_, None) | Reader::Nothing | Reader::Carried(..) => {}
+            (Reader::Plain(_, None) | Reader::Nothing | Reader::Carried(..), _) => {}
         }
         Ok(values)
     }
@@ -346,6 +387,22 @@ impl<'p> StepContext<'p> {
     }
 }
 
+/// The reader of a weight whose codes stay.
+fn carried<'p>(
+    name: &str,
+    member: &'p Carried,
+    checkpoint: &'p Checkpoint,
+    backend: &'static Backend,
+) -> Result<Reader<'p>, Error> {
+    let decoder = Decoder::new(&member.source, checkpoint, backend)?;
+    let transcoder = Transcoder::new(&member.source, &member.plain, &member.layout);
+    let transcoder = transcoder.map_err(|reason| Error::NotCarried {
+        module: name.to_owned(),
+        reason,
+    })?;
+    Ok(Reader::Carried(Box::new(decoder), Box::new(transcoder)))
+}
+
 /// Feeds a written tensor to a hasher.
 pub(crate) fn digest_tensor(
     writer: &FileWriter,
@@ -383,9 +440,10 @@ impl Step {
         match &self.work {
             Work::Drop => (0, 0),
             Work::Copy => (1, self.source_bytes),
-            Work::Dequantize(tensor, _) => (tensor.n_matrices(), tensor.out_features()),
+            Work::Dense(work) => (work.shape[0], work.shape[1]),
             Work::Quantize(work) => (work.layout.n_matrices(), work.layout.out_features()),
             Work::Transcode(work) => (work.layout.n_matrices(), work.layout.out_features()),
+            Work::Content(_) => (1, 1),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One toolchain's spelling of schemes: the trait, and the list of all of them.
 
+use safequant_container::FileFormat;
 use safequant_kernels::Float;
 use serde_json::{Map, Value};
 
@@ -89,6 +90,11 @@ pub trait ConventionWriter: Sync {
     /// # Errors
     /// If one config cannot describe them.
     fn config(&self, written: &Written<'_>) -> Result<ConfigEdit, Error>;
+
+    /// The format of the files that hold it.
+    fn file_format(&self) -> FileFormat {
+        FileFormat::Safetensors
+    }
 
     /// How the tensors of this very checkpoint are named and ordered, for a convention that spells whole models; `None` for
     /// all others, which keep names and rows.

@@ -1,6 +1,8 @@
 //! How a convention that spells whole models in its own way takes over the tensors of another one: their names, the order of
 //! their rows, stacks, and the metadata that stands in the file itself. Only GGUF does that; all others keep names.
 
+use std::ops::Range;
+
 use safequant_container::GgufMetadata;
 use safequant_kernels::Float;
 
@@ -75,6 +77,38 @@ impl RowOrder {
         head * size + source
     }
 
+    /// Rows that are put in order among themselves, of `n_rows` in all: a head. `None` if heads are no equal, even runs of rows.
+    pub fn unit(self, n_rows: u64) -> Option<u64> {
+        let (RowOrder::AlternatingHalves { heads } | RowOrder::GatheredHalves { heads }) = self
+        else {
+            return Some(1);
+        };
+        let size = n_rows.checked_div(heads)?;
+        let is_even = size > 0 && size.is_multiple_of(2) && n_rows.is_multiple_of(heads);
+        is_even.then_some(size)
+    }
+
+    /// Puts rows in order: whole units, the rows `rows` of a matrix that has `n_rows`.
+    ///
+    /// # Panics
+    /// If `values` are no whole rows.
+    pub fn apply<T: Copy>(self, values: &mut [T], rows: &Range<u64>, n_rows: u64) {
+        let n = usize::try_from(rows.end.saturating_sub(rows.start)).unwrap_or(usize::MAX);
+        if self == RowOrder::Same || values.is_empty() || n == 0 {
+            return;
+        }
+        assert!(values.len().is_multiple_of(n), "whole rows");
+        let width = values.len() / n;
+        let old = values.to_vec();
+        for (row, out) in rows.clone().zip(values.chunks_exact_mut(width)) {
+            let from = self.source(row, n_rows).saturating_sub(rows.start);
+            let from = usize::try_from(from).unwrap_or(usize::MAX);
+            if let Some(source) = old.chunks_exact(width).nth(from) {
+                out.copy_from_slice(source);
+            }
+        }
+    }
+
     /// The order that undoes this one.
     #[must_use]
     pub const fn inverse(self) -> Self {
@@ -103,18 +137,44 @@ pub trait Respelling {
     /// If the convention has no name for it, or its shape does not fit the configuration.
     fn tensor(&self, name: &str, shape: &[u64]) -> Result<Respelled, Error>;
 
+    /// Tensors that are written beside those of the source.
+    ///
+    /// # Errors
+    /// If the documents do not say what they hold.
+    fn extra(&self) -> Result<Vec<ExtraTensor>, Error>;
+
     /// The metadata of the file.
     ///
-    /// `written`: the quantized tensors as laid out, under their old names; `dense`: the dtype of dense matrices that most
-    /// values have.
+    /// `quantized`: the tensors as laid out, under their old names, experts of a stack one by one; `dense`: all others that
+    /// are written, [`Respelling::extra`] not among them.
     ///
     /// # Errors
     /// If a field cannot be derived from the documents beside the weights: names the field and the document.
     fn metadata(
         &self,
-        written: &[QuantizedTensor],
-        dense: Option<Float>,
+        quantized: &[QuantizedTensor],
+        dense: &[WrittenDense<'_>],
     ) -> Result<GgufMetadata, Error>;
+}
+
+/// A tensor that the source does not have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExtraTensor {
+    /// Its name.
+    pub name: String,
+    /// Its values: a vector, in F32.
+    pub values: Vec<f32>,
+}
+
+/// A dense tensor that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrittenDense<'a> {
+    /// Its old name.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [u64],
+    /// Its dtype, as written.
+    pub float: Float,
 }
 
 #[cfg(test)]
@@ -130,5 +190,11 @@ mod tests {
             assert_eq!(order.inverse().source(order.source(row, 12), 12), row);
             assert_eq!(order.source(order.inverse().source(row, 12), 12), row);
         }
+        assert_eq!(order.unit(12), Some(6));
+        assert_eq!(order.unit(10), None);
+        assert_eq!(order.unit(13), None);
+        let mut second: Vec<u64> = (6..12).flat_map(|row| [row, row]).collect();
+        order.apply(&mut second, &(6..12), 12);
+        assert_eq!(second, [6, 6, 9, 9, 7, 7, 10, 10, 8, 8, 11, 11]);
     }
 }

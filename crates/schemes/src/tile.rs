@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::{Granularity, QuantizedTensor, RowOrder, Scheme, SuperScale};
+
 /// Codes, scales and zero points of some rows, in the neutral form.
 ///
 /// Matrices of a stack stand one after the other. A *grid of scales* of a tile has the scale rows that its rows need
@@ -30,4 +32,53 @@ pub struct CodeTile {
     pub starts: Vec<u64>,
     /// What offsets are scaled by, laid out as `supers`: [`crate::SuperScale::Grouped`] alone has them.
     pub offset_supers: Vec<f32>,
+}
+
+impl CodeTile {
+    /// Whether every row of such a weight has codes and scales of its own, so that rows can be put in another order.
+    pub fn has_rows_of_its_own(scheme: &Scheme) -> bool {
+        let scales = match scheme.granularity {
+            Granularity::Tensor
+            | Granularity::Channel
+            | Granularity::Group { .. }
+            | Granularity::IndexedGroup { .. } => true,
+            Granularity::Block { .. } | Granularity::Flat { .. } | Granularity::Strided { .. } => {
+                false
+            }
+        };
+        let supers = match scheme.super_scale {
+            SuperScale::None
+            | SuperScale::Multiply
+            | SuperScale::Divide
+            | SuperScale::Grouped { .. }
+            | SuperScale::Channel => true,
+            SuperScale::Nested { .. } => false,
+        };
+        scales && supers
+    }
+
+    /// Puts the rows of a tile of one matrix, whole units of the order, in another order.
+    ///
+    /// # Panics
+    /// If the rows of `tensor` have no scales of their own ([`CodeTile::has_rows_of_its_own`]).
+    pub fn reorder(&mut self, tensor: &QuantizedTensor, order: RowOrder) {
+        if order == RowOrder::Same {
+            return;
+        }
+        assert!(Self::has_rows_of_its_own(&tensor.scheme), "rows of its own");
+        let n_rows = tensor.out_features();
+        let first = self.rows.start % n_rows.max(1);
+        let rows = first..first + (self.rows.end - self.rows.start);
+        order.apply(&mut self.codes, &rows, n_rows);
+        order.apply(&mut self.marks, &rows, n_rows);
+        if tensor.scheme.granularity != Granularity::Tensor {
+            order.apply(&mut self.scales, &rows, n_rows);
+            order.apply(&mut self.zeros, &rows, n_rows);
+            order.apply(&mut self.offsets, &rows, n_rows);
+        }
+        if let SuperScale::Grouped { .. } | SuperScale::Channel = tensor.scheme.super_scale {
+            order.apply(&mut self.supers, &rows, n_rows);
+            order.apply(&mut self.offset_supers, &rows, n_rows);
+        }
+    }
 }

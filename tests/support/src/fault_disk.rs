@@ -299,6 +299,7 @@ mod tests {
             name: name.to_owned(),
             dtype: Dtype::U8,
             shape: vec![3],
+            block: None,
         });
         let plan = FilePlan::new("out.safetensors", tensors.to_vec(), &[])?;
         let open = |source| Error::Io {

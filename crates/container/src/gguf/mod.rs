@@ -5,6 +5,7 @@
 //! [`crate::TensorInfo::block`] telling the type.
 
 mod metadata;
+mod plan;
 mod reader;
 pub(crate) mod split;
 mod types;

@@ -8,9 +8,9 @@ use crate::checkpoint::{check_shard_count, file_name, parent};
 use crate::paths::Directory;
 use crate::{Checkpoint, CheckpointKind, Error, FileSource, Limits, ReadAt, Shard};
 
-const COUNT_KEY: &str = "split.count";
-const NUMBER_KEY: &str = "split.no";
-const TENSORS_KEY: &str = "split.tensors.count";
+pub(super) const COUNT_KEY: &str = "split.count";
+pub(super) const NUMBER_KEY: &str = "split.no";
+pub(super) const TENSORS_KEY: &str = "split.tensors.count";
 
 /// The name of one part, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,9 +41,13 @@ impl<'a> PartName<'a> {
 
     /// The names of all parts, in order.
     pub(crate) fn all(&self) -> impl Iterator<Item = String> {
-        let (base, count) = (self.base, self.count);
-        (1..=count).map(move |number| format!("{base}-{number:05}-of-{count:05}{SUFFIX}"))
+        names(self.base, self.count)
     }
+}
+
+/// The names of all parts of a model, in order.
+pub(super) fn names(base: &str, count: u32) -> impl Iterator<Item = String> {
+    (1..=count).map(move |number| format!("{base}-{number:05}-of-{count:05}{SUFFIX}"))
 }
 
 /// A number of a part's metadata.

@@ -57,7 +57,16 @@ fn files_are_those_of_the_official_writer_byte_for_byte() {
             }
             let len = dtype.size_bytes(shape.iter().product()).expect("small");
             data.insert(name.clone(), vec![fill; usize::try_from(len).unwrap()]);
-            planned.insert(name.clone(), PlannedTensor { name, dtype, shape });
+            let block = None;
+            planned.insert(
+                name.clone(),
+                PlannedTensor {
+                    name,
+                    dtype,
+                    shape,
+                    block,
+                },
+            );
         }
         let metadata: HashMap<_, _> = metadata.into_iter().collect();
         let pairs: Vec<_> = metadata.clone().into_iter().collect();

@@ -1,6 +1,6 @@
 //! `convert`: codes carried over, and what is done with weights whose codes cannot be.
 
-use safequant_container::Checkpoint;
+use safequant_container::{Checkpoint, FileFormat};
 use safequant_quantize::Target;
 use safequant_quantize::quantizer::{Division, NonFinite};
 use safequant_schemes::pattern::Pattern;
@@ -9,8 +9,8 @@ use safequant_schemes::{
 };
 
 use super::{
-    DenseSource, Ordered, QuantizeWork, Step, Steps, TranscodeWork, Work, drop_orphans, layout_of,
-    share_statistics, stored,
+    Carried, DenseSource, Key, Ordered, QuantizeWork, Step, Steps, TranscodeWork, Work,
+    drop_orphans, is_dense, layout_of, left, share_statistics, stored,
 };
 use crate::convert::{Conversion, Label, conversion};
 use crate::select::{Kind, kind};
@@ -25,7 +25,9 @@ pub(crate) fn convert(
     model: &Model,
     recipe: &ConvertRecipe,
 ) -> Result<Steps, Error> {
-    if model.quantized.is_empty() {
+    let writer = recipe::writer_of(recipe.convention)?;
+    // Another file format is something to convert to even if nothing is quantized.
+    if model.quantized.is_empty() && writer.file_format() == FileFormat::Safetensors {
         return Err(Error::NothingQuantized {
             source_name: checkpoint.name().to_owned(),
         });
@@ -33,13 +35,13 @@ pub(crate) fn convert(
     let mut builder = Builder {
         checkpoint,
         recipe,
-        writer: recipe::writer_of(recipe.convention)?,
+        writer,
         ignore: recipe
             .ignore
             .iter()
             .map(|text| Pattern::new(text))
             .collect::<Result<_, _>>()?,
-        ordered: Ordered(Vec::new()),
+        ordered: Ordered::default(),
         ignored: Vec::new(),
         refused: Vec::new(),
         left_out: 0,
@@ -57,9 +59,7 @@ pub(crate) fn convert(
                 let module = name.strip_suffix(".weight").unwrap_or(name);
                 builder.ignored.push(module.to_owned());
             }
-            builder
-                .ordered
-                .push(&tensor.shard.name, Step::copy(tensor.info));
+            builder.ordered.copy(tensor);
         }
     }
     drop_orphans(checkpoint, model, &mut builder.ordered);
@@ -87,15 +87,20 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn add(&mut self, tensor: &QuantizedTensor) -> Result<(), Error> {
-        let (bytes, shard) = stored(self.checkpoint, tensor);
+        let (bytes, key) = stored(self.checkpoint, tensor);
         for pattern in &self.ignore {
             if pattern.is_match(&tensor.module)? {
                 self.ignored.push(tensor.module.clone());
                 self.is_unchanged = false;
-                let step = Step::dequantize(tensor, tensor.reference_dtype, bytes);
-                self.ordered.push(&shard, step);
+                let step = left(self.checkpoint, self.writer, tensor, bytes);
+                self.ordered.push(key, step);
                 return Ok(());
             }
+        }
+        let is_same_file = self.writer.file_format() == FileFormat::Gguf;
+        if is_dense(tensor) || (is_same_file && tensor.convention == self.writer.id()) {
+            self.copy(tensor);
+            return Ok(());
         }
         let found = conversion(self.checkpoint, tensor, self.writer)?;
         let is_allowed = self.recipe.loss == LossPolicy::Allow;
@@ -126,8 +131,22 @@ impl Builder<'_> {
                 return Ok(());
             }
         };
-        self.ordered.push(&shard, step);
+        self.ordered.push(key, step);
         Ok(())
+    }
+
+    /// A weight of a GGUF model that stays in one (some block types can only be read), or that is not quantized at all: bytes
+    /// are copied.
+    fn copy(&mut self, tensor: &QuantizedTensor) {
+        for part in &tensor.parts {
+            if let Some(part) = self.checkpoint.tensor(&part.name) {
+                let mut step = Step::copy(part.info);
+                if !is_dense(tensor) {
+                    step.action = Action::Convert(Label::Exact);
+                }
+                self.ordered.push(Key::of(part), step);
+            }
+        }
     }
 
     /// A weight whose codes change.
@@ -153,7 +172,7 @@ impl Builder<'_> {
         };
         let parts = layout.parts.clone();
         let work = Work::Quantize(Box::new(QuantizeWork {
-            source,
+            sources: vec![source],
             layout,
             target,
             statistics: None,
@@ -216,7 +235,7 @@ impl Builder<'_> {
         let mut notes = self.notes();
         let mut steps = self.ordered.into_steps();
         let layouts: Vec<QuantizedTensor> = steps.iter().filter_map(layout_of).cloned().collect();
-        if layouts.is_empty() {
+        if layouts.is_empty() && self.writer.file_format() == FileFormat::Safetensors {
             return Err(Error::NothingSelected {
                 source_name: self.checkpoint.name().to_owned(),
             });
@@ -245,6 +264,7 @@ impl Builder<'_> {
             notes,
             edit,
             keeps_documents,
+            gguf: None,
         })
     }
 }
@@ -269,8 +289,11 @@ fn transcoded(
 ) -> Step {
     let parts = layout.parts.clone();
     let work = Work::Transcode(Box::new(TranscodeWork {
-        source: source.clone(),
-        plain,
+        members: vec![Carried {
+            source: source.clone(),
+            plain,
+            layout: layout.clone(),
+        }],
         layout,
     }));
     let action = Action::Convert(label);

@@ -1,5 +1,7 @@
 //! GGUF models: block types of ggml, and F16 or BF16 weights whose reference is F32 too (specs/conventions/gguf.md).
 
+mod write;
+
 use std::collections::BTreeMap;
 
 use safequant_container::{BlockType, Dtype, GgufValue, TensorInfo};
@@ -8,8 +10,8 @@ use safequant_kernels::Float;
 use crate::binding::{check_dtype, part, required, unsupported, wrong_shape};
 use crate::scheme::{BlockFormat, float_of, scheme_of_blocks};
 use crate::{
-    Axes, Code, Convention, Error, Granularity, Headers, QuantizedTensor, Recognized, Role,
-    ScaleCoding, Scheme, Storage, SuperScale,
+    Axes, Code, Convention, ConventionWriter, Error, Granularity, Headers, QuantizedTensor,
+    Recognized, Role, ScaleCoding, Scheme, Storage, SuperScale,
 };
 
 /// See the module.
@@ -66,6 +68,10 @@ impl Convention for Gguf {
             orphans: Vec::new(),
             evidence,
         })))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
     }
 }
 
