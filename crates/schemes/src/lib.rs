@@ -43,7 +43,9 @@ pub use model::Model;
 pub use pattern::Pattern;
 pub use preset::{Activations, PRESETS, Preset, PresetGranularity, ScaleRule, WeightCode};
 pub use quantized::{Axes, Axis, Kept, Part, QuantizedTensor, Role, Storage};
-pub use respelling::{Respelled, Respelling, RowOrder, Spelling, StackPlace, Values};
+pub use respelling::{
+    ExtraTensor, Respelled, Respelling, RowOrder, Spelling, StackPlace, Values, WrittenDense,
+};
 pub use scheme::{
     Arithmetic, Basis, Code, ColumnFactor, E8M0Rule, Granularity, IntegerEncoding, OffsetForm,
     Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,

@@ -103,18 +103,44 @@ pub trait Respelling {
     /// If the convention has no name for it, or its shape does not fit the configuration.
     fn tensor(&self, name: &str, shape: &[u64]) -> Result<Respelled, Error>;
 
+    /// Tensors that are written beside those of the source.
+    ///
+    /// # Errors
+    /// If the documents do not say what they hold.
+    fn extra(&self) -> Result<Vec<ExtraTensor>, Error>;
+
     /// The metadata of the file.
     ///
-    /// `written`: the quantized tensors as laid out, under their old names; `dense`: the dtype of dense matrices that most
-    /// values have.
+    /// `quantized`: the tensors as laid out, under their old names, experts of a stack one by one; `dense`: all others that
+    /// are written, [`Respelling::extra`] not among them.
     ///
     /// # Errors
     /// If a field cannot be derived from the documents beside the weights: names the field and the document.
     fn metadata(
         &self,
-        written: &[QuantizedTensor],
-        dense: Option<Float>,
+        quantized: &[QuantizedTensor],
+        dense: &[WrittenDense<'_>],
     ) -> Result<GgufMetadata, Error>;
+}
+
+/// A tensor that the source does not have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExtraTensor {
+    /// Its name.
+    pub name: String,
+    /// Its values: a vector, in F32.
+    pub values: Vec<f32>,
+}
+
+/// A dense tensor that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrittenDense<'a> {
+    /// Its old name.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [u64],
+    /// Its dtype, as written.
+    pub float: Float,
 }
 
 #[cfg(test)]

@@ -1,5 +1,19 @@
 //! GGUF models: block types of ggml, and F16 or BF16 weights whose reference is F32 too (specs/conventions/gguf.md).
 
+mod architecture;
+mod documents;
+mod general;
+mod hyper_parameters;
+mod model_id;
+mod names;
+mod pre_tokenizer;
+mod rope;
+mod sentencepiece;
+mod special_tokens;
+mod spelling;
+mod tokenizer;
+mod vocabulary;
+
 use std::collections::BTreeMap;
 
 use safequant_container::{BlockType, Dtype, GgufValue, TensorInfo};
@@ -11,6 +25,8 @@ use crate::{
     Axes, Code, Convention, Error, Granularity, Headers, QuantizedTensor, Recognized, Role,
     ScaleCoding, Scheme, Storage, SuperScale,
 };
+
+pub(crate) use spelling::respelling;
 
 /// See the module.
 pub struct Gguf;
