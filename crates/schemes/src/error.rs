@@ -20,6 +20,17 @@ pub enum Error {
         problem: String,
     },
 
+    /// A file beside the weights that is read as a whole is too large for that.
+    #[error("{document} has {found} bytes, read are at most {limit}")]
+    SidecarTooLarge {
+        /// The file.
+        document: String,
+        /// Its length.
+        found: u64,
+        /// The most that is read.
+        limit: u64,
+    },
+
     /// A configuration value that we act on has the wrong type or is out of range.
     #[error("{document}: {key} must be {expected}, found {found}")]
     ConfigValue {
@@ -225,6 +236,17 @@ pub enum Error {
         reason: String,
     },
 
+    /// A convention's own file needs something that the documents of the source do not tell.
+    #[error("{convention} cannot be written: {field} cannot be derived: {problem}")]
+    CannotDerive {
+        /// The convention's id.
+        convention: &'static str,
+        /// What is needed, as the convention calls it.
+        field: String,
+        /// The document, and what is wrong with it or not in it.
+        problem: String,
+    },
+
     /// A weight cannot be cut there.
     #[error("{module} cannot be sliced: {problem}")]
     Slice {
@@ -280,10 +302,12 @@ impl Error {
             Error::ClaimedTwice { .. } => "claimed_twice",
             Error::Unsupported { .. } => "unsupported_format",
             Error::TooLarge { .. } => "too_large",
+            Error::SidecarTooLarge { .. } => "sidecar_too_large",
             Error::Pattern { .. } => "pattern",
             Error::UnknownPreset { .. } => "unknown_scheme",
             Error::PresetOption { .. } => "scheme_option",
             Error::CannotWrite { .. } => "convention_cannot_hold",
+            Error::CannotDerive { .. } => "cannot_derive",
             Error::Unstorable { .. } => "unstorable_value",
             Error::Slice { .. } => "slice",
         }
@@ -306,10 +330,13 @@ impl Error {
             | Error::SparseRow { .. }
             | Error::ClaimedTwice { .. } => ErrorGroup::Malformed,
             Error::Unsupported { .. } => ErrorGroup::Unsupported,
-            Error::TooLarge { .. } | Error::Pattern { .. } => ErrorGroup::Limit,
+            Error::TooLarge { .. } | Error::SidecarTooLarge { .. } | Error::Pattern { .. } => {
+                ErrorGroup::Limit
+            }
             Error::UnknownPreset { .. }
             | Error::PresetOption { .. }
             | Error::CannotWrite { .. }
+            | Error::CannotDerive { .. }
             | Error::Slice { .. }
             | Error::Unstorable { .. } => ErrorGroup::Refused,
         }

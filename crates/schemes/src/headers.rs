@@ -7,6 +7,9 @@ use safequant_container::{Checkpoint, TensorInfo};
 use crate::Error;
 use crate::config::{self, Settings};
 
+/// Most bytes that [`Headers::sidecar`] reads: the largest tokenizers in use have a quarter of that.
+pub const MAX_SIDECAR_BYTES: u64 = 128 << 20;
+
 /// The evidence a convention binds from.
 #[derive(Clone, Copy)]
 pub struct Headers<'a> {
@@ -89,6 +92,41 @@ impl<'a> Headers<'a> {
     /// A document beside the weights.
     pub fn document(self, name: &str) -> Option<&'a [u8]> {
         self.checkpoint.document(name)
+    }
+
+    /// A file beside the weights that need be no JSON (`tokenizer.model`), as a whole; `None` if there is none.
+    ///
+    /// # Errors
+    /// If it has more than [`MAX_SIDECAR_BYTES`], or cannot be read.
+    pub fn sidecar(self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let listed = self.checkpoint.sidecars().iter();
+        let Some(sidecar) = listed.into_iter().find(|sidecar| sidecar.name == name) else {
+            return Ok(None);
+        };
+        let source = self.checkpoint.sidecar(name)?;
+        let found = sidecar.len_bytes.max(source.len_bytes());
+        let len = usize::try_from(source.len_bytes()).ok();
+        let Some(len) = len.filter(|_| found <= MAX_SIDECAR_BYTES) else {
+            return Err(Error::SidecarTooLarge {
+                document: name.to_owned(),
+                found,
+                limit: MAX_SIDECAR_BYTES,
+            });
+        };
+        let mut bytes = vec![0; len];
+        let read = source.read_exact_at(0, &mut bytes);
+        read.map_err(|source| safequant_container::Error::Io {
+            path: name.to_owned(),
+            source,
+        })?;
+        Ok(Some(bytes))
+    }
+
+    /// The names of the files beside the weights in this folder (`additional_chat_templates`), in order.
+    pub fn sidecars_in(self, folder: &str) -> impl Iterator<Item = &'a str> {
+        let names = self.checkpoint.sidecars().iter().map(|s| s.name.as_str());
+        let prefix = format!("{folder}/");
+        names.filter(move |name| name.starts_with(&prefix))
     }
 
     /// The bytes of a descriptor tensor (a shape, a JSON text), at most `Limits::max_descriptor_bytes`.

@@ -1,5 +1,18 @@
 //! GGUF models: block types of ggml, and F16 or BF16 weights whose reference is F32 too (specs/conventions/gguf.md).
 
+mod architecture;
+mod documents;
+mod general;
+mod hyper_parameters;
+mod model_id;
+mod names;
+mod pre_tokenizer;
+mod rope;
+mod sentencepiece;
+mod special_tokens;
+mod spelling;
+mod tokenizer;
+mod vocabulary;
 mod write;
 
 use std::collections::BTreeMap;

@@ -1,11 +1,9 @@
 //! Writing GGUF: block types for weights, and the models that are GGUF already.
 
-use std::collections::BTreeMap;
-
 use safequant_container::{Dtype, FileFormat, GgufMetadata, GgufValue};
 use safequant_kernels::{Float, Minifloat};
 
-use super::{ID, WEIGHT};
+use super::{ID, WEIGHT, general};
 use crate::binding::{cannot_write, planned};
 use crate::scheme::{BlockFormat, scheme_of_blocks};
 use crate::{
@@ -107,7 +105,7 @@ impl ConventionWriter for Writer {
     ) -> Result<Option<Box<dyn Respelling + 'a>>, Error> {
         let respelling = match source.gguf() {
             Some(metadata) => Box::new(Kept { metadata }),
-            None => return Err(crate::binding::unsupported("model", ID, "not merged yet")),
+            None => super::spelling::respelling(source)?,
         };
         Ok(Some(respelling))
     }
@@ -243,10 +241,13 @@ impl Respelling for Kept<'_> {
     fn metadata(
         &self,
         quantized: &[QuantizedTensor],
-        _dense: &[WrittenDense<'_>],
+        dense: &[WrittenDense<'_>],
     ) -> Result<GgufMetadata, Error> {
         let said = self.metadata.get(FILE_TYPE);
-        let label = file_type(quantized);
+        let label = match quantized {
+            [] => None,
+            [..] => Some(general::file_type(self, quantized, dense)?),
+        };
         let is_split = |key: &str| key.starts_with("split.");
         if !self.metadata.iter().any(|(key, _)| is_split(key))
             && label.is_none_or(|label| said.and_then(GgufValue::as_u64) == Some(label.into()))
@@ -262,35 +263,4 @@ impl Respelling for Kept<'_> {
         }
         Ok(metadata)
     }
-}
-
-/// The label of files most of whose weights have a type (`llama_ftype` in llama.cpp's `include/llama.h`).
-const FILE_TYPES: &[(&str, u32)] = &[
-    ("Q4_0", 2),
-    ("Q4_1", 3),
-    ("Q8_0", 7),
-    ("Q5_0", 8),
-    ("Q5_1", 9),
-    ("Q2_K", 10),
-    ("Q3_K", 11),
-    ("Q4_K", 14),
-    ("Q5_K", 16),
-    ("Q6_K", 18),
-    ("IQ4_NL", 25),
-    ("MXFP4", 38),
-    ("NVFP4", 39),
-];
-
-/// The label that goes with what is quantized: the type of most weights. `None` if there is no label for it.
-fn file_type(quantized: &[QuantizedTensor]) -> Option<u32> {
-    let mut weights: BTreeMap<&str, u64> = BTreeMap::new();
-    for tensor in quantized {
-        if let Some(Storage::Blocks { format }) = tensor.parts.first().map(|part| part.storage) {
-            let n = tensor.shape.iter().fold(1_u64, |n, &d| n.saturating_mul(d));
-            *weights.entry(format.name()).or_default() += n;
-        }
-    }
-    let (most, _) = weights.into_iter().max_by_key(|(_, n)| *n)?;
-    let found = FILE_TYPES.iter().find(|(known, _)| *known == most);
-    found.map(|(_, label)| *label)
 }
