@@ -1,6 +1,7 @@
 //! Writing jobs: plans, faults, kills and resumption.
 
 mod faults;
+mod gguf;
 mod jobs;
 mod places;
 mod resume;
