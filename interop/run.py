@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """What safequant writes, read by the field's own libraries.
 
-usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON] [--mlx PYTHON] [--bitsandbytes PYTHON]
+usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON] [--mlx PYTHON] [--bitsandbytes PYTHON] [--comfyui PYTHON]
 
 Quantizes tiny Llamas to every scheme of every convention that the tool can write (docs/conventions.md, generated from the
 registries) and compares what the other reader makes of it with what `safequant dequantize` does, bit for bit. Prints one row
 per comparison; 1 if a row fails or if a promised comparison was not made. `--all` adds readers that are too heavy for every
-run, in environments of their own (each option is the path of an interpreter): GPTQModel, and MLX and bitsandbytes, which read
-what every fixture is converted to.
+run, in environments of their own (each option is the path of an interpreter): GPTQModel, and MLX, bitsandbytes and
+comfy-kitchen, which read what every fixture is converted to, and what the tiny Llamas are quantized to.
 """
 
 import argparse
@@ -141,8 +141,36 @@ def heavy_gptq(python, quantized, dense):
     return lines[-1][:300], done.returncode != 0
 
 
+def heavy_reader(convention, python, target, dense):
+    """What the convention's own library, in an environment of its own, makes of a checkpoint: a sentence, and whether it failed."""
+    script = ROOT / f"interop/read_{convention}.py"
+    done = subprocess.run([python, script, target, dense], capture_output=True, text=True)
+    lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
+    return lines[-1][:300], done.returncode != 0
+
+
+def check_quantized(table, binary, convention, python):
+    """The tiny Llamas quantized to every scheme of a convention, and read by its own library."""
+    schemes = [scheme for writes, scheme in writable() if writes == convention]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in tiny_llama.MODELS:
+            source = tiny_llama.make(name, Path(folder, name))
+            for scheme in schemes:
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    target, dense = Path(scratch, "target"), Path(scratch, "dense")
+                    options = ["--scheme", scheme, "--convention", convention, "--quiet"]
+                    try:
+                        tool(binary, "quantize", source, "-o", target, *options)
+                    except Failed as failed:
+                        expected = failed.status == 4 and name.startswith("odd")
+                        table.row(name, scheme, convention, "quantize", f"refused: {failed}", not expected)
+                        continue
+                    tool(binary, "dequantize", target, "-o", dense, "--dtype", "auto", "--quiet")
+                    table.row(name, scheme, convention, convention, *heavy_reader(convention, python, target, dense))
+
+
 def check_conversions(table, binary, convention, python):
-    """Every fixture converted to a convention and read by its own library, in an environment of its own."""
+    """Every fixture converted to a convention and read by its own library."""
     compared = refused = 0
     for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
         with tempfile.TemporaryDirectory() as scratch:
@@ -156,10 +184,7 @@ def check_conversions(table, binary, convention, python):
                 refused += 1
                 continue
             tool(binary, "dequantize", target, "-o", dense, "--dtype", "auto", "--quiet")
-            script = ROOT / f"interop/read_{convention}.py"
-            done = subprocess.run([python, script, target, dense], capture_output=True, text=True)
-            lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
-            table.row("converted", path.parent.name, convention, convention, lines[-1][:300], done.returncode != 0)
+            table.row("converted", path.parent.name, convention, convention, *heavy_reader(convention, python, target, dense))
             compared += 1
     verdict = f"{compared} fixtures converted and read, {refused} refused"
     table.row("converted", "all", convention, convention, verdict, not compared)
@@ -210,6 +235,7 @@ def main():
     parser.add_argument("--gptqmodel", type=Path, help="interpreter of an environment with GPTQModel")
     parser.add_argument("--mlx", type=Path, help="interpreter of an environment with mlx")
     parser.add_argument("--bitsandbytes", type=Path, help="interpreter of an environment with bitsandbytes")
+    parser.add_argument("--comfyui", type=Path, help="interpreter of an environment with comfy-kitchen")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     started = time.monotonic()
@@ -230,8 +256,9 @@ def main():
                         table.row(name, scheme, convention, "-", f"{type(error).__name__}: {str(error)[:200]}", True)
                         if args.only:
                             traceback.print_exc()
-    for convention, python in (("mlx", args.mlx), ("bitsandbytes", args.bitsandbytes)):
+    for convention, python in (("mlx", args.mlx), ("bitsandbytes", args.bitsandbytes), ("comfyui", args.comfyui)):
         if python and args.only in f"convert/{convention}":
+            check_quantized(table, args.binary, convention, python)
             check_conversions(table, args.binary, convention, python)
     if not args.only:
         check_fixtures(table, args.binary)

@@ -323,3 +323,60 @@ fn factors_of_the_inputs_stand_beside_the_weight() {
         .unwrap();
     assert!(bytes == expected.bytes);
 }
+
+/// NVFP4 of [32, 16] as it is stored; `rows` of them and 12 columns are not zero.
+fn padded(module: &str, rows: usize) -> Vec<(String, Dense)> {
+    let text = "{\"format\": \"nvfp4\"}";
+    let row = |i: usize| {
+        let used = if i < rows { 0x22 } else { 0 };
+        [[used; 6].as_slice(), [0; 2].as_slice()].concat()
+    };
+    let dense = |dtype, shape: &[u64], bytes: Vec<u8>| Dense {
+        dtype,
+        shape: shape.to_vec(),
+        bytes,
+    };
+    let parts = [
+        ("comfy_quant", dense(Dtype::U8, &[19], text.into())),
+        (
+            "weight",
+            dense(Dtype::U8, &[32, 8], (0..32).flat_map(row).collect()),
+        ),
+        (
+            "weight_scale",
+            dense(Dtype::F8E4M3, &[128, 4], vec![0x38; 512]),
+        ),
+        (
+            "weight_scale_2",
+            dense(Dtype::F32, &[], 1.0_f32.to_le_bytes().to_vec()),
+        ),
+    ];
+    let named = parts.map(|(ending, dense)| (format!("{module}.{ending}"), dense));
+    named.into()
+}
+
+/// The same layer of another block tells how many rows there are; a layer beside it does not, nor one that is stored otherwise.
+#[test]
+fn zeros_at_the_end_are_no_padding_where_another_block_uses_them() {
+    let mut tensors = padded("blocks.0.q", 20);
+    tensors.extend(padded("blocks.1.q", 18));
+    tensors.extend(padded("blocks.1.k", 18));
+    tensors.extend(padded("blocks.1.mlp.0", 20));
+    tensors.extend(padded("blocks.1.mlp.2", 18));
+    let checkpoint = fixture::Draft {
+        tensors,
+        documents: std::collections::BTreeMap::new(),
+    }
+    .open();
+    let model = Model::bind(&checkpoint).unwrap();
+    let shape = |name: &str| model.module(name).unwrap().shape.clone();
+    assert_eq!(shape("blocks.0.q"), [20, 12]);
+    assert_eq!(shape("blocks.1.q"), [20, 12]);
+    assert_eq!(shape("blocks.1.k"), [18, 12]);
+    assert_eq!(shape("blocks.1.mlp.2"), [18, 12]);
+    let told = model.conventions[0].1.join("; ");
+    assert!(
+        told.contains("blocks.1.q: the file does not state the shape [20, 12]"),
+        "{told}"
+    );
+}

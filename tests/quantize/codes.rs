@@ -1,6 +1,6 @@
 //! Equality with what further tools chose, in the neutral form: their files are decoded to codes, scales, zero points,
 //! offsets and super-scales (`tests/interop` proves that), and the dense source quantized to the same scheme gives the same
-//! numbers, bit for bit (`fixtures/tools/make_rtn.py`, `make_rtn_llama.py`).
+//! numbers, bit for bit (`fixtures/tools/make_rtn.py`, `make_rtn_llama.py`, `make_rtn_comfy.py`).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -151,6 +151,7 @@ fn what_further_tools_chose_is_what_we_choose() {
         ("torchao", ScaleRule::TorchAo),
         ("hqq", ScaleRule::Hqq),
         ("optimum-quanto", ScaleRule::Quanto),
+        ("comfyui", ScaleRule::ComfyUi),
     ];
     let (mut visited, mut faults) = (Visited::default(), Vec::new());
     for (producer, rule) in producers {
@@ -165,8 +166,8 @@ fn what_further_tools_chose_is_what_we_choose() {
     assert_eq!(
         visited,
         Visited {
-            fixtures: 32,
-            modules: 137
+            fixtures: 35,
+            modules: 156
         }
     );
 }

@@ -1,7 +1,7 @@
 //! The same byte equality by way of the product's own writers: `lay_out`, `rtn`, `encode` give the tool's files, part for
 //! part: name, dtype, shape, bytes.
 
-use safequant::kernels::Backend;
+use safequant::kernels::{Backend, Minifloat};
 use safequant::quantize::{Division, ScaleRule};
 use safequant::schemes::convention::convention;
 use safequant::schemes::encode::{constant_regions, encode, row_unit};
@@ -21,6 +21,9 @@ struct Visited {
     refused: usize,
 }
 
+/// How a fixture's weight was quantized.
+type Describe = fn(&Fixture, &Weight) -> Case;
+
 struct Case {
     convention: &'static str,
     preset: Preset,
@@ -28,7 +31,7 @@ struct Case {
     division: Division,
 }
 
-fn compressed_tensors(fixture: &Fixture) -> Case {
+fn compressed_tensors(fixture: &Fixture, _: &Weight) -> Case {
     let groups = fixture.config["config_groups"].as_object().unwrap();
     let (name, group) = groups.iter().next().unwrap();
     // One fixture has its scheme spelled out.
@@ -48,7 +51,7 @@ fn compressed_tensors(fixture: &Fixture) -> Case {
     }
 }
 
-fn gptq(fixture: &Fixture) -> Case {
+fn gptq(fixture: &Fixture, _: &Weight) -> Case {
     let config = &fixture.config;
     let bits = u32::try_from(number(&config["bits"]).unwrap()).unwrap();
     let convention = match config["checkpoint_format"].as_str().unwrap() {
@@ -74,7 +77,7 @@ fn gptq(fixture: &Fixture) -> Case {
     }
 }
 
-fn fp8(fixture: &Fixture) -> Case {
+fn fp8(fixture: &Fixture, _: &Weight) -> Case {
     let block: &Value = &fixture.config["weight_block_size"];
     let mut preset = Preset::by_name("FP8_BLOCK").unwrap();
     preset.granularity = PresetGranularity::Block {
@@ -90,27 +93,45 @@ fn fp8(fixture: &Fixture) -> Case {
     }
 }
 
+/// comfy-kitchen's weights are called by what they became.
+fn comfyui(_: &Fixture, weight: &Weight) -> Case {
+    let (_, leaf) = weight.module.rsplit_once('.').unwrap();
+    let name = match leaf {
+        "fp8" | "fp8_e5m2" => "FP8",
+        "int8" | "int8_rows" => "W8A8",
+        "nvfp4" | "nvfp4_tiles" => "NVFP4",
+        "mxfp8" => "MXFP8",
+        other => panic!("weight {other}"),
+    };
+    let mut preset = Preset::by_name(name).unwrap();
+    if leaf == "fp8_e5m2" {
+        preset.weights = WeightCode::Minifloat(Minifloat::E5M2);
+    }
+    if leaf == "int8" {
+        preset.granularity = PresetGranularity::Tensor;
+    }
+    Case {
+        convention: "comfyui",
+        preset,
+        rule: ScaleRule::ComfyUi,
+        division: Division::SourceDtype,
+    }
+}
+
 /// Puts regions into whole parts; every byte must come exactly once.
 fn assemble(tensor: &QuantizedTensor, regions: &[EncodedRegion]) -> Vec<Vec<Option<u8>>> {
     let length = |n: u64| usize::try_from(n).unwrap();
-    let mut parts: Vec<Vec<Option<u8>>> = Vec::new();
-    let mut row_bytes = Vec::new();
-    for part in &tensor.parts {
+    let empty = tensor.parts.iter().map(|part| {
         let elements: u64 = part.shape.iter().product();
-        let bytes = length(elements * part.dtype.bits() / 8);
-        let rows: u64 = part
-            .shape
-            .split_last()
-            .map_or(1, |(_, leading)| leading.iter().product());
-        parts.push(vec![None; bytes]);
-        row_bytes.push(bytes / length(rows));
-    }
+        vec![None; length(elements * part.dtype.bits() / 8)]
+    });
+    let mut parts: Vec<Vec<Option<u8>>> = empty.collect();
     for region in regions {
         let (start, end) = (length(region.columns.start), length(region.columns.end));
         let mut bytes = region.bytes.iter();
         for row in region.rows.clone() {
             for column in start..end {
-                let at = length(row) * row_bytes[region.part] + column;
+                let at = length(row * region.row_len) + column;
                 let old = parts[region.part][at].replace(*bytes.next().unwrap());
                 assert_eq!(old, None, "byte {at} of part {} comes twice", region.part);
             }
@@ -134,15 +155,18 @@ fn split(tensor: &QuantizedTensor, weight: &Weight, tile: &CodeTile) -> Vec<Code
         codes: tile.codes[from * weight.in_features..to * weight.in_features].to_vec(),
         scales: tile.scales[from * per_row..to * per_row].to_vec(),
         zeros: tile.zeros[from * zeros..to * zeros].to_vec(),
+        // One for the whole matrix.
+        supers: tile.supers.clone(),
         ..CodeTile::default()
     };
     vec![cut(0, at), cut(at, weight.out_features)]
 }
 
-fn check(fixture: &Fixture, case: &Case, visited: &mut Visited) {
+fn check(fixture: &Fixture, describe: Describe, visited: &mut Visited) {
     let backend = Backend::detect();
-    let writer = convention(case.convention).unwrap().writer().unwrap();
     for weight in fixture.weights() {
+        let case = describe(fixture, &weight);
+        let writer = convention(case.convention).unwrap().writer().unwrap();
         let place = format!("{}: {}", fixture.name, weight.module);
         let shape = [weight.out_features as u64, weight.in_features as u64];
         let tensor = writer
@@ -193,8 +217,8 @@ fn check(fixture: &Fixture, case: &Case, visited: &mut Visited) {
 
 #[test]
 fn what_our_writers_encode_equals_the_tools_files() {
-    type Describe = fn(&Fixture) -> Case;
-    let producers: [(&str, Describe); 3] = [
+    let producers: [(&str, Describe); 4] = [
+        ("comfyui", comfyui),
         ("llm-compressor", compressed_tensors),
         ("gptqmodel", gptq),
         ("transformers", fp8),
@@ -206,15 +230,15 @@ fn what_our_writers_encode_equals_the_tools_files() {
                 continue;
             }
             let fixture = Fixture::open(&folder);
-            check(&fixture, &describe(&fixture), &mut visited);
+            check(&fixture, describe, &mut visited);
         }
     }
     assert_eq!(
         visited,
         Visited {
-            fixtures: 36,
-            modules: 208,
-            parts: 660,
+            fixtures: 39,
+            modules: 227,
+            parts: 721,
             refused: 7
         }
     );

@@ -16,7 +16,7 @@ pub(super) struct Tensor {
 
 pub(super) struct Fixture {
     pub(super) name: String,
-    /// `quantization_config` of its `config.json`.
+    /// `quantization_config` of its `config.json`; null where the convention needs none.
     pub(super) config: Value,
     pub(super) source: BTreeMap<String, Tensor>,
     pub(super) model: BTreeMap<String, Tensor>,
@@ -57,8 +57,10 @@ pub(super) fn has_small_scales(folder: &Path) -> bool {
 
 impl Fixture {
     pub(super) fn open(folder: &Path) -> Self {
-        let config = std::fs::read(folder.join("config.json")).unwrap();
-        let config: Value = serde_json::from_slice(&config).unwrap();
+        let config = match std::fs::read(folder.join("config.json")) {
+            Ok(text) => serde_json::from_slice(&text).unwrap(),
+            Err(_) => Value::Null,
+        };
         Fixture {
             name: folder.file_name().unwrap().to_string_lossy().into_owned(),
             config: config["quantization_config"].clone(),

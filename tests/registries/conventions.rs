@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use safequant::schemes::convention::offered_presets;
+use safequant::schemes::convention::{offered_presets, writers_of};
 use safequant::schemes::{CONVENTIONS, PRESETS};
 
 use super::{assert_ids, assert_summary, is_lower, is_upper, root};
@@ -72,7 +72,7 @@ const CONVENTION_IDS: &[&str] = &[
 const CONVERTS_ONLY: &[&str] = &["mxfp4", "torchao"];
 
 #[test]
-fn presets_are_unique_and_one_that_is_written_is_written_by_its_default_convention() {
+fn presets_are_unique_and_one_that_is_written_has_a_default_or_must_be_asked_for() {
     let names: Vec<_> = PRESETS.iter().map(|p| p.name).collect();
     assert_ids("presets", &names, 33, is_upper);
     for preset in PRESETS {
@@ -81,8 +81,18 @@ fn presets_are_unique_and_one_that_is_written_is_written_by_its_default_conventi
         let is_written = writers.any(|w| w.presets().contains(&preset.name));
         let is_offered = offered_presets().any(|p| p.name == preset.name);
         assert_eq!(is_written, is_offered, "{}", preset.name);
+        let has_default = writers_of(preset).any(|id| id == preset.default_convention);
+        let must_be_named = NO_DEFAULT.contains(&preset.name);
+        assert!(
+            !is_written || has_default != must_be_named,
+            "{}",
+            preset.name
+        );
     }
 }
+
+/// Schemes that their usual convention has with static scales of the activations only.
+const NO_DEFAULT: &[&str] = &["NVFP4"];
 
 /// `cargo xtask generate --check` compares the whole page; this holds where only `cargo test` is run.
 #[test]
@@ -106,13 +116,12 @@ fn the_generated_page_lists_the_registries() {
         );
     }
     for preset in offered_presets() {
-        assert!(
-            page.contains(&format!(
-                "| `{}` | `{}` |",
-                preset.name, preset.default_convention
-            )),
-            "{}",
-            preset.name
-        );
+        let default = if NO_DEFAULT.contains(&preset.name) {
+            "(must be named)".to_owned()
+        } else {
+            format!("`{}`", preset.default_convention)
+        };
+        let row = format!("| `{}` | {default} |", preset.name);
+        assert!(page.contains(&row), "{}", preset.name);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use safequant::schemes::convention::offered_presets;
+use safequant::schemes::convention::{offered_presets, writers_of};
 use safequant::schemes::{CONVENTIONS, Convention, Preset};
 
 use crate::Outcome;
@@ -75,10 +75,16 @@ fn convention_row(convention: &dyn Convention) -> String {
 
 fn preset_row(preset: &Preset) -> String {
     let mut row = String::new();
+    let is_written = writers_of(preset).any(|id| id == preset.default_convention);
+    let default = if is_written {
+        format!("`{}`", preset.default_convention)
+    } else {
+        "(must be named)".to_owned()
+    };
     let _ = writeln!(
         row,
-        "| `{}` | `{}` | {} |",
-        preset.name, preset.default_convention, preset.summary
+        "| `{}` | {default} | {} |",
+        preset.name, preset.summary
     );
     row
 }

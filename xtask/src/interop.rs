@@ -6,9 +6,10 @@ use crate::{python, testing};
 
 /// Readers that `--all` adds, each in an environment of its own; the flag of `run.py` that names its interpreter, and its
 /// requirements.
-const HEAVY: [(&str, &str); 2] = [
+const HEAVY: [(&str, &str); 3] = [
     ("--mlx", "interop/requirements-mlx.txt"),
     ("--bitsandbytes", "interop/requirements-bitsandbytes.txt"),
+    ("--comfyui", "interop/requirements-comfyui.txt"),
 ];
 
 /// Makes the environments, builds the release binary and runs `interop/run.py`.

@@ -9,6 +9,7 @@ use safequant::rewrite::{
     ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, OutputDtype,
     QuantizeRecipe, Verb,
 };
+use safequant::schemes::convention::writers_of;
 use safequant::schemes::pattern::Pattern;
 use safequant::schemes::{CONVENTIONS, Preset};
 
@@ -188,7 +189,17 @@ fn refused(problem: &dyn std::fmt::Display, help: &str) -> Failure {
 /// The convention asked for, or the preset's own.
 fn convention(preset: &Preset, asked: Option<&str>) -> Result<&'static str, Failure> {
     let Some(asked) = asked else {
-        return Ok(preset.default_convention);
+        let holders: Vec<&str> = writers_of(preset).collect();
+        if holders.contains(&preset.default_convention) {
+            return Ok(preset.default_convention);
+        }
+        return Err(Failure::usage(
+            format!(
+                "scheme {} goes with a convention of your choice; {} has it with calibrated scales only",
+                preset.name, preset.default_convention
+            ),
+            format!("--convention {}", holders.join(", or ")),
+        ));
     };
     let writers = || {
         CONVENTIONS
@@ -201,10 +212,7 @@ fn convention(preset: &Preset, asked: Option<&str>) -> Result<&'static str, Fail
     if writer.presets().contains(&preset.name) {
         return Ok(id);
     }
-    let able: Vec<_> = writers()
-        .filter(|(_, w)| w.presets().contains(&preset.name))
-        .map(|(id, _)| id)
-        .collect();
+    let able: Vec<_> = writers_of(preset).collect();
     Err(Failure::usage(
         format!("convention {id} cannot hold scheme {}", preset.name),
         format!(

@@ -76,13 +76,13 @@ pub(crate) fn quantized_documents(
         for (key, value) in &keys {
             edited = splice::set(CONFIG, &edited, 0, key, value)?;
         }
-        edited
+        Some(edited)
     } else {
-        format!("{:#}\n", Value::Object(keys))
+        // A convention that describes its weights in the file itself needs no document.
+        (!keys.is_empty()).then(|| format!("{:#}\n", Value::Object(keys)))
     };
-    let mut documents = vec![(CONFIG.to_owned(), text.into_bytes())];
-    documents.extend(edit.documents);
-    Ok(documents)
+    let config = text.map(|text| (CONFIG.to_owned(), text.into_bytes()));
+    Ok(config.into_iter().chain(edit.documents).collect())
 }
 
 /// `config.json` and the convention's own documents as they are: what they say still holds.

@@ -287,6 +287,7 @@ impl<'a> Planner<'a, '_> {
     }
 
     fn documents(&mut self, built: &mut Steps) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let states_config = !built.edit.quantization_config.is_empty();
         let mut documents = match self.verb {
             Verb::Convert(_) if built.keeps_documents => config::same_documents(self.checkpoint),
             Verb::Quantize(_) | Verb::Convert(_) => {
@@ -301,7 +302,7 @@ impl<'a> Planner<'a, '_> {
         }
         if self.place.kind == OutputKind::File {
             documents.clear();
-            if matches!(self.verb, Verb::Quantize(_) | Verb::Convert(_)) && built.gguf.is_none() {
+            if states_config {
                 self.notes.push(
                     "a single file has no config.json: the quantization config is written to its __metadata__"
                         .to_owned(),

@@ -36,6 +36,10 @@ const DENSE_LAST: &[&str] = &[
 /// Whole names that are dense by default: the original Llama's and Falcon's heads.
 const DENSE_WHOLE: &[&str] = &["output", "head", "model.output"];
 
+/// Models in an all-in-one checkpoint of a diffusion model that `ComfyUI` loads dense: the autoencoder, which it gives no
+/// quantized layers, and the CLIP of older ones, whose tensors it rearranges while it loads.
+const DENSE_MODELS: &[&str] = &["first_stage_model.", "vae.", "cond_stage_model."];
+
 /// What a tensor of this name and shape is.
 pub(crate) fn kind(tensor: &str, shape: &[u64]) -> Kind {
     let Some(module) = tensor.strip_suffix(".weight") else {
@@ -57,7 +61,9 @@ pub(crate) fn kind(tensor: &str, shape: &[u64]) -> Kind {
     let is_embedding = module
         .split('.')
         .any(|c| c.contains("embed") || c.contains("embd"));
-    if is_embedding || DENSE_LAST.contains(&last) || DENSE_WHOLE.contains(&module) {
+    let is_dense_model = DENSE_MODELS.iter().any(|prefix| module.starts_with(prefix));
+    if is_embedding || is_dense_model || DENSE_LAST.contains(&last) || DENSE_WHOLE.contains(&module)
+    {
         return Kind::DenseByDefault;
     }
     Kind::Linear
@@ -211,6 +217,7 @@ mod tests {
             "encoder.layer.0.attention.output.dense.weight",
             "encoder.layer.0.output.dense.weight",
             "pooler.dense.weight",
+            "model.diffusion_model.double_blocks.0.img_attn.qkv.weight",
             "model.layers.0.mlp.experts.7.gate_proj.weight",
         ];
         for name in linear {
@@ -226,6 +233,8 @@ mod tests {
             "output.weight",
             "token_embd.weight",
             "blk.0.ffn_gate_inp.weight",
+            "first_stage_model.decoder.mid.attn_1.q.weight",
+            "vae.encoder.mid.attn_1.k.weight",
         ];
         for name in dense {
             assert_eq!(kind(name, &[4, 4]), Kind::DenseByDefault, "{name}");

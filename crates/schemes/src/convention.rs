@@ -169,10 +169,19 @@ pub fn convention(id: &str) -> Option<&'static dyn Convention> {
     CONVENTIONS.iter().copied().find(|c| c.id() == id)
 }
 
-/// The presets that their own convention can write, in the order of [`crate::PRESETS`]: what is offered to users.
+/// The presets that a convention can write, in the order of [`crate::PRESETS`]: what is offered to users.
 pub fn offered_presets() -> impl Iterator<Item = &'static Preset> {
-    crate::PRESETS.iter().filter(|preset| {
-        let writer = convention(preset.default_convention).and_then(Convention::writer);
-        writer.is_some_and(|writer| writer.presets().contains(&preset.name))
+    crate::PRESETS
+        .iter()
+        .filter(|preset| writers_of(preset).next().is_some())
+}
+
+/// The ids of the conventions that can write a preset. Where its default is not among them (static scales of activations,
+/// which need calibration), users must name one.
+pub fn writers_of(preset: &Preset) -> impl Iterator<Item = &'static str> {
+    let name = preset.name;
+    CONVENTIONS.iter().filter_map(move |convention| {
+        let writer = convention.writer()?;
+        writer.presets().contains(&name).then_some(convention.id())
     })
 }

@@ -272,6 +272,9 @@ pub(crate) fn check_scales(tensor: &QuantizedTensor, tile: &CodeTile) -> Result<
     let backend = Backend::detect();
     let groups = grid_of(tensor, Role::Scale)?.columns;
     let supers = grid_of(tensor, Role::SuperScale)?.columns;
+    if let Some(format) = blocks::of(tensor) {
+        blocks::check(tensor, format, tile)?;
+    }
     for part in tensor.parts.iter().filter(|p| is_streamed(p, tensor)) {
         match part.role {
             Role::Scale => drop(stored_scales(tensor, part, &tile.scales, groups, backend)?),

@@ -62,8 +62,21 @@ pub(crate) fn convert(
             builder.ordered.copy(tensor);
         }
     }
-    drop_orphans(checkpoint, model, &mut builder.ordered);
+    if builder.is_unchanged {
+        // What belongs to the convention and to no weight still does: `scaled_fp8` without which ComfyUI would not see scales.
+        keep_orphans(checkpoint, model, &mut builder.ordered);
+    } else {
+        drop_orphans(checkpoint, model, &mut builder.ordered);
+    }
     builder.finish()
+}
+
+fn keep_orphans(checkpoint: &Checkpoint, model: &Model, ordered: &mut Ordered) {
+    for name in &model.orphans {
+        if let Some(tensor) = checkpoint.tensor(name) {
+            ordered.push(&tensor.shard.name, Step::copy(tensor.info));
+        }
+    }
 }
 
 struct Builder<'a> {
@@ -115,7 +128,8 @@ impl Builder<'_> {
                 ..
             } => {
                 self.left_out += left_out(tensor, &layout);
-                self.is_unchanged &= tensor.parts == layout.parts;
+                let is_own = tensor.convention == layout.convention;
+                self.is_unchanged &= is_own && tensor.parts == layout.parts;
                 transcoded(tensor, plain, layout, label, bytes)
             }
             Conversion {

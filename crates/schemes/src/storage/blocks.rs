@@ -13,7 +13,7 @@ use super::{grid_of, part_bytes, to_u64, wrong_size};
 use crate::encode::EncodedRegion;
 use crate::{
     Axis, Code, CodeTile, E8M0Rule, Error, Granularity, IntegerEncoding, OffsetForm, Part,
-    QuantizedTensor, ScaleCoding, Scheme, SuperScale, ZeroPoint,
+    QuantizedTensor, ScaleCoding, Scheme, Storage, SuperScale, ZeroPoint,
 };
 
 /// See the module.
@@ -23,6 +23,29 @@ pub(crate) struct Blocks {
     rows: usize,
     row_len: usize,
     columns: usize,
+}
+
+/// The block type of a tensor that is stored in blocks.
+pub(crate) fn of(tensor: &QuantizedTensor) -> Option<BlockFormat> {
+    tensor.parts.iter().find_map(|part| {
+        if let Storage::Blocks { format } = part.storage {
+            Some(format)
+        } else {
+            None
+        }
+    })
+}
+
+/// Whether blocks hold the scales and offsets of a tile.
+///
+/// # Errors
+/// The first that they do not.
+pub(crate) fn check(
+    tensor: &QuantizedTensor,
+    format: BlockFormat,
+    tile: &CodeTile,
+) -> Result<(), Error> {
+    coded(format).map_or(Ok(()), |layout| fields_of(tensor, layout, tile).map(drop))
 }
 
 /// The scheme of a block type.

@@ -88,6 +88,8 @@ impl ZeroMap {
     pub(crate) fn new(target: &QuantizedTensor, shift: i64) -> Self {
         let float = match target.scheme.zero_point {
             ZeroPoint::Fixed(_) | ZeroPoint::Stored(_) => Float::F32,
+            // Blocks hold them beside the codes.
+            ZeroPoint::Offset { .. } if crate::storage::blocks::of(target).is_some() => Float::F16,
             ZeroPoint::Offset { .. } => target
                 .part(Role::Offset)
                 .and_then(|part| crate::scheme::float_of(part.dtype))

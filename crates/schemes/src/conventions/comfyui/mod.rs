@@ -9,6 +9,7 @@ mod padding;
 mod scaled;
 mod survey;
 mod svdquant;
+mod write;
 
 use safequant_container::{Dtype, TensorInfo};
 use safequant_kernels::Float;
@@ -17,8 +18,8 @@ use self::survey::{Found, Kind};
 use crate::binding::{part, required, wrong_dtype, wrong_shape};
 use crate::scheme::float_of;
 use crate::{
-    Axes, Convention, Error, Granularity, Headers, Part, QuantizedTensor, Recognized, Role,
-    ScaleCoding, Scheme, Storage,
+    Axes, Convention, ConventionWriter, Error, Granularity, Headers, Part, QuantizedTensor,
+    Recognized, Role, ScaleCoding, Scheme, Storage,
 };
 
 /// See the module.
@@ -36,7 +37,7 @@ impl Convention for ComfyUi {
     }
 
     fn summary(&self) -> &'static str {
-        "ComfyUI, diffusers, convert_to_quant, musubi-tuner: FP8 casts, scaled FP8, INT8, NVFP4, MXFP8, rotated and 4-bit formats (read only)"
+        "ComfyUI, diffusers, convert_to_quant, musubi-tuner: FP8, INT8, NVFP4, MXFP8 and AWQ as comfy_quant; FP8 casts, scaled_fp8, rotated formats and SVDQuant are read, and kept where they are"
     }
 
     fn recognize<'a>(
@@ -45,6 +46,10 @@ impl Convention for ComfyUi {
     ) -> Result<Option<Box<dyn Recognized + 'a>>, Error> {
         let found = Found::find(headers)?;
         Ok(found.map(|f| Box::new(f) as Box<dyn Recognized + 'a>))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
     }
 }
 

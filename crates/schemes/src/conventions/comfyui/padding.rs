@@ -10,8 +10,22 @@ use crate::{Error, Headers};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Logical {
     pub(super) shape: [u64; 2],
+    /// Rows and columns as stored.
+    pub(super) stored: [u64; 2],
     /// What was inferred from zeros, for the evidence.
     pub(super) inferred: bool,
+}
+
+impl Logical {
+    /// What the same layer has in common in every block (`blocks.0.mlp.2`, `blocks.1.mlp.2`), where it is stored alike.
+    pub(super) fn family(&self, module: &str) -> String {
+        let is_number = |c: &str| !c.is_empty() && c.bytes().all(|b| b.is_ascii_digit());
+        let mut name: Vec<&str> = module.split('.').collect();
+        if let Some(at) = name.iter().position(|c| is_number(c)) {
+            name[at] = "#";
+        }
+        format!("{} {:?}", name.join("."), self.stored)
+    }
 }
 
 /// A weight that is stored in whole blocks of `unit` rows and columns.
@@ -46,14 +60,15 @@ impl Padded<'_> {
         };
         let n_rows = stated.unwrap_or(rows - from_zeros);
         // Matrices that fill their rows are taken to fill their columns.
-        let zeros = if n_rows < rows {
-            self.zero_columns(n_rows)?
-        } else {
-            0
+        let zeros = match self.factors()? {
+            Some(n) => columns - n,
+            None if n_rows < rows => self.zero_columns(n_rows)?,
+            None => 0,
         };
         Ok(Logical {
             shape: [n_rows, columns - zeros],
-            inferred: from_zeros > 0 || zeros > 0,
+            stored: self.stored,
+            inferred: from_zeros > 0 || (zeros > 0 && self.factors()?.is_none()),
         })
     }
 
@@ -69,6 +84,7 @@ impl Padded<'_> {
         }
         Ok(Logical {
             shape,
+            stored: self.stored,
             inferred: false,
         })
     }
@@ -86,6 +102,24 @@ impl Padded<'_> {
             return Err(wrong_shape(self.module, bias, expected));
         }
         Ok(Some(n))
+    }
+
+    /// Columns by the length of the inputs' factors.
+    fn factors(&self) -> Result<Option<u64>, Error> {
+        let name = format!("{}.pre_quant_scale", self.module);
+        let Some(factors) = self.headers.tensor(&name) else {
+            return Ok(None);
+        };
+        match factors.shape.as_slice() {
+            [n] if n.checked_next_multiple_of(self.unit) == Some(self.stored[1]) => Ok(Some(*n)),
+            _ => {
+                let expected = format!(
+                    "as many as the weight has columns, up to {}",
+                    self.stored[1]
+                );
+                Err(wrong_shape(self.module, factors, expected))
+            }
+        }
     }
 
     fn row_len(&self) -> u64 {

@@ -123,12 +123,48 @@ impl<'a> Found<'a> {
             };
             self.kinds.insert(module.clone(), kind);
         }
+        self.compare_siblings();
         Ok(())
+    }
+
+    /// The same layer of another block has the same shape: rows and columns that one of them uses are no padding in the
+    /// others, though they be zero there.
+    fn compare_siblings(&mut self) {
+        let mut used: BTreeMap<String, [u64; 2]> = BTreeMap::new();
+        for (module, kind) in &self.kinds {
+            if let Kind::Described {
+                logical: Some(logical),
+                ..
+            } = kind
+            {
+                let most = used.entry(logical.family(module)).or_default();
+                *most = [0, 1].map(|side| most[side].max(logical.shape[side]));
+            }
+        }
+        for (module, kind) in &mut self.kinds {
+            let Kind::Described {
+                logical: Some(logical),
+                ..
+            } = kind
+            else {
+                continue;
+            };
+            if !logical.inferred {
+                continue;
+            }
+            if let Some(most) = used.get(&logical.family(module)) {
+                logical.shape = *most;
+            }
+            let [rows, columns] = logical.shape;
+            self.evidence.push(format!(
+                "{module}: the file does not state the shape [{rows}, {columns}]; what lies beyond is zero"
+            ));
+        }
     }
 
     /// The true shape of a weight in a format with padding.
     fn logical(
-        &mut self,
+        &self,
         module: &str,
         weight: &TensorInfo,
         layer: &Layer,
@@ -154,14 +190,7 @@ impl<'a> Found<'a> {
             let expected = format!("whole blocks of {unit} rows and columns");
             return Err(crate::binding::wrong_shape(module, weight, expected));
         }
-        let logical = padded.logical(layer)?;
-        if logical.inferred {
-            let [rows, columns] = logical.shape;
-            self.evidence.push(format!(
-                "{module}: the file does not state the shape [{rows}, {columns}]; what lies beyond is zero"
-            ));
-        }
-        Ok(Some(logical))
+        padded.logical(layer).map(Some)
     }
 
     /// FP8 weights with scales that no description names.
