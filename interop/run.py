@@ -2,12 +2,13 @@
 """What safequant writes, read by the field's own libraries.
 
 usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON] [--mlx PYTHON] [--bitsandbytes PYTHON]
+       [--hqq PYTHON] [--quanto PYTHON] [--torchao PYTHON]
 
 Quantizes tiny Llamas to every scheme of every convention that the tool can write (docs/conventions.md, generated from the
 registries) and compares what the other reader makes of it with what `safequant dequantize` does, bit for bit. Prints one row
 per comparison; 1 if a row fails or if a promised comparison was not made. `--all` adds readers that are too heavy for every
-run, in environments of their own (each option is the path of an interpreter): GPTQModel, and MLX and bitsandbytes, which read
-what every fixture is converted to.
+run, in environments of their own (each option is the path of an interpreter): GPTQModel, and those of HEAVY, which read what every
+fixture is converted to; some of them also quantize the tiny Llamas themselves, and must write what we write.
 """
 
 import argparse
@@ -38,6 +39,18 @@ READERS = {
     "awq_gemv": readers.awq,
     "awq_gemv_fast": readers.awq,
     "fp8": readers.fp8,
+}
+#: Conventions whose library reads conversions in an environment of its own: `read_<convention>.py`.
+HEAVY = ["mlx", "bitsandbytes", "hqq", "quanto", "torchao"]
+#: Those whose library also quantizes the same source once more: model, scheme, group size.
+QUANTIZES = {
+    "hqq": [("even-bf16", s, None) for s in ("W2A16_ASYM", "W3A16_ASYM", "W4A16_ASYM", "W5A16_ASYM", "W6A16_ASYM", "W8A16_ASYM")]
+    + [("even-f32", "W4A16_ASYM", 64), ("odd-bf16", "W3A16_ASYM", 8)],
+    "quanto": [("even-bf16", s, None) for s in ("W4A16_ASYM", "W2A16_ASYM", "W8A16", "FP8_DYNAMIC")]
+    + [("even-f32", "W4A16_ASYM", None), ("odd-bf16", "W8A16", None), ("odd-bf16", "W4A16_ASYM", None)],
+    "torchao": [("even-bf16", s, None) for s in ("W4A16", "W4A16_ASYM", "W3A16", "W2A16", "W8A16", "W8A8", "FP8", "FP8_DYNAMIC", "NVFP4A16",
+                                                 "MXFP4", "MXFP8")]
+    + [("even-f32", "W8A16", -1), ("odd-bf16", "W8A16", -1), ("even-f32", "W4A16_ASYM", 32)],
 }
 #: What transformers must load and run (issue 2): scheme and convention.
 GENERATES = [("FP8_BLOCK", "fp8"), ("FP8_BLOCK", "compressed-tensors"), ("W4A16", "compressed-tensors")]
@@ -156,13 +169,34 @@ def check_conversions(table, binary, convention, python):
                 refused += 1
                 continue
             tool(binary, "dequantize", target, "-o", dense, "--dtype", "auto", "--quiet")
-            script = ROOT / f"interop/read_{convention}.py"
-            done = subprocess.run([python, script, target, dense], capture_output=True, text=True)
-            lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
-            table.row("converted", path.parent.name, convention, convention, lines[-1][:300], done.returncode != 0)
+            sentence, failed = heavy(python, convention, target, dense)
+            table.row("converted", path.parent.name, convention, convention, sentence, failed)
             compared += 1
     verdict = f"{compared} fixtures converted and read, {refused} refused"
     table.row("converted", "all", convention, convention, verdict, not compared)
+
+
+def heavy(python, convention, *places):
+    """The last line of a library's own script, and whether it failed."""
+    done = subprocess.run([python, ROOT / f"interop/read_{convention}.py", *places], capture_output=True, text=True)
+    lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
+    return lines[-1][:300], done.returncode != 0
+
+
+def check_quantized(table, binary, convention, python):
+    """What we quantize, read by the convention's own library, which also quantizes the same weights: the same tensors."""
+    for name, scheme, group in QUANTIZES.get(convention, []):
+        with tempfile.TemporaryDirectory() as scratch:
+            source, quantized, dense = tiny_llama.make(name, Path(scratch, name)), Path(scratch, "quantized"), Path(scratch, "dense")
+            options = ["--scheme", scheme, "--convention", convention, "--quiet"] + (["--group-size", str(group)] if group else [])
+            try:
+                tool(binary, "quantize", source, "-o", quantized, *options)
+                tool(binary, "dequantize", quantized, "-o", dense, "--dtype", "auto", "--quiet")
+                check_container.check_output(quantized)
+                sentence, failed = heavy(python, convention, quantized, dense, source)
+            except Failed as refused:
+                sentence, failed = f"refused: {refused}", True
+            table.row(name, scheme, convention, convention, sentence, failed)
 
 
 def check_fixtures(table, binary):
@@ -208,8 +242,8 @@ def main():
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--only", default="", help="part of SCHEME/CONVENTION")
     parser.add_argument("--gptqmodel", type=Path, help="interpreter of an environment with GPTQModel")
-    parser.add_argument("--mlx", type=Path, help="interpreter of an environment with mlx")
-    parser.add_argument("--bitsandbytes", type=Path, help="interpreter of an environment with bitsandbytes")
+    for convention in HEAVY:
+        parser.add_argument(f"--{convention}", type=Path, help=f"interpreter of an environment with {convention}'s library")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     started = time.monotonic()
@@ -230,7 +264,10 @@ def main():
                         table.row(name, scheme, convention, "-", f"{type(error).__name__}: {str(error)[:200]}", True)
                         if args.only:
                             traceback.print_exc()
-    for convention, python in (("mlx", args.mlx), ("bitsandbytes", args.bitsandbytes)):
+    for convention in HEAVY:
+        python = getattr(args, convention)
+        if python and args.only in f"quantize/{convention}":
+            check_quantized(table, args.binary, convention, python)
         if python and args.only in f"convert/{convention}":
             check_conversions(table, args.binary, convention, python)
     if not args.only:
