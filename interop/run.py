@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """What safequant writes, read by the field's own libraries.
 
-usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON] [--mlx PYTHON] [--bitsandbytes PYTHON] [--comfyui PYTHON]
+usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON] [--mlx PYTHON] [--bitsandbytes PYTHON]
+       [--hqq PYTHON] [--quanto PYTHON] [--torchao PYTHON] [--comfyui PYTHON]
 
 Quantizes tiny Llamas to every scheme of every convention that the tool can write (docs/conventions.md, generated from the
 registries) and compares what the other reader makes of it with what `safequant dequantize` does, bit for bit. Prints one row
 per comparison; 1 if a row fails or if a promised comparison was not made. `--all` adds readers that are too heavy for every
-run, in environments of their own (each option is the path of an interpreter): GPTQModel, and MLX, bitsandbytes and
-comfy-kitchen, which read what every fixture is converted to, and what the tiny Llamas are quantized to.
+run, in environments of their own (each option is the path of an interpreter): GPTQModel, and those of HEAVY, which read what every
+fixture is converted to and what the tiny Llamas are quantized to; some of them also quantize the tiny Llamas themselves, and must
+write what we write.
 """
 
 import argparse
@@ -38,6 +40,18 @@ READERS = {
     "awq_gemv": readers.awq,
     "awq_gemv_fast": readers.awq,
     "fp8": readers.fp8,
+}
+#: Conventions whose library reads conversions in an environment of its own: `read_<convention>.py`.
+HEAVY = ["mlx", "bitsandbytes", "hqq", "quanto", "torchao", "comfyui"]
+#: Those whose library also quantizes the same source once more: model, scheme, group size.
+QUANTIZES = {
+    "hqq": [("even-bf16", s, None) for s in ("W2A16_ASYM", "W3A16_ASYM", "W4A16_ASYM", "W5A16_ASYM", "W6A16_ASYM", "W8A16_ASYM")]
+    + [("even-f32", "W4A16_ASYM", 64), ("odd-bf16", "W3A16_ASYM", 8)],
+    "quanto": [("even-bf16", s, None) for s in ("W4A16_ASYM", "W2A16_ASYM", "W8A16", "FP8_DYNAMIC")]
+    + [("even-f32", "W4A16_ASYM", None), ("odd-bf16", "W8A16", None), ("odd-bf16", "W4A16_ASYM", None)],
+    "torchao": [("even-bf16", s, None) for s in ("W4A16", "W4A16_ASYM", "W3A16", "W2A16", "W8A16", "W8A8", "FP8", "FP8_DYNAMIC", "NVFP4A16",
+                                                 "MXFP4", "MXFP8")]
+    + [("even-f32", "W8A16", -1), ("odd-bf16", "W8A16", -1), ("even-f32", "W4A16_ASYM", 32)],
 }
 #: What transformers must load and run (issue 2): scheme and convention.
 GENERATES = [("FP8_BLOCK", "fp8"), ("FP8_BLOCK", "compressed-tensors"), ("W4A16", "compressed-tensors")]
@@ -141,34 +155,6 @@ def heavy_gptq(python, quantized, dense):
     return lines[-1][:300], done.returncode != 0
 
 
-def heavy_reader(convention, python, target, dense):
-    """What the convention's own library, in an environment of its own, makes of a checkpoint: a sentence, and whether it failed."""
-    script = ROOT / f"interop/read_{convention}.py"
-    done = subprocess.run([python, script, target, dense], capture_output=True, text=True)
-    lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
-    return lines[-1][:300], done.returncode != 0
-
-
-def check_quantized(table, binary, convention, python):
-    """The tiny Llamas quantized to every scheme of a convention, and read by its own library."""
-    schemes = [scheme for writes, scheme in writable() if writes == convention]
-    with tempfile.TemporaryDirectory() as folder:
-        for name in tiny_llama.MODELS:
-            source = tiny_llama.make(name, Path(folder, name))
-            for scheme in schemes:
-                with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                    target, dense = Path(scratch, "target"), Path(scratch, "dense")
-                    options = ["--scheme", scheme, "--convention", convention, "--quiet"]
-                    try:
-                        tool(binary, "quantize", source, "-o", target, *options)
-                    except Failed as failed:
-                        expected = failed.status == 4 and name.startswith("odd")
-                        table.row(name, scheme, convention, "quantize", f"refused: {failed}", not expected)
-                        continue
-                    tool(binary, "dequantize", target, "-o", dense, "--dtype", "auto", "--quiet")
-                    table.row(name, scheme, convention, convention, *heavy_reader(convention, python, target, dense))
-
-
 def check_conversions(table, binary, convention, python):
     """Every fixture converted to a convention and read by its own library."""
     compared = refused = 0
@@ -184,10 +170,37 @@ def check_conversions(table, binary, convention, python):
                 refused += 1
                 continue
             tool(binary, "dequantize", target, "-o", dense, "--dtype", "auto", "--quiet")
-            table.row("converted", path.parent.name, convention, convention, *heavy_reader(convention, python, target, dense))
+            sentence, failed = heavy(python, convention, target, dense)
+            table.row("converted", path.parent.name, convention, convention, sentence, failed)
             compared += 1
     verdict = f"{compared} fixtures converted and read, {refused} refused"
     table.row("converted", "all", convention, convention, verdict, not compared)
+
+
+def heavy(python, convention, *places):
+    """The last line of a library's own script, and whether it failed."""
+    done = subprocess.run([python, ROOT / f"interop/read_{convention}.py", *places], capture_output=True, text=True)
+    lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
+    return lines[-1][:300], done.returncode != 0
+
+
+def check_quantized(table, binary, convention, python):
+    """What we quantize, read by the convention's own library, which for some also quantizes the same weights: the same tensors."""
+    every = [(name, scheme, None) for name in tiny_llama.MODELS for writes, scheme in writable() if writes == convention]
+    for name, scheme, group in QUANTIZES.get(convention, every):
+        with tempfile.TemporaryDirectory() as scratch:
+            source, quantized, dense = tiny_llama.make(name, Path(scratch, name)), Path(scratch, "quantized"), Path(scratch, "dense")
+            options = ["--scheme", scheme, "--convention", convention, "--quiet"] + (["--group-size", str(group)] if group else [])
+            try:
+                tool(binary, "quantize", source, "-o", quantized, *options)
+            except Failed as failed:
+                expected = failed.status == 4 and name.startswith("odd")
+                table.row(name, scheme, convention, "quantize", f"refused: {failed}", not expected)
+                continue
+            tool(binary, "dequantize", quantized, "-o", dense, "--dtype", "auto", "--quiet")
+            check_container.check_output(quantized)
+            again = [source] if convention in QUANTIZES else []
+            table.row(name, scheme, convention, convention, *heavy(python, convention, quantized, dense, *again))
 
 
 def check_fixtures(table, binary):
@@ -233,9 +246,8 @@ def main():
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--only", default="", help="part of SCHEME/CONVENTION")
     parser.add_argument("--gptqmodel", type=Path, help="interpreter of an environment with GPTQModel")
-    parser.add_argument("--mlx", type=Path, help="interpreter of an environment with mlx")
-    parser.add_argument("--bitsandbytes", type=Path, help="interpreter of an environment with bitsandbytes")
-    parser.add_argument("--comfyui", type=Path, help="interpreter of an environment with comfy-kitchen")
+    for convention in HEAVY:
+        parser.add_argument(f"--{convention}", type=Path, help=f"interpreter of an environment with {convention}'s library")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     started = time.monotonic()
@@ -256,9 +268,11 @@ def main():
                         table.row(name, scheme, convention, "-", f"{type(error).__name__}: {str(error)[:200]}", True)
                         if args.only:
                             traceback.print_exc()
-    for convention, python in (("mlx", args.mlx), ("bitsandbytes", args.bitsandbytes), ("comfyui", args.comfyui)):
-        if python and args.only in f"convert/{convention}":
+    for convention in HEAVY:
+        python = getattr(args, convention)
+        if python and args.only in f"quantize/{convention}":
             check_quantized(table, args.binary, convention, python)
+        if python and args.only in f"convert/{convention}":
             check_conversions(table, args.binary, convention, python)
     if not args.only:
         check_fixtures(table, args.binary)

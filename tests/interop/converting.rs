@@ -88,7 +88,9 @@ fn by_name(tensor: &QuantizedTensor, bytes: &[Vec<u8>]) -> BTreeMap<String, (Str
     let parts = tensor.parts.iter().zip(bytes);
     parts
         .map(|(p, bytes)| {
-            let about = format!("{:?} {} {:?}", p.role, p.dtype, p.shape);
+            // What a layout spells out is its spelling: descriptors, markers.
+            let spelled = p.content.as_ref().filter(|_| p.role == Role::Auxiliary);
+            let about = format!("{:?} {} {:?} {spelled:?}", p.role, p.dtype, p.shape);
             (p.name.clone(), (about, bytes.clone()))
         })
         .collect()

@@ -2,7 +2,7 @@
 //! and what another one spells differently keeps its meaning.
 
 use safequant::schemes::{
-    ConventionWriter, Error, Model, QuantizedTensor, SuperScale, Written, convention,
+    ConventionWriter, Error, Model, Part, QuantizedTensor, Role, SuperScale, Written, convention,
 };
 use serde_json::Value;
 
@@ -171,4 +171,96 @@ fn the_tensor_scale_of_nvfp4_multiplies_here_and_divides_there() {
         ["weight", "weight_scale", "weight_scale_2"].map(|e| format!("{module}.{e}"))
     );
     assert_eq!(there.parts[2].shape, [0_u64; 0]);
+}
+
+/// Spellings that are read only: float views, three values in two bits, integer shifts, and a size that means nothing.
+const OTHER_SPELLINGS: [&str; 6] = [
+    "m.b4_view",
+    "m.b3_view_a0",
+    "m.b158_g64",
+    "m.b8_tensor",
+    "m.int4_zeropoint",
+    "m.int2_zeropoint",
+];
+
+#[test]
+fn numbers_of_another_convention_get_the_parts_that_the_tool_stores() {
+    let fixtures = [
+        "hqq/hqq-4bit-g64",
+        "hqq/zoo",
+        "optimum-quanto/llama-qint2",
+        "optimum-quanto/quanto-qfloat8",
+        "optimum-quanto/quanto-qint4",
+        "optimum-quanto/quanto-qint8",
+        "optimum-quanto/zoo",
+    ];
+    // How scales were found is not how they are read.
+    let is_told = |part: &Part| {
+        let (_, ending) = part.name.rsplit_once('.').unwrap();
+        part.role != Role::Auxiliary || !matches!(ending, "optimize" | "round_zero")
+    };
+    let (mut visited, mut others) = (0, 0);
+    for name in fixtures {
+        let fixture = named(name);
+        let checkpoint = fixture.open();
+        for tensor in Model::bind(&checkpoint).unwrap().quantized {
+            let foreign = QuantizedTensor {
+                convention: "another",
+                ..tensor.clone()
+            };
+            let ours = writer(tensor.convention).lay_out_like(&foreign).unwrap();
+            let parts = |tensor: &QuantizedTensor| -> Vec<_> {
+                let told = sorted(tensor).parts.into_iter().filter(is_told);
+                let content = |part: &Part| {
+                    let stored = || checkpoint.tensor(&part.name).unwrap().read_all(64).unwrap();
+                    let is_beside = part.role == Role::Auxiliary;
+                    is_beside.then(|| part.content.clone().unwrap_or_else(stored))
+                };
+                told.map(|p| (content(&p), p.name, p.dtype, p.shape, p.storage))
+                    .collect()
+            };
+            let is_other = OTHER_SPELLINGS.contains(&tensor.module.as_str());
+            let is_same = parts(&ours) == parts(&tensor) && ours.scheme == tensor.scheme;
+            assert_eq!(is_same, !is_other, "{name} {}: {ours:#?}", tensor.module);
+            others += usize::from(is_other);
+            visited += 1;
+        }
+    }
+    assert!(visited >= 50, "{visited} tensors");
+    assert_eq!(others, OTHER_SPELLINGS.len());
+}
+
+#[test]
+fn documents_of_hqq_and_quanto_are_those_of_the_tools() {
+    for name in [
+        "optimum-quanto/quanto-qfloat8",
+        "optimum-quanto/quanto-qint4",
+        "optimum-quanto/quanto-qint8",
+        "hqq/hqq-4bit-g64",
+        "hqq/rtn-hqq-4bit-g64-bf16",
+    ] {
+        let (_, documents) = named(name).files();
+        let json = |file: &str| serde_json::from_slice::<Value>(&documents[file]).unwrap();
+        let modules = bound(name);
+        let edit = writer(modules[0].convention)
+            .config(&Written {
+                modules: &modules,
+                ignored: &["lm_head".to_owned()],
+                preset: None,
+            })
+            .unwrap();
+        let config = &json("config.json")["quantization_config"];
+        if config.is_null() {
+            assert!(edit.quantization_config.is_empty(), "{name}");
+            let (file, bytes) = &edit.documents[0];
+            assert_eq!(file, "quanto_qmap.json");
+            assert_eq!(
+                serde_json::from_slice::<Value>(bytes).unwrap(),
+                json(file),
+                "{name}"
+            );
+        } else {
+            assert_eq!(Value::Object(edit.quantization_config), *config, "{name}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use safequant::quantize::{Division, ScaleRule};
 use safequant::schemes::convention::convention;
 use safequant::schemes::encode::{constant_regions, encode, row_unit};
 use safequant::schemes::preset::{Preset, PresetGranularity, WeightCode};
-use safequant::schemes::{CodeTile, EncodedRegion, QuantizedTensor};
+use safequant::schemes::{CodeTile, EncodedRegion, Part, QuantizedTensor, Role};
 use serde_json::Value;
 
 use super::fixture::{Fixture, Weight, folders, has_small_scales};
@@ -118,6 +118,54 @@ fn comfyui(_: &Fixture, weight: &Weight) -> Case {
     }
 }
 
+fn hqq(fixture: &Fixture, _: &Weight) -> Case {
+    let params = &fixture.config["quant_config"]["weight_quant_params"];
+    assert_eq!(
+        (&params["axis"], &params["optimize"]),
+        (&1.into(), &false.into())
+    );
+    let bits = u32::try_from(number(&params["nbits"]).unwrap()).unwrap();
+    let mut preset = Preset::by_name("W4A16_ASYM").unwrap();
+    preset.weights = WeightCode::AsymmetricInteger { bits };
+    preset.granularity = PresetGranularity::Group {
+        size: number(&params["group_size"]).unwrap(),
+    };
+    Case {
+        convention: "hqq",
+        preset,
+        rule: ScaleRule::Hqq,
+        division: Division::SourceDtype,
+    }
+}
+
+fn quanto(fixture: &Fixture, _: &Weight) -> Case {
+    let weights = fixture.name.split('-').nth(2).unwrap();
+    let name = match weights {
+        "qint4" => "W4A16_ASYM",
+        other => panic!("{other}"),
+    };
+    Case {
+        convention: "quanto",
+        preset: Preset::by_name(name).unwrap(),
+        rule: ScaleRule::Quanto,
+        division: Division::SourceDtype,
+    }
+}
+
+fn torchao(fixture: &Fixture, _: &Weight) -> Case {
+    let kind = &fixture.config["quant_type"]["default"]["_type"];
+    assert_eq!(kind, "Int8WeightOnlyConfig");
+    Case {
+        convention: "torchao",
+        preset: Preset::by_name("W8A16")
+            .unwrap()
+            .with_group_size(Some(-1))
+            .unwrap(),
+        rule: ScaleRule::TorchAo,
+        division: Division::SourceDtype,
+    }
+}
+
 /// Puts regions into whole parts; every byte must come exactly once.
 fn assemble(tensor: &QuantizedTensor, regions: &[EncodedRegion]) -> Vec<Vec<Option<u8>>> {
     let length = |n: u64| usize::try_from(n).unwrap();
@@ -150,16 +198,31 @@ fn split(tensor: &QuantizedTensor, weight: &Weight, tile: &CodeTile) -> Vec<Code
     }
     let per_row = tile.scales.len() / weight.out_features;
     let zeros = usize::from(!tile.zeros.is_empty()) * per_row;
+    let offsets = usize::from(!tile.offsets.is_empty()) * per_row;
     let cut = |from: usize, to: usize| CodeTile {
         rows: from as u64..to as u64,
         codes: tile.codes[from * weight.in_features..to * weight.in_features].to_vec(),
         scales: tile.scales[from * per_row..to * per_row].to_vec(),
         zeros: tile.zeros[from * zeros..to * zeros].to_vec(),
+        offsets: tile.offsets[from * offsets..to * offsets].to_vec(),
         // One for the whole matrix.
         supers: tile.supers.clone(),
         ..CodeTile::default()
     };
     vec![cut(0, at), cut(at, weight.out_features)]
+}
+
+/// Floats without minus zero: which zero is the smallest value depends on the tool's vector width.
+fn unsigned_zeros(bytes: &[u8], part: &Part) -> Vec<u8> {
+    let width = usize::try_from(part.dtype.bits() / 8).unwrap();
+    let mut out = bytes.to_vec();
+    for float in out.chunks_exact_mut(width) {
+        let (sign, rest) = float.split_last_mut().unwrap();
+        if *sign == 0x80 && rest.iter().all(|&byte| byte == 0) {
+            *sign = 0;
+        }
+    }
+    out
 }
 
 fn check(fixture: &Fixture, describe: Describe, visited: &mut Visited) {
@@ -190,6 +253,12 @@ fn check(fixture: &Fixture, describe: Describe, visited: &mut Visited) {
                 .into_iter()
                 .flatten(),
         );
+        let names = |name: &&String| name.starts_with(&format!("{}.", weight.module));
+        assert_eq!(
+            fixture.model.keys().filter(names).count(),
+            tensor.parts.len(),
+            "{place}"
+        );
         for (part, bytes) in tensor.parts.iter().zip(assemble(&tensor, &regions)) {
             let theirs = &fixture.model.get(&part.name);
             let theirs = theirs.unwrap_or_else(|| panic!("{place}: no {}", part.name));
@@ -202,7 +271,14 @@ fn check(fixture: &Fixture, describe: Describe, visited: &mut Visited) {
             );
             let bytes: Option<Vec<u8>> = bytes.into_iter().collect();
             let bytes = bytes.unwrap_or_else(|| panic!("{place}: {} has holes", part.name));
-            let at = bytes.iter().zip(&theirs.bytes).position(|(a, b)| a != b);
+            let (bytes, theirs) = match part.role {
+                Role::Offset => (
+                    unsigned_zeros(&bytes, part),
+                    unsigned_zeros(&theirs.bytes, part),
+                ),
+                _ => (bytes, theirs.bytes.clone()),
+            };
+            let at = bytes.iter().zip(&theirs).position(|(a, b)| a != b);
             assert_eq!(
                 at, None,
                 "{}: first different byte of {}",
@@ -217,11 +293,14 @@ fn check(fixture: &Fixture, describe: Describe, visited: &mut Visited) {
 
 #[test]
 fn what_our_writers_encode_equals_the_tools_files() {
-    let producers: [(&str, Describe); 4] = [
+    let producers: [(&str, Describe); 7] = [
         ("comfyui", comfyui),
         ("llm-compressor", compressed_tensors),
         ("gptqmodel", gptq),
         ("transformers", fp8),
+        ("hqq", hqq),
+        ("optimum-quanto", quanto),
+        ("torchao", torchao),
     ];
     let mut visited = Visited::default();
     for (producer, describe) in producers {
@@ -236,9 +315,9 @@ fn what_our_writers_encode_equals_the_tools_files() {
     assert_eq!(
         visited,
         Visited {
-            fixtures: 39,
-            modules: 227,
-            parts: 721,
+            fixtures: 42,
+            modules: 230,
+            parts: 748,
             refused: 7
         }
     );

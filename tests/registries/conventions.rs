@@ -69,7 +69,7 @@ const CONVENTION_IDS: &[&str] = &[
 ];
 
 /// Conventions whose writer takes over codes, but quantizes nothing.
-const CONVERTS_ONLY: &[&str] = &["mxfp4", "torchao"];
+const CONVERTS_ONLY: &[&str] = &["mxfp4"];
 
 #[test]
 fn presets_are_unique_and_one_that_is_written_has_a_default_or_must_be_asked_for() {

@@ -219,7 +219,7 @@ pub(crate) fn counterpart<'t>(
 }
 
 /// The scheme of a writer that is nearest to a tensor's: the same kind of code, as many bits or the next more, its group
-/// size where the scheme has groups; only one that the writer can lay out for this very weight.
+/// size where the scheme has groups and the writer can hold it; only one that the writer can lay out for this very weight.
 fn nearest_preset(
     writer: &dyn ConventionWriter,
     source: &QuantizedTensor,
@@ -245,8 +245,9 @@ fn nearest_preset(
     let mut all: Vec<Preset> = PRESETS
         .iter()
         .filter(fits)
-        .map(|preset| sized(preset, size))
+        .flat_map(|preset| [sized(preset, size), preset.clone()])
         .collect();
+    // Stable: the source's group size before the preset's own.
     all.sort_by_key(|preset| {
         let fewer = preset.bits() < bits;
         let other_kind = preset.weights.is_integer() != is_integer;

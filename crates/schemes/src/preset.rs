@@ -231,13 +231,17 @@ pub static PRESETS: &[Preset] = &[
         32,
         Activations::Dense,
     ),
-    grouped(
-        "MXFP4",
-        "FP4 E2M1, power-of-two scales per 32; activations the same at run time",
-        WeightCode::Mx(Minifloat::E2M1),
-        32,
-        Activations::DynamicFp4PerGroup { size: 32 },
-    ),
+    Preset {
+        // The only convention here whose readers can be told of such activations.
+        default_convention: "torchao",
+        ..grouped(
+            "MXFP4",
+            "FP4 E2M1, power-of-two scales per 32; activations the same at run time",
+            WeightCode::Mx(Minifloat::E2M1),
+            32,
+            Activations::DynamicFp4PerGroup { size: 32 },
+        )
+    },
     grouped(
         "MXFP8A16",
         "FP8 E4M3, power-of-two scales per 32",

@@ -301,9 +301,14 @@ impl<'a> Transcoder<'a> {
                 let factor = self.applied(tile, &groups, above.start, i - scale_base, super_base);
                 let scale = self.scale(tile, i, factor, &mut changes, &place)?;
                 out.scales.extend(scale);
-                let zero = Zero::of_scaled(self.source, tile, i, factor);
-                let exact = self.exact_scale(tile, i, factor);
-                let wrote = self.zeros.write(zero, exact, &mut changes, &mut out);
+                let wrote = if let Some(sign) = self.kept_offset() {
+                    let offset = f64::from(sign * tile.offsets[i]);
+                    self.zeros.write_offset(offset, &mut changes, &mut out)
+                } else {
+                    let zero = Zero::of_scaled(self.source, tile, i, factor);
+                    let exact = self.exact_scale(tile, i, factor);
+                    self.zeros.write(zero, exact, &mut changes, &mut out)
+                };
                 wrote.map_err(|value| self.unstorable("zero point", value, &place))?;
             }
             for (supers, written) in [
@@ -322,6 +327,33 @@ impl<'a> Transcoder<'a> {
             out.scales.clear();
         }
         Ok((out, changes))
+    }
+
+    /// 1 or −1 where offsets are the source's up to the sign, that of a zero included.
+    fn kept_offset(&self) -> Option<f32> {
+        let zero_points = (self.source.scheme.zero_point, self.target.scheme.zero_point);
+        let (
+            ZeroPoint::Offset { zero: a, form },
+            ZeroPoint::Offset {
+                zero: b,
+                form: target,
+            },
+        ) = zero_points
+        else {
+            return None;
+        };
+        let moves = a != b || self.codes.shift != 0 || self.supers == Supers::Applied;
+        let is_scaled = self.codes.factor.to_bits() != 1.0_f64.to_bits();
+        match (form, target) {
+            _ if moves || is_scaled => None,
+            (OffsetForm::Added, OffsetForm::Subtracted)
+            | (OffsetForm::Subtracted, OffsetForm::Added) => Some(-1.0),
+            (OffsetForm::BeforeScale, OffsetForm::BeforeScale)
+            | (OffsetForm::Added, OffsetForm::Added)
+            | (OffsetForm::Subtracted, OffsetForm::Subtracted) => Some(1.0),
+            (OffsetForm::BeforeScale, OffsetForm::Added | OffsetForm::Subtracted)
+            | (OffsetForm::Added | OffsetForm::Subtracted, OffsetForm::BeforeScale) => None,
+        }
     }
 
     /// The super-scale that is multiplied into a scale, as the decoder does it: `(factor, offset)`.

@@ -6,7 +6,8 @@ use safequant_schemes::{Code, OffsetForm, ZeroPoint};
 use super::coder::{Choice, Coder};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{
-    e4m3, exact_f32, float_scale, smallest_normal, smallest_positive, stored, stored_positive,
+    e4m3, exact_f32, float_scale, nearest_i32, smallest_normal, smallest_positive, stored,
+    stored_positive,
 };
 use super::{Found, Group, Reference, Wanted, found, unsupported};
 
@@ -26,14 +27,16 @@ pub(super) fn reference(wanted: Wanted<'_>) -> Found {
         ) => found(Int4 {
             scale: float_scale(scheme)?,
         }),
-        // Its zero points are a tensor of zeros, or left out.
-        (Code::Integer { bits, .. }, ZeroPoint::Fixed(_) | ZeroPoint::Stored(_), _) => {
-            found(Integer {
-                bits,
-                scale: float_scale(scheme)?,
-                source,
-            })
-        }
+        (Code::Integer { bits, .. }, ZeroPoint::Fixed(_), _) => found(Integer {
+            bits,
+            scale: float_scale(scheme)?,
+            source,
+        }),
+        (Code::Integer { bits, .. }, ZeroPoint::Stored(_), _) => found(Asymmetric {
+            bits,
+            scale: float_scale(scheme)?,
+            source,
+        }),
         (_, _, Some(Kind::Dense { format, scale })) => found(Float8 {
             format,
             scale,
@@ -84,6 +87,39 @@ impl Reference for Integer {
                 offset: 0.0,
                 min: -half,
                 max: half - 1,
+            },
+        })
+    }
+}
+
+/// With zero points, in the weight's dtype (`MappingType.ASYMMETRIC`).
+#[derive(Debug)]
+struct Asymmetric {
+    bits: u32,
+    scale: Float,
+    source: Float,
+}
+
+impl Reference for Asymmetric {
+    fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
+        let t = self.source;
+        let (low, high) = group.with_zero();
+        let max = (1 << self.bits) - 1;
+        let exact = t.nearest(t.nearest(high - low) / exact_f32(max));
+        let exact = exact.max(smallest_normal(t));
+        // In the unsigned form; the zero point is added after rounding.
+        let zero = (-nearest_i32(t.nearest(low / exact))).clamp(0, max);
+        Ok(Choice {
+            scale: stored(self.scale, exact)?,
+            zero,
+            offset: 0.0,
+            coder: Coder::Product {
+                input: Float::F32,
+                arith: t,
+                factor: t.nearest(1.0 / exact),
+                offset: 0.0,
+                min: -zero,
+                max: max - zero,
             },
         })
     }

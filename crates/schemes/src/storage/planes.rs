@@ -44,8 +44,16 @@ impl InPlanes {
         })
     }
 
-    /// Words hold codes of rows far apart: they can only be written all at once.
+    /// A single plane has its codes in the order of the matrix.
+    fn is_in_order(&self) -> bool {
+        self.planes.n_planes() == 1 && self.len == self.rows.saturating_mul(self.columns)
+    }
+
+    /// Words hold codes of rows far apart: they can only be written all at once, but for a single plane.
     pub(super) fn write_unit(&self) -> usize {
+        if self.is_in_order() {
+            return 1;
+        }
         self.rows.max(1)
     }
 
@@ -84,8 +92,21 @@ impl InPlanes {
         rows: &Range<usize>,
         codes: &[u8],
     ) -> Vec<EncodedRegion> {
-        assert_eq!(*rows, 0..self.rows, "planes are written all at once");
         let word = self.planes.word_bytes();
+        if self.is_in_order() {
+            let mut bytes = vec![0; codes.len() * word];
+            self.planes.pack(0, codes, &mut bytes);
+            let base = matrix * to_u64(self.rows);
+            let row_len = to_u64(self.columns * word);
+            return vec![EncodedRegion {
+                part,
+                row_len,
+                rows: base + to_u64(rows.start)..base + to_u64(rows.end),
+                columns: 0..row_len,
+                bytes,
+            }];
+        }
+        assert_eq!(*rows, 0..self.rows, "planes are written all at once");
         let mut bytes = vec![0; self.len * word];
         for (plane, codes) in codes.chunks(self.len.max(1)).enumerate() {
             self.planes

@@ -150,7 +150,19 @@ impl ZeroMap {
             OffsetForm::Subtracted => -added,
         };
         // No minus zero where nothing is meant.
-        let number = number + 0.0;
+        self.write_offset(number + 0.0, changes, out)
+    }
+
+    /// Adds a float zero point to a tile.
+    ///
+    /// # Errors
+    /// The number, if it cannot be held.
+    pub(crate) fn write_offset(
+        &self,
+        number: f64,
+        changes: &mut Changes,
+        out: &mut CodeTile,
+    ) -> Result<(), f64> {
         let stored = changes.rounded(number, |x| nearest(self.float, x));
         out.offsets.push(stored.ok_or(number)?);
         Ok(())

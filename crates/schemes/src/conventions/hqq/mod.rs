@@ -1,6 +1,7 @@
 //! HQQ: 8 to 1 bits with a float zero point, planes of rows in the bits of the same words (specs/conventions/hqq.md).
 
 mod module;
+mod write;
 
 use safequant_container::{Dtype, TensorInfo};
 use safequant_kernels::{Float, Planes};
@@ -10,8 +11,9 @@ use self::module::{Axis, DESCRIPTORS, Module};
 use crate::binding::{part, required, unsupported, wrong_dtype, wrong_shape};
 use crate::scheme::float_of;
 use crate::{
-    Arithmetic, Axes, Code, Convention, Error, Granularity, Headers, IntegerEncoding, OffsetForm,
-    Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Settings, Storage, ZeroPoint,
+    Arithmetic, Axes, Code, Convention, ConventionWriter, Error, Granularity, Headers,
+    IntegerEncoding, OffsetForm, Part, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme,
+    Settings, Storage, ZeroPoint,
 };
 
 /// See the module.
@@ -26,7 +28,7 @@ impl Convention for Hqq {
     }
 
     fn summary(&self) -> &'static str {
-        "HQQ: 8, 4, 3, 2 and 1 bits in groups along either axis, float zero points, planes in bytes or words (read only)"
+        "HQQ: 8, 4, 3, 2 and 1 bits in groups along either axis, float zero points, planes in bytes or words"
     }
 
     fn recognize<'a>(
@@ -58,6 +60,10 @@ impl Convention for Hqq {
             modules,
             evidence,
         })))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
     }
 }
 
@@ -116,21 +122,7 @@ impl Recognized for Found<'_> {
             weight: format!("{module}.weight"),
             convention: ID,
             shape: about.shape.to_vec(),
-            scheme: Scheme {
-                zero_point: ZeroPoint::Offset {
-                    zero: 0,
-                    form: OffsetForm::BeforeScale,
-                },
-                arithmetic: Arithmetic::EachStep(compute),
-                ..Scheme::plain(
-                    Code::Integer {
-                        bits: about.bits,
-                        encoding: IntegerEncoding::Unsigned,
-                    },
-                    granularity,
-                    ScaleCoding::Float(scale_float),
-                )
-            },
+            scheme: scheme(about.bits, granularity, scale_float, compute),
             reference_dtype: compute,
             parts,
         })
@@ -188,6 +180,22 @@ impl Found<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// What a module's numbers mean: scales in the dtype `scale`, every step in `compute`.
+fn scheme(bits: u32, granularity: Granularity, scale: Float, compute: Float) -> Scheme {
+    let code = Code::Integer {
+        bits,
+        encoding: IntegerEncoding::Unsigned,
+    };
+    Scheme {
+        zero_point: ZeroPoint::Offset {
+            zero: 0,
+            form: OffsetForm::BeforeScale,
+        },
+        arithmetic: Arithmetic::EachStep(compute),
+        ..Scheme::plain(code, granularity, ScaleCoding::Float(scale))
     }
 }
 

@@ -173,6 +173,15 @@ pub(super) fn bytes(
     headers.descriptor(&info.name)
 }
 
+/// The text of a dense dtype.
+pub(super) const fn dtype_text(float: Float) -> &'static str {
+    match float {
+        Float::F32 => "torch.float32",
+        Float::F16 => "torch.float16",
+        Float::Bf16 => "torch.bfloat16",
+    }
+}
+
 /// Reads descriptors of one module.
 struct Reader<'a> {
     headers: Headers<'a>,
@@ -303,11 +312,7 @@ impl Reader<'_> {
 
     /// `unpack_view_dtype` is the integer type of a word.
     fn check_view(&self, planes: Planes) -> Result<(), Error> {
-        let wanted = if planes.word_bytes() == 1 {
-            "torch.uint8"
-        } else {
-            "torch.int32"
-        };
+        let wanted = super::write::view_text(planes);
         match self.text("unpack_view_dtype")? {
             Some(text) if text != wanted => Err(self.wrong("unpack_view_dtype", wanted, &text)),
             Some(_) | None => Ok(()),

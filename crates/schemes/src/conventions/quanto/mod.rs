@@ -2,6 +2,7 @@
 
 mod qmap;
 mod shape;
+mod write;
 
 use std::collections::BTreeSet;
 
@@ -12,8 +13,9 @@ use self::qmap::{Qmap, Qtype};
 use crate::binding::{check_dtype, part, required, unsupported, wrong_dtype, wrong_shape};
 use crate::scheme::{float_of, minifloat_of};
 use crate::{
-    Arithmetic, Axes, Code, Convention, Error, Granularity, Headers, IntegerEncoding, OffsetForm,
-    QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage, ZeroCoding, ZeroPoint,
+    Arithmetic, Axes, Code, Convention, ConventionWriter, Error, Granularity, Headers,
+    IntegerEncoding, OffsetForm, QuantizedTensor, Recognized, Role, ScaleCoding, Scheme, Storage,
+    ZeroCoding, ZeroPoint,
 };
 
 /// See the module.
@@ -31,7 +33,7 @@ impl Convention for Quanto {
     }
 
     fn summary(&self) -> &'static str {
-        "optimum-quanto: int8 and float8 per row, int4 and int2 in groups with a float shift (read only)"
+        "optimum-quanto: int8 and float8 per row, int4 and int2 in groups with a float shift"
     }
 
     fn recognize<'a>(
@@ -66,6 +68,10 @@ impl Convention for Quanto {
             orphans,
             evidence,
         })))
+    }
+
+    fn writer(&self) -> Option<&'static dyn ConventionWriter> {
+        Some(&write::Writer)
     }
 }
 
@@ -154,10 +160,6 @@ impl Found<'_> {
             },
             None => return Err(wrong_dtype(module, codes, "I8 or an 8-bit float")),
         };
-        let zero = match code {
-            Code::Integer { .. } => 128,
-            Code::Minifloat(_) | Code::Codebook(_) | Code::StoredCodebook | Code::Dense(_) => 0,
-        };
         let found = Qtype::Bytes(codes.dtype);
         agrees(
             module,
@@ -178,10 +180,7 @@ impl Found<'_> {
             weight: format!("{module}.weight"),
             convention: ID,
             shape: vec![rows, columns],
-            scheme: Scheme {
-                zero_point: ZeroPoint::Fixed(zero),
-                ..Scheme::plain(code, granularity, ScaleCoding::Float(float))
-            },
+            scheme: bytes_scheme(code, granularity, float),
             reference_dtype: float,
             parts: vec![
                 part(Role::Codes, codes, elements),
@@ -218,42 +217,26 @@ impl Found<'_> {
         } else {
             Granularity::Group { size: columns }
         };
-        let (zero_role, zero_point, arithmetic) = if float_of(shift.dtype).is_some() {
-            (
-                Role::Offset,
-                ZeroPoint::Offset {
-                    zero: 0,
-                    form: OffsetForm::Subtracted,
-                },
-                Arithmetic::EachStep(float),
-            )
+        let mut scheme = packed_scheme(bits, granularity, float);
+        let zero_role = if float_of(shift.dtype).is_some() {
+            Role::Offset
         } else {
             check_dtype(module, shift, &[Dtype::U8, Dtype::I8])?;
-            (
-                Role::ZeroPoint,
-                ZeroPoint::Stored(ZeroCoding::Direct),
-                Arithmetic::ScaledDifference,
-            )
+            scheme.zero_point = ZeroPoint::Stored(ZeroCoding::Direct);
+            scheme.arithmetic = Arithmetic::ScaledDifference;
+            Role::ZeroPoint
         };
         let elements = Storage::Elements { axes: Axes::OutIn };
         let planes = Storage::Planes {
             planes: Planes::LowFirst { bits },
             len: packed_rows.saturating_mul(columns),
         };
-        let code = Code::Integer {
-            bits,
-            encoding: IntegerEncoding::Unsigned,
-        };
         Ok(QuantizedTensor {
             module: module.to_owned(),
             weight: format!("{module}.weight"),
             convention: ID,
             shape: shape.to_vec(),
-            scheme: Scheme {
-                zero_point,
-                arithmetic,
-                ..Scheme::plain(code, granularity, ScaleCoding::Float(float))
-            },
+            scheme,
             reference_dtype: float,
             parts: vec![
                 part(Role::Codes, codes, planes),
@@ -261,6 +244,34 @@ impl Found<'_> {
                 part(zero_role, shift, elements),
             ],
         })
+    }
+}
+
+/// What codes of one byte mean.
+fn bytes_scheme(code: Code, granularity: Granularity, float: Float) -> Scheme {
+    let zero = match code {
+        Code::Integer { .. } => 128,
+        Code::Minifloat(_) | Code::Codebook(_) | Code::StoredCodebook | Code::Dense(_) => 0,
+    };
+    Scheme {
+        zero_point: ZeroPoint::Fixed(zero),
+        ..Scheme::plain(code, granularity, ScaleCoding::Float(float))
+    }
+}
+
+/// What packed codes with a float shift mean.
+fn packed_scheme(bits: u32, granularity: Granularity, float: Float) -> Scheme {
+    let code = Code::Integer {
+        bits,
+        encoding: IntegerEncoding::Unsigned,
+    };
+    Scheme {
+        zero_point: ZeroPoint::Offset {
+            zero: 0,
+            form: OffsetForm::Subtracted,
+        },
+        arithmetic: Arithmetic::EachStep(float),
+        ..Scheme::plain(code, granularity, ScaleCoding::Float(float))
     }
 }
 

@@ -33,6 +33,21 @@ impl fmt::Display for Qtype {
     }
 }
 
+/// The type of codes that are stored in a dtype, packed ones of so many bits.
+pub(super) fn name_of(dtype: Dtype, bits: u32) -> Option<&'static str> {
+    [
+        (Dtype::I8, 8, "qint8"),
+        (Dtype::U8, 4, "qint4"),
+        (Dtype::U8, 2, "qint2"),
+        (Dtype::F8E4M3, 8, "qfloat8_e4m3fn"),
+        (Dtype::F8E5M2, 8, "qfloat8_e5m2"),
+        (Dtype::F8E4M3Fnuz, 8, "qfloat8_e4m3fnuz"),
+    ]
+    .into_iter()
+    .find(|(stored, width, _)| (*stored, *width) == (dtype, bits))
+    .map(|(_, _, name)| name)
+}
+
 /// The document.
 #[derive(Debug)]
 pub(super) struct Qmap {

@@ -133,7 +133,7 @@ pub(super) fn logical(
 }
 
 /// The group size that quanto takes for so many input features; all of them if none divides.
-fn group_of(in_features: u64) -> u64 {
+pub(super) fn group_of(in_features: u64) -> u64 {
     if in_features <= LARGEST_GROUP {
         return in_features;
     }

@@ -2,6 +2,7 @@
 //! (specs/conventions/torchao.md).
 
 mod classes;
+mod describe;
 mod metadata;
 mod write;
 

@@ -1,4 +1,5 @@
-//! Writing torchao: the tensors of a subclass, its entry in `__metadata__`, and a configuration that transformers parses.
+//! Writing torchao: the tensors of a subclass, its entry in `__metadata__`, and a configuration that transformers parses
+//! (specs/conventions/torchao.md, clauses T20 to T23).
 
 use safequant_container::Dtype;
 use safequant_kernels::{Float, Minifloat, Tile};
@@ -6,8 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::ID;
 use super::classes::{ELEMENTS, NIBBLES};
+use super::describe::describe;
 use crate::binding::{cannot_write, matrix_only, planned};
-use crate::scheme::{dtype_of, float_of};
+use crate::scheme::dtype_of;
 use crate::storage::to_u64;
 use crate::{
     Basis, Code, ConfigEdit, ConventionWriter, E8M0Rule, Error, Granularity, IntegerEncoding,
@@ -74,7 +76,11 @@ impl ConventionWriter for Writer {
                 return Err(refuse(module, "it has no code books and no blocks of ggml"));
             }
         };
-        Layout::new(module, &format!("{module}.weight"), shape, scheme, source).planned()
+        let weight = format!("{module}.weight");
+        let mut layout = Layout::new(module, &weight, shape, scheme, source);
+        // As the configurations for inference store them.
+        layout.is_swizzled = matches!(preset.weights, WeightCode::Mx(_) | WeightCode::Nvfp4);
+        layout.planned()
     }
 
     fn lay_out_like(&self, source: &QuantizedTensor) -> Result<QuantizedTensor, Error> {
@@ -109,7 +115,7 @@ impl ConventionWriter for Writer {
         let mut metadata = Vec::new();
         let mut configs: Vec<(&str, Value)> = Vec::new();
         for tensor in written.modules {
-            let (entry, config) = describe(tensor)?;
+            let (entry, config) = describe(tensor, written.preset)?;
             names.push(tensor.weight.clone());
             metadata.push((tensor.weight.clone(), entry.to_string()));
             configs.push((&tensor.module, config));
@@ -136,7 +142,19 @@ impl ConventionWriter for Writer {
     }
 
     fn presets(&self) -> &'static [&'static str] {
-        &[]
+        &[
+            "W4A16",
+            "W4A16_ASYM",
+            "W8A16",
+            "W3A16",
+            "W2A16",
+            "W8A8",
+            "FP8",
+            "FP8_DYNAMIC",
+            "NVFP4A16",
+            "MXFP4",
+            "MXFP8",
+        ]
     }
 
     fn scale_rule(&self) -> ScaleRule {
@@ -160,7 +178,7 @@ fn of_all(configs: &[(&str, Value)]) -> Value {
     }
 }
 
-fn refuse(module: &str, reason: &str) -> Error {
+pub(super) fn refuse(module: &str, reason: &str) -> Error {
     cannot_write(ID, module, "these codes", reason)
 }
 
@@ -422,7 +440,7 @@ impl<'a> Layout<'a> {
 }
 
 /// The block that shares a scale, one number for each dimension.
-fn block_size(shape: &[u64], granularity: Granularity) -> Option<Vec<u64>> {
+pub(super) fn block_size(shape: &[u64], granularity: Granularity) -> Option<Vec<u64>> {
     let (stack, matrix) = shape.split_at(shape.len().checked_sub(2)?);
     let last = match granularity {
         Granularity::Tensor => [matrix[0], matrix[1]],
@@ -436,116 +454,4 @@ fn block_size(shape: &[u64], granularity: Granularity) -> Option<Vec<u64>> {
         }
     };
     Some(vec![1; stack.len()].into_iter().chain(last).collect())
-}
-
-fn torch_dtype(name: &str) -> Value {
-    json!({"_type": "torch.dtype", "_data": name})
-}
-
-fn float_name(float: Float) -> &'static str {
-    match float {
-        Float::F32 => "float32",
-        Float::F16 => "float16",
-        Float::Bf16 => "bfloat16",
-    }
-}
-
-/// A module's entry in `__metadata__`, and the configuration that would have quantized it so.
-fn describe(tensor: &QuantizedTensor) -> Result<(Value, Value), Error> {
-    let scheme = &tensor.scheme;
-    let block = block_size(&tensor.shape, scheme.granularity).ok_or_else(|| {
-        refuse(
-            &tensor.module,
-            "its scales are per tensor, row, group or block",
-        )
-    })?;
-    let target = torch_dtype(float_name(tensor.reference_dtype));
-    let scale = tensor.part(Role::Scale);
-    let is_swizzled = scale.is_some_and(|p| matches!(p.storage, Storage::Tiled { .. }));
-    let kernel = json!({"_type": "KernelPreference", "_data": "AUTO"});
-    let per_row = json!({"_type": "PerRow", "_version": 1, "_data": {"dim": -1}});
-    let config = |name: &str, data: Value| json!({"_type": name, "_version": 2, "_data": data});
-    let size = block.last().copied().unwrap_or(1);
-    let is_f32 = scale.and_then(|p| float_of(p.dtype)) == Some(Float::F32);
-    let (class, data, config) = match (scheme.code, scheme.scale) {
-        (Code::Integer { bits: 8, .. }, _)
-            if is_f32 && !matches!(scheme.granularity, Granularity::Group { .. }) =>
-        {
-            (
-                "Int8Tensor",
-                json!({"block_size": block, "dtype": target, "act_quant_kwargs": null, "reduce_range": false}),
-                config(
-                    "Int8WeightOnlyConfig",
-                    json!({"group_size": null, "granularity": per_row, "set_inductor_config": true}),
-                ),
-            )
-        }
-        (Code::Integer { bits, .. }, _) => {
-            let dtype = torch_dtype(&format!("int{bits}"));
-            (
-                "IntxUnpackedToInt8Tensor",
-                json!({"target_dtype": dtype, "block_size": block, "dtype": target, "activation_quantization": null}),
-                config(
-                    "IntxWeightOnlyConfig",
-                    json!({
-                        "weight_dtype": dtype,
-                        "granularity": {"_type": "PerGroup", "_version": 1, "_data": {"group_size": size}},
-                        "mapping_type": {"_type": "MappingType", "_data": if matches!(scheme.zero_point, ZeroPoint::Fixed(_)) { "SYMMETRIC" } else { "ASYMMETRIC" }},
-                        "scale_dtype": null,
-                        "intx_packing_format": {"_type": "IntxPackingFormat", "_data": "UNPACKED_TO_INT8"},
-                        "intx_choose_qparams_algorithm": {"_type": "IntxChooseQParamsAlgorithm", "_data": "AFFINE"},
-                    }),
-                ),
-            )
-        }
-        (Code::Minifloat(minifloat), ScaleCoding::E8M0(_)) => (
-            "MXTensor",
-            json!({"elem_dtype": element(minifloat), "block_size": size, "orig_dtype": target, "kernel_preference": kernel,
-                "act_quant_kwargs": null, "is_swizzled_scales": is_swizzled}),
-            weight_only_fp8(),
-        ),
-        (Code::Minifloat(Minifloat::E2M1), _) => (
-            "NVFP4Tensor",
-            json!({"block_size": size, "orig_dtype": target, "is_swizzled_scales": is_swizzled, "use_triton_kernel": false, "act_quant_kwargs": null}),
-            weight_only_fp8(),
-        ),
-        _ => (
-            "Float8Tensor",
-            json!({"block_size": block, "mm_config": null, "act_quant_kwargs": null, "kernel_preference": kernel, "dtype": target}),
-            weight_only_fp8(),
-        ),
-    };
-    let prefix = tensor
-        .weight
-        .rsplit_once('.')
-        .map_or_else(String::new, |(m, p)| format!("{m}._{p}_"));
-    let parts: Vec<&str> = tensor
-        .parts
-        .iter()
-        .filter_map(|p| p.name.strip_prefix(&prefix))
-        .collect();
-    Ok((
-        json!({"_type": class, "_data": data, "_tensor_data_names": parts}),
-        config,
-    ))
-}
-
-/// What transformers is told of tensors for which torchao has no stable configuration: it is parsed and, as the weights are
-/// there, not acted on.
-fn weight_only_fp8() -> Value {
-    json!({"_type": "Float8WeightOnlyConfig", "_version": 2, "_data": {
-        "weight_dtype": torch_dtype("float8_e4m3fn"),
-        "granularity": {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}},
-        "set_inductor_config": true,
-    }})
-}
-
-fn element(minifloat: Minifloat) -> Value {
-    match minifloat {
-        Minifloat::E5M2 | Minifloat::E5M2Fnuz => torch_dtype("float8_e5m2"),
-        Minifloat::E2M1 => torch_dtype("float4_e2m1fn_x2"),
-        Minifloat::E2M3 => json!("fp6_e2m3"),
-        Minifloat::E3M2 => json!("fp6_e3m2"),
-        Minifloat::E4M3 | Minifloat::E4M3Fnuz | Minifloat::E8M0 => torch_dtype("float8_e4m3fn"),
-    }
 }
