@@ -6,7 +6,8 @@ use crate::{python, testing};
 
 /// Readers that `--all` adds, each in an environment of its own; the flag of `run.py` that names its interpreter, and its
 /// requirements.
-const HEAVY: [(&str, &str); 2] = [
+const HEAVY: [(&str, &str); 3] = [
+    ("--gguf", "interop/requirements-gguf.txt"),
     ("--mlx", "interop/requirements-mlx.txt"),
     ("--bitsandbytes", "interop/requirements-bitsandbytes.txt"),
 ];
