@@ -2,14 +2,14 @@
 """What safequant writes, read by the field's own libraries.
 
 usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON] [--mlx PYTHON] [--bitsandbytes PYTHON]
-       [--hqq PYTHON] [--quanto PYTHON] [--torchao PYTHON] [--comfyui PYTHON]
+       [--hqq PYTHON] [--quanto PYTHON] [--torchao PYTHON] [--comfyui PYTHON] [--gguf PYTHON]
 
 Quantizes tiny Llamas to every scheme of every convention that the tool can write (docs/conventions.md, generated from the
 registries) and compares what the other reader makes of it with what `safequant dequantize` does, bit for bit. Prints one row
 per comparison; 1 if a row fails or if a promised comparison was not made. `--all` adds readers that are too heavy for every
-run, in environments of their own (each option is the path of an interpreter): GPTQModel, and those of HEAVY, which read what every
-fixture is converted to and what the tiny Llamas are quantized to; some of them also quantize the tiny Llamas themselves, and must
-write what we write.
+run, in environments of their own (each option is the path of an interpreter): GPTQModel; those of HEAVY, which read what every
+fixture is converted to and what the tiny Llamas are quantized to (some of them also quantize the tiny Llamas themselves, and must
+write what we write); and gguf-py with llama.cpp, which reads small models with tokenizers in every GGUF scheme.
 """
 
 import argparse
@@ -203,6 +203,31 @@ def check_quantized(table, binary, convention, python):
             table.row(name, scheme, convention, convention, *heavy(python, convention, quantized, dense, *again))
 
 
+def check_gguf(table, binary, only, python):
+    """Models with real tokenizers quantized to every scheme of GGUF: gguf-py reads the values, llama.cpp runs the model."""
+    schemes = [scheme for convention, scheme in writable() if convention == "gguf"]
+    compared = 0
+    for folder in sorted((ROOT / "fixtures/llama.cpp").glob("hf-*")):
+        with tempfile.TemporaryDirectory() as scratch:
+            source = tiny_llama.scaled_up(folder, Path(scratch, "source"))
+            for scheme in schemes:
+                if only not in f"{scheme}/gguf":
+                    continue
+                quantized, dense = Path(scratch, f"{scheme}.gguf"), Path(scratch, f"{scheme}-dense")
+                try:
+                    tool(binary, "quantize", source, "-o", quantized, "--scheme", scheme, "--convention", "gguf", "--quiet")
+                    tool(binary, "dequantize", quantized, "-o", dense, "--dtype", "auto", "--quiet")
+                except Failed as failed:
+                    table.row(folder.name, scheme, "gguf", "quantize", f"refused: {failed}", True)
+                    continue
+                script = ROOT / "interop/read_gguf.py"
+                done = subprocess.run([python, script, quantized, dense], capture_output=True, text=True)
+                lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
+                table.row(folder.name, scheme, "gguf", "gguf-py", lines[-1][:300], done.returncode != 0)
+                compared += done.returncode == 0
+    table.row("-", "all", "gguf", "gguf-py", f"{compared} models read, {len(schemes)} schemes", not compared)
+
+
 def check_fixtures(table, binary):
     """The repository's own fixtures, as `cargo xtask test` does."""
     for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
@@ -248,6 +273,7 @@ def main():
     parser.add_argument("--gptqmodel", type=Path, help="interpreter of an environment with GPTQModel")
     for convention in HEAVY:
         parser.add_argument(f"--{convention}", type=Path, help=f"interpreter of an environment with {convention}'s library")
+    parser.add_argument("--gguf", type=Path, help="interpreter of an environment with gguf, and llama-cpp-python if it is to run")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     started = time.monotonic()
@@ -274,6 +300,8 @@ def main():
             check_quantized(table, args.binary, convention, python)
         if python and args.only in f"convert/{convention}":
             check_conversions(table, args.binary, convention, python)
+    if args.gguf:
+        check_gguf(table, args.binary, args.only, args.gguf)
     if not args.only:
         check_fixtures(table, args.binary)
         with tempfile.TemporaryDirectory() as folder:

@@ -103,16 +103,20 @@ impl<'a> Headers<'a> {
         let Some(sidecar) = listed.into_iter().find(|sidecar| sidecar.name == name) else {
             return Ok(None);
         };
-        let source = self.checkpoint.sidecar(name)?;
-        let found = sidecar.len_bytes.max(source.len_bytes());
-        let len = usize::try_from(source.len_bytes()).ok();
-        let Some(len) = len.filter(|_| found <= MAX_SIDECAR_BYTES) else {
-            return Err(Error::SidecarTooLarge {
-                document: name.to_owned(),
-                found,
-                limit: MAX_SIDECAR_BYTES,
-            });
+        let too_large = |found: u64| Error::SidecarTooLarge {
+            document: name.to_owned(),
+            found,
+            limit: MAX_SIDECAR_BYTES,
         };
+        if sidecar.len_bytes > MAX_SIDECAR_BYTES {
+            return Err(too_large(sidecar.len_bytes));
+        }
+        // It may have grown since it was listed.
+        let source = self.checkpoint.sidecar(name)?;
+        let found = source.len_bytes();
+        let len = usize::try_from(found).ok();
+        let len = len.filter(|_| found <= MAX_SIDECAR_BYTES);
+        let len = len.ok_or_else(|| too_large(found))?;
         let mut bytes = vec![0; len];
         let read = source.read_exact_at(0, &mut bytes);
         read.map_err(|source| safequant_container::Error::Io {

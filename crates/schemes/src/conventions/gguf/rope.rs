@@ -160,18 +160,13 @@ fn scaling(
     }
 }
 
-/// The length that the model was first trained for.
+/// The length that the model was first trained for. (A key of this name at the top is none of these classes' own, and is not
+/// looked at.)
 fn original_length(config: &Document, rope: &Document) -> Result<u32, Error> {
-    const KEY: &str = "original_max_position_embeddings";
-    if let Some(length) = config.unsigned(KEY)? {
-        return Ok(length);
-    }
-    match rope.unsigned(KEY)? {
+    let field = "rope.scaling.original_context_length";
+    match rope.unsigned("original_max_position_embeddings")? {
         Some(length) => Ok(length),
-        None => config.count(
-            "max_position_embeddings",
-            "rope.scaling.original_context_length",
-        ),
+        None => config.count("max_position_embeddings", field),
     }
 }
 

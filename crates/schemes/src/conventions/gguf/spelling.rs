@@ -86,9 +86,12 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
 
-    use safequant_container::{Checkpoint, Dtype, Limits};
+    use std::sync::Arc;
+
+    use safequant_container::{BytesSource, Checkpoint, Dtype, Limits, ReadAt};
     use safequant_kernels::Float;
     use safequant_kernels::portable::convert::widen;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::scheme::float_of;
@@ -238,7 +241,7 @@ mod tests {
             }
             assert_eq!(made.next(), None, "{name}");
         }
-        assert!(n_keys > 150, "{n_keys}");
+        assert_eq!(n_keys, 183);
     }
 
     #[test]
@@ -264,5 +267,176 @@ mod tests {
         };
         assert_eq!(label(&dense), (1, "2.4K".to_owned()));
         assert_eq!(label(&without), (0, "0.04K".to_owned()));
+    }
+
+    /// The documents of a fixture, and no weights.
+    fn documents(name: &str) -> BTreeMap<String, Vec<u8>> {
+        let source = open(name);
+        let headers = Headers::new(&source);
+        let names = source
+            .sidecars()
+            .iter()
+            .map(|sidecar| sidecar.name.as_str());
+        let names = names.filter(|name| !name.starts_with("expected"));
+        names
+            .map(|name| (name.to_owned(), headers.sidecar(name).unwrap().unwrap()))
+            .collect()
+    }
+
+    /// What is answered for a checkpoint with these documents.
+    fn answer(documents: BTreeMap<String, Vec<u8>>) -> Result<GgufMetadata, Error> {
+        let header = br#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        let shard = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat();
+        let shard: Arc<dyn ReadAt> = Arc::new(BytesSource(shard.into()));
+        let shards = vec![("model.safetensors".to_owned(), shard)];
+        let source = Checkpoint::from_sources("m", shards, documents, &Limits::default())?;
+        let spelling = respelling(Headers::new(&source))?;
+        spelling.extra()?;
+        spelling.metadata(&[], &[])
+    }
+
+    /// The answer when the value at `pointer` is another one, or gone.
+    fn changed(name: &str, document: &str, pointer: &str, value: Value) -> Error {
+        let mut documents = documents(name);
+        let mut json: Value = serde_json::from_slice(&documents[document]).unwrap();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        json.pointer_mut(parent).unwrap()[key] = value;
+        documents.insert(document.to_owned(), json.to_string().into_bytes());
+        answer(documents).unwrap_err()
+    }
+
+    #[test]
+    fn what_cannot_be_derived_is_refused_by_name() {
+        let (config, tokenizer) = ("config.json", "tokenizer.json");
+        #[rustfmt::skip]
+        let cases = [
+            ("hf-qwen2", config, "/architectures", json!(["FalconForCausalLM"]), "general.architecture", "FalconForCausalLM"),
+            ("hf-qwen2", config, "/architectures", json!(null), "general.architecture", "architectures"),
+            ("hf-qwen2", config, "/hidden_size", json!(null), "qwen2.embedding_length", "hidden_size"),
+            ("hf-qwen2", config, "/num_key_value_heads", json!(null), "qwen2.attention.head_count_kv", "num_key_value_heads"),
+            ("hf-qwen2", config, "/rms_norm_eps", json!(null), "qwen2.attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+            ("hf-qwen2", config, "/hidden_act", json!("gelu"), "qwen2.activation", "gelu"),
+            ("hf-qwen2", config, "/rope_scaling/type", json!("llama3"), "rope.scaling.type", "llama3"),
+            ("hf-qwen2", config, "/rope_scaling/factor", json!(null), "rope.scaling.factor", "factor"),
+            ("hf-llama3-bpe", config, "/rope_scaling/rope_type", json!("longrope"), "rope.scaling.type", "longrope"),
+            ("hf-llama3-bpe", config, "/partial_rotary_factor", json!(0.5), "rope.dimension_count", "0.5"),
+            ("hf-qwen3-moe", config, "/num_experts", json!(null), "qwen3moe.expert_count", "num_experts"),
+            ("hf-qwen3-moe", config, "/mlp_only_layers", json!([0]), "qwen3moe.expert_count", "mlp_only_layers"),
+            ("hf-qwen3-moe", config, "/moe_intermediate_size", json!(null), "qwen3moe.expert_feed_forward_length", "moe_intermediate_size"),
+            ("hf-qwen2", tokenizer, "/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("a"), "tokenizer.ggml.pre", "pre_tokenizer"),
+            ("hf-qwen2", tokenizer, "/model/type", json!("Unigram"), "tokenizer.ggml.model", "Unigram"),
+            ("hf-qwen2", tokenizer, "/model/byte_fallback", json!(true), "tokenizer.ggml.model", "byte_fallback"),
+            ("hf-qwen2", tokenizer, "/model/vocab", json!({}), "tokenizer.ggml.tokens", "model.vocab"),
+            ("hf-qwen2", tokenizer, "/model/merges", json!([]), "tokenizer.ggml.merges", "model.merges"),
+            ("hf-qwen2", tokenizer, "/model/merges", json!([["a"]]), "tokenizer.ggml.merges", "pair"),
+            ("hf-qwen2", config, "/vocab_size", json!(61), "tokenizer.ggml.tokens", "<tool_call>"),
+            ("hf-mistral-fast", config, "/vocab_size", json!(60), "tokenizer.ggml.tokens", "58 tokens"),
+            ("hf-qwen2", "tokenizer_config.json", "/pad_token", json!("<new>"), "tokenizer.ggml.tokens", "<new>"),
+        ];
+        for (name, document, pointer, value, field, problem) in cases {
+            let error = changed(name, document, pointer, value);
+            assert_eq!(error.code(), "cannot_derive", "{pointer}: {error}");
+            let error = error.to_string();
+            assert!(
+                error.contains(field) && error.contains(problem),
+                "{pointer}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_without_its_documents_is_refused_by_what_is_missing() {
+        for (name, missing, problem) in [
+            ("hf-qwen2", "config.json", "config.json"),
+            (
+                "hf-qwen2",
+                "tokenizer.json",
+                "tokenizer.json nor tokenizer.model",
+            ),
+            (
+                "hf-llama-spm",
+                "tokenizer.model",
+                "tokenizer.json nor tokenizer.model",
+            ),
+        ] {
+            let mut documents = documents(name);
+            assert!(documents.remove(missing).is_some(), "{name} has {missing}");
+            let error = answer(documents).unwrap_err();
+            assert_eq!(error.code(), "cannot_derive");
+            assert!(error.to_string().contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn documents_of_wrong_kinds_and_cut_short_are_errors() {
+        let (mut n_errors, mut n_changes) = (0, 0);
+        for name in FIXTURES {
+            assert!(answer(documents(name)).is_ok(), "{name}");
+            for (document, bytes) in documents(name) {
+                if document == "model.safetensors" || document == "fixture.json" {
+                    continue;
+                }
+                for part in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+                    let mut documents = documents(name);
+                    documents.insert(document.clone(), bytes[..part].to_vec());
+                    n_errors += usize::from(answer(documents).is_err());
+                    n_changes += 1;
+                }
+                for text in ["[]", "{}", "1", "\"\"", "null"] {
+                    let mut documents = documents(name);
+                    documents.insert(document.clone(), text.into());
+                    n_errors += usize::from(answer(documents).is_err());
+                    n_changes += 1;
+                }
+            }
+        }
+        // A chat template is any text, and most documents may be empty objects.
+        assert!(n_errors * 10 > n_changes * 7, "{n_errors} of {n_changes}");
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_the_configuration_are_errors() {
+        #[rustfmt::skip]
+        let cases: &[(&str, &str, &[u64], &str)] = &[
+            ("hf-qwen2", "model.layers.1.input_layernorm.weight", &[8], "cannot_derive"),
+            ("hf-qwen2", "model.layers.00.input_layernorm.weight", &[8], "cannot_derive"),
+            ("hf-qwen2", "model.layers.0.self_attn.q_norm.weight", &[4], "cannot_derive"),
+            ("hf-qwen2", "model.layers.0.self_attn.q_proj.weight_scale", &[8], "cannot_derive"),
+            ("hf-qwen2", "transformer.wte.weight", &[64, 8], "cannot_derive"),
+            ("hf-qwen2", "model.layers.0.self_attn.q_proj.weight", &[12, 8], "part_shape"),
+            ("hf-qwen2", "model.embed_tokens.weight", &[63, 8], "part_shape"),
+            ("hf-qwen3-moe", "model.layers.0.mlp.experts.3.up_proj.weight", &[8, 8], "contradiction"),
+            ("hf-qwen3-moe", "model.layers.0.mlp.experts.0.up_proj.bias", &[8], "cannot_derive"),
+            ("hf-qwen3-moe", "model.layers.0.mlp.up_proj.weight", &[24, 8], "cannot_derive"),
+        ];
+        for (name, tensor, shape, code) in cases {
+            let source = open(name);
+            let spelling = respelling(Headers::new(&source)).unwrap();
+            let error = spelling.tensor(tensor, shape).unwrap_err();
+            assert_eq!(error.code(), *code, "{tensor}: {error}");
+            assert!(error.to_string().contains(tensor), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_runtime_derives_or_repeats_is_left_out() {
+        let source = open("hf-llama3-bpe");
+        let spelling = respelling(Headers::new(&source)).unwrap();
+        for name in [
+            "lm_head.weight",
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+        ] {
+            let found = spelling.tensor(name, &[64, 8]).unwrap();
+            assert!(matches!(found, Respelled::LeftOut(_)), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_beyond_the_limit_is_refused_before_it_is_read() {
+        let mut documents = documents("hf-llama-spm");
+        let len = usize::try_from(crate::headers::MAX_SIDECAR_BYTES).unwrap() + 1;
+        documents.insert("tokenizer.model".to_owned(), vec![0; len]);
+        let error = answer(documents).unwrap_err();
+        assert_eq!(error.code(), "sidecar_too_large", "{error}");
     }
 }
