@@ -220,11 +220,9 @@ def check_gguf(table, binary, only, python):
                 except Failed as failed:
                     table.row(folder.name, scheme, "gguf", "quantize", f"refused: {failed}", True)
                     continue
-                script = ROOT / "interop/read_gguf.py"
-                done = subprocess.run([python, script, quantized, dense], capture_output=True, text=True)
-                lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines() or ["no message"]
-                table.row(folder.name, scheme, "gguf", "gguf-py", lines[-1][:300], done.returncode != 0)
-                compared += done.returncode == 0
+                sentence, wrong = heavy(python, "gguf", quantized, dense)
+                table.row(folder.name, scheme, "gguf", "gguf-py", sentence, wrong)
+                compared += not wrong
     table.row("-", "all", "gguf", "gguf-py", f"{compared} models read, {len(schemes)} schemes", not compared)
 
 

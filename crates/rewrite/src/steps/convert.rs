@@ -74,7 +74,7 @@ pub(crate) fn convert(
 fn keep_orphans(checkpoint: &Checkpoint, model: &Model, ordered: &mut Ordered) {
     for name in &model.orphans {
         if let Some(tensor) = checkpoint.tensor(name) {
-            ordered.push(&tensor.shard.name, Step::copy(tensor.info));
+            ordered.copy(tensor);
         }
     }
 }
