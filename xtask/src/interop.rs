@@ -14,13 +14,6 @@ const HEAVY: [(&str, &str); 7] = [
     ("--torchao", "interop/requirements-torchao.txt"),
     ("--comfyui", "interop/requirements-comfyui.txt"),
     ("--gguf", "interop/requirements-gguf.txt"),
-    ("--mlx", "interop/requirements-mlx.txt"),
-    ("--bitsandbytes", "interop/requirements-bitsandbytes.txt"),
-    ("--hqq", "interop/requirements-hqq.txt"),
-    ("--quanto", "interop/requirements-quanto.txt"),
-    ("--torchao", "interop/requirements-torchao.txt"),
-    ("--comfyui", "interop/requirements-comfyui.txt"),
-    ("--gguf", "interop/requirements-gguf.txt"),
 ];
 
 /// Makes the environments, builds the release binary and runs `interop/run.py`.
