@@ -13,7 +13,14 @@ from pathlib import Path
 
 import torch
 from hqq.core.quantize import BaseQuantizeConfig, HQQBackend, HQQLinear
+from hqq.core.utils import decode_safetensor_type
 from readers import load
+
+
+def settings(place):
+    """What `config.json` says of all modules."""
+    config = json.loads(Path(place, "config.json").read_text())["quantization_config"]
+    return config["quant_config"]["weight_quant_params"]
 
 
 def state_of(stored, module):
@@ -23,8 +30,9 @@ def state_of(stored, module):
 
 
 def loaded(state):
-    """The module as the library sets it up from its state."""
-    linear = HQQLinear(None, None, compute_dtype=state["scale"].dtype, device="cpu", initialize=False)
+    """The module as the library sets it up from its state; a loader names the dtype to compute in, here the one that is stored."""
+    compute = decode_safetensor_type(state["compute_dtype"], torch.dtype)
+    linear = HQQLinear(None, None, compute_dtype=compute, device="cpu", initialize=False)
     linear.load_state_dict(dict(state))
     return linear
 
@@ -54,8 +62,7 @@ def main():
     HQQLinear.set_backend(HQQBackend.PYTORCH)
     stored, dense = load(sys.argv[1]), load(sys.argv[2])
     source = load(sys.argv[3]) if len(sys.argv) > 3 else None
-    config = json.loads(Path(sys.argv[1], "config.json").read_text())["quantization_config"]
-    params = config["quant_config"].get("weight_quant_params")
+    params = settings(sys.argv[1]) if source is not None else None
     visited = 0
     for name in sorted(stored):
         module, _, part = name.rpartition(".")
@@ -64,7 +71,7 @@ def main():
         visited += 1
         state = state_of(stored, module)
         theirs, own = loaded(state).dequantize(), dense[f"{module}.weight"]
-        if theirs.dtype != own.dtype or theirs.shape != own.shape or not torch.equal(theirs, own):
+        if theirs.dtype != own.dtype or theirs.shape != own.shape or not bool(((theirs == own) | (theirs.isnan() & own.isnan())).all()):
             print(f"{module}: {theirs.dtype} {list(theirs.shape)} against {own.dtype} {list(own.shape)}")
             return 1
         if source is not None:

@@ -9,6 +9,7 @@ must be the same.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def difference(stored, module, linear):
 
 
 def main():
+    # The library compiles its kernel for a CPU with the environment's own ninja.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     qmap = json.loads(Path(sys.argv[1], "quanto_qmap.json").read_text())
     stored, dense = load(sys.argv[1]), load(sys.argv[2])
     source = load(sys.argv[3]) if len(sys.argv) > 3 else None

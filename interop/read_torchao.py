@@ -74,7 +74,6 @@ def quantized(weight, config):
 def main():
     stored, about, dense = load(sys.argv[1]), metadata(sys.argv[1]), load(sys.argv[2])
     source = load(sys.argv[3]) if len(sys.argv) > 3 else None
-    config = json.loads(Path(sys.argv[1], "config.json").read_text())["quantization_config"]
     visited = 0
     for name, parameter in sorted(parameters(stored, about).items()):
         theirs, own = dequantized(parameter), dense[name]
@@ -84,7 +83,8 @@ def main():
             print(f"{name} {type(parameter).__name__}: {theirs.dtype} {list(theirs.shape)} against {own.dtype} {list(own.shape)}")
             return 1
         if source is not None:
-            fault = difference(parameter, quantized(source[name], config_from_dict(config["quant_type"]["default"])))
+            config = json.loads(Path(sys.argv[1], "config.json").read_text())["quantization_config"]["quant_type"]["default"]
+            fault = difference(parameter, quantized(source[name], config_from_dict(config)))
             if fault:
                 print(f"{name}: {fault}")
                 return 1

@@ -2,7 +2,7 @@
 """What safequant writes, read by the field's own libraries.
 
 usage: run.py BINARY [--all] [--only SUBSTRING] [--gptqmodel PYTHON] [--mlx PYTHON] [--bitsandbytes PYTHON]
-       [--hqq PYTHON] [--quanto PYTHON] [--torchao PYTHON] [--comfyui PYTHON] [--gguf PYTHON]
+       [--hqq PYTHON] [--quanto PYTHON] [--torchao PYTHON] [--modelopt PYTHON] [--comfyui PYTHON] [--gguf PYTHON]
 
 Quantizes tiny Llamas to every scheme of every convention that the tool can write (docs/conventions.md, generated from the
 registries) and compares what the other reader makes of it with what `safequant dequantize` does, bit for bit. Prints one row
@@ -42,7 +42,7 @@ READERS = {
     "fp8": readers.fp8,
 }
 #: Conventions whose library reads conversions in an environment of its own: `read_<convention>.py`.
-HEAVY = ["mlx", "bitsandbytes", "hqq", "quanto", "torchao", "comfyui"]
+HEAVY = ["mlx", "bitsandbytes", "hqq", "quanto", "torchao", "modelopt", "comfyui"]
 #: Those whose library also quantizes the same source once more: model, scheme, group size.
 QUANTIZES = {
     "hqq": [("even-bf16", s, None) for s in ("W2A16_ASYM", "W3A16_ASYM", "W4A16_ASYM", "W5A16_ASYM", "W6A16_ASYM", "W8A16_ASYM")]
@@ -51,7 +51,9 @@ QUANTIZES = {
     + [("even-f32", "W4A16_ASYM", None), ("odd-bf16", "W8A16", None), ("odd-bf16", "W4A16_ASYM", None)],
     "torchao": [("even-bf16", s, None) for s in ("W4A16", "W4A16_ASYM", "W3A16", "W2A16", "W8A16", "W8A8", "FP8", "FP8_DYNAMIC", "NVFP4A16",
                                                  "MXFP4", "MXFP8")]
-    + [("even-f32", "W8A16", -1), ("odd-bf16", "W8A16", -1), ("even-f32", "W4A16_ASYM", 32)],
+    + [("even-bf16", "W8A16", -1), ("even-f32", "W8A16", -1), ("odd-bf16", "W8A16", -1), ("even-f32", "W4A16_ASYM", 32)],
+    "modelopt": [("even-bf16", s, None) for s in ("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP8", "W4A16", "W8A16")]
+    + [("odd-bf16", "W8A16", None)],
 }
 #: What transformers must load and run (issue 2): scheme and convention.
 GENERATES = [("FP8_BLOCK", "fp8"), ("FP8_BLOCK", "compressed-tensors"), ("W4A16", "compressed-tensors")]
@@ -169,7 +171,12 @@ def check_conversions(table, binary, convention, python):
                 # What codes cannot be carried over to (4), and fixtures that are no checkpoints (2).
                 refused += 1
                 continue
-            tool(binary, "dequantize", target, "-o", dense, "--dtype", "auto", "--quiet")
+            try:
+                tool(binary, "dequantize", target, "-o", dense, "--dtype", "auto", "--quiet")
+            except Failed as failed:
+                # quanto stores no shapes: sizes that fit no model are not told (specs/conventions/quanto.md, Q17).
+                table.row("converted", path.parent.name, convention, "dequantize", f"not read back: {failed}"[:300], convention != "quanto")
+                continue
             sentence, failed = heavy(python, convention, target, dense)
             table.row("converted", path.parent.name, convention, convention, sentence, failed)
             compared += 1

@@ -6,12 +6,13 @@ use crate::{python, testing};
 
 /// Readers that `--all` adds, each in an environment of its own; the flag of `run.py` that names its interpreter, and its
 /// requirements.
-const HEAVY: [(&str, &str); 7] = [
+const HEAVY: [(&str, &str); 8] = [
     ("--mlx", "interop/requirements-mlx.txt"),
     ("--bitsandbytes", "interop/requirements-bitsandbytes.txt"),
     ("--hqq", "interop/requirements-hqq.txt"),
     ("--quanto", "interop/requirements-quanto.txt"),
     ("--torchao", "interop/requirements-torchao.txt"),
+    ("--modelopt", "interop/requirements-modelopt.txt"),
     ("--comfyui", "interop/requirements-comfyui.txt"),
     ("--gguf", "interop/requirements-gguf.txt"),
 ];

@@ -495,6 +495,11 @@ impl Preset {
         Ok(self)
     }
 
+    /// Whether it is as its name has it, no option changed: a convention that leaves no choice then takes its own sizes.
+    pub fn is_as_named(&self) -> bool {
+        PRESETS.contains(self)
+    }
+
     /// Bits per code.
     pub const fn bits(&self) -> u32 {
         match self.weights {

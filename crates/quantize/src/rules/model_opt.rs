@@ -40,7 +40,6 @@ pub(super) fn reference(wanted: Wanted<'_>) -> Found {
             found(Integer {
                 range,
                 scale: float_scale(scheme)?,
-                source,
             })
         }
         _ => unsupported("ModelOpt has no such scheme"),
@@ -122,11 +121,11 @@ impl Reference for Float8 {
     }
 }
 
+/// The scale is a tensor of as many dimensions as the weight, and widens the quotient to F32.
 #[derive(Debug)]
 struct Integer {
     range: IntegerRange,
     scale: Float,
-    source: Float,
 }
 
 impl Reference for Integer {
@@ -139,19 +138,13 @@ impl Reference for Integer {
             1.0
         };
         let scale = stored_positive(self.scale, exact)?;
-        let divisor = self.source.nearest(scale);
-        let divisor = if divisor > 0.0 && divisor.is_finite() {
-            divisor
-        } else {
-            scale
-        };
         Ok(Choice {
             scale,
             zero: -min,
             offset: 0.0,
             coder: Coder::Integer {
-                arith: self.source,
-                divisor,
+                arith: Float::F32,
+                divisor: scale,
                 zero: 0,
                 min,
                 max,

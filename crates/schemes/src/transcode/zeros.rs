@@ -149,6 +149,10 @@ impl ZeroMap {
             OffsetForm::Added => added,
             OffsetForm::Subtracted => -added,
         };
+        // A scale of 0 leaves everything to the offset, which is then no number of steps.
+        if !number.is_finite() {
+            return Err(number);
+        }
         // No minus zero where nothing is meant.
         self.write_offset(number + 0.0, changes, out)
     }

@@ -59,6 +59,24 @@ impl ConventionWriter for Writer {
             (WeightCode::Mx(Minifloat::E4M3), _) if preset.activations != Activations::Dense => {
                 Form::MxFp8
             }
+            (WeightCode::Mx(Minifloat::E4M3), _) => {
+                return Err(refuse(
+                    "readers of its MXFP8 quantize the activations at run time: that is MXFP8",
+                ));
+            }
+            (WeightCode::SymmetricInteger { bits: 8 }, granularity)
+                if granularity == PresetGranularity::Channel || preset.is_as_named() =>
+            {
+                Form::Int8(Granularity::Channel)
+            }
+            (WeightCode::SymmetricInteger { bits: 8 }, _) => {
+                return Err(refuse(
+                    "its 8-bit integers have one scale per row (group size -1)",
+                ));
+            }
+            (WeightCode::SymmetricInteger { bits: 4 }, PresetGranularity::Group { size }) => {
+                Form::Int4(size)
+            }
             _ => {
                 return Err(refuse(
                     "it is not laid out by this writer; compressed-tensors can hold it",
@@ -147,7 +165,7 @@ impl ConventionWriter for Writer {
     }
 
     fn presets(&self) -> &'static [&'static str] {
-        &["FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16"]
+        &["FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP8", "W4A16", "W8A16"]
     }
 
     fn scale_rule(&self) -> ScaleRule {

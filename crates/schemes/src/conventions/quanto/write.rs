@@ -118,7 +118,7 @@ impl ConventionWriter for Writer {
 
 /// The group size that was asked for: `None` where the preset is as its name has it, which leaves the choice to quanto.
 fn wanted_group(preset: &Preset, granularity: PresetGranularity) -> Option<u64> {
-    let is_default = Preset::by_name(preset.name).is_ok_and(|named| named == *preset);
+    let is_default = preset.is_as_named();
     match granularity {
         PresetGranularity::Group { size } if !is_default => Some(size),
         PresetGranularity::Channel if !is_default => Some(u64::MAX),
