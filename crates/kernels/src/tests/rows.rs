@@ -102,6 +102,58 @@ fn each_shape(wants: impl Fn(Packing) -> bool, mut f: impl FnMut(CodedRows<'_>, 
     }
 }
 
+/// Layouts that store the transpose, around the tiles of 8, 16 and 32 rows and columns.
+#[test]
+fn transposed() {
+    let mut visited = 0;
+    for (n_rows, n_columns, group) in [
+        (1, 1, 1),
+        (8, 64, 32),
+        (33, 130, 64),
+        (40, 96, 16),
+        (31, 2100, 2100),
+        (67, 300, 128),
+        (32, 2240, 64),
+    ] {
+        let numbers = Rows::new(n_rows, n_columns, group);
+        for packing in packings() {
+            let words = packing.packed_len_bytes(n_columns, 4) / 4;
+            let (across, along) = (packing.packed_len_bytes(n_rows, 1) + 5, 4 * n_rows + 7);
+            for (layout, n_lines, stride) in [
+                (CodeLayout::WordsOfRows(packing), words, along),
+                (CodeLayout::Columns(packing), n_columns, across),
+            ] {
+                let bytes = cases::bytes(stride * n_lines + 1);
+                let codes = StoredCodes {
+                    bytes: &bytes[1..],
+                    stride,
+                    layout,
+                };
+                for value in [
+                    CodeMeaning::Integer {
+                        flip: 0,
+                        zero: Zeros::Each(&numbers.zeros),
+                    },
+                    CodeMeaning::Minifloat(Minifloat::E4M3),
+                ] {
+                    let rows = CodedRows {
+                        n_rows,
+                        n_columns,
+                        codes,
+                        value,
+                        grid: numbers.grid(),
+                        formula: Formula::Product,
+                        first_rounded_to: Float::F32,
+                    };
+                    let case = format!("{n_rows} x {n_columns} / {group} {layout:?}");
+                    visited += check(&rows, &case);
+                }
+            }
+        }
+    }
+    report("transposed", visited);
+}
+
 /// Prints what ran; a list of backends that shrank is seen in CI's log, one that is empty fails.
 fn report(what: &str, visited: usize) {
     let names: Vec<&str> = Backend::available().map(|b| b.name).collect();

@@ -10,6 +10,7 @@
 
 mod convert;
 mod formula;
+mod gather;
 mod lanes;
 mod minifloat;
 mod rows;

@@ -19,15 +19,19 @@ use std::arch::x86_64::{
     __m256, __m256i, _mm_loadl_epi64, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_mul_ps,
     _mm256_set1_epi32, _mm256_set1_ps, _mm256_sub_epi32, _mm256_xor_si256,
 };
+use std::ops::Range;
 
 use super::formula::{BF16, F16, F32, apply, words16, words32};
+use super::gather::{self, TILE};
 use super::lanes::{put, store};
 use super::minifloat::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Met, ScaledFp8, from_table, values};
 use super::sixteen::{
     AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, build, is_plain, look_up, nibbles, table_len,
 };
 use super::{stream, unpack};
-use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, Stores, Zeros};
+use crate::rows::{
+    CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, StoredCodes, Stores, Zeros,
+};
 use crate::{Float, Minifloat, Packing, portable};
 
 /// Codes that are decoded at once: 4 or 8 KiB of results.
@@ -72,7 +76,10 @@ fn bytes_of(values: &mut [f32]) -> &mut [u8] {
 /// How a row is cut.
 #[derive(Clone, Copy)]
 struct Plan {
+    /// Of the rows that segments are taken from: stored or gathered.
     packing: Packing,
+    /// Whether sixteen results are all there are for a group.
+    is_sixteen: bool,
     /// Columns of a group; no more than a row has.
     group: usize,
     /// Columns of a segment.
@@ -97,24 +104,33 @@ enum Sharing {
 impl Plan {
     /// `None` for what is left to portable.
     fn new(rows: &CodedRows<'_>) -> Option<Self> {
-        let CodeLayout::Rows(packing) = rows.codes.layout else {
-            return None;
-        };
         if rows.n_columns == 0 || rows.n_rows == 0 || !zeros_are_small(rows) {
             return None;
         }
+        let stored = rows.codes.layout.packing();
+        let (packing, unit) = match rows.codes.layout {
+            CodeLayout::Rows(_) => (stored, stored.codes_per_unit().0),
+            CodeLayout::WordsOfRows(_) => (stored, stored.codes_per_word_unit(4).0),
+            CodeLayout::Columns(_) => (Packing::Bytes, 1),
+        };
         let group = rows.grid.columns.min(rows.n_columns);
-        let (unit, _) = packing.codes_per_unit();
         let is_whole = group == rows.n_columns;
         if !is_whole && !group.is_multiple_of(unit) || !SEGMENT.is_multiple_of(unit) {
             return None;
         }
+        if matches!(rows.codes.layout, CodeLayout::Columns(_))
+            && !TILE.is_multiple_of(stored.codes_per_unit().0)
+        {
+            return None;
+        }
+        let is_table = matches!(rows.value, CodeMeaning::Table16(_));
         let segment = match SEGMENT / group {
             0 | 1 => SEGMENT,
             groups => groups * group,
         };
         Some(Self {
             packing,
+            is_sixteen: is_table || stored.bits() <= 4,
             group,
             segment,
             sharing: match group {
@@ -140,58 +156,88 @@ fn zeros_are_small(rows: &CodedRows<'_>) -> bool {
     }
 }
 
+impl Plan {
+    /// The segment that starts at column `start`, and the entry of its first group in a line of the grid.
+    fn segment(&self, start: usize, n_columns: usize) -> (Range<usize>, usize) {
+        let entry = start / self.group;
+        let end = if self.segment > self.group {
+            start + self.segment
+        } else {
+            (start + self.segment).min((entry + 1) * self.group)
+        };
+        (start..end.min(n_columns), entry)
+    }
+}
+
 #[target_feature(enable = "avx2,f16c")]
 fn decode<const FLOAT: usize>(rows: &CodedRows<'_>, plan: Plan, out: &mut [u8], stores: Stores) {
-    let size = size_of_result::<FLOAT>();
-    let mut buffer = Aligned([0; SEGMENT * 4]);
-    let mut scratch = Scratch {
-        codes: Aligned([0; SEGMENT]),
-        tables: Aligned([0; SEGMENT / SMALLEST_GROUP * 64]),
+    let mut scratch = Scratch::new();
+    let (mut gathered, tile) = match rows.codes.layout {
+        CodeLayout::Rows(_) => (Vec::new(), 1),
+        CodeLayout::WordsOfRows(_) | CodeLayout::Columns(_) => (vec![0; TILE * SEGMENT], TILE),
     };
-    let lines = out.chunks_exact_mut(rows.n_columns * size);
-    let width = rows.grid.width(rows.n_columns);
-    // Blocks stay aligned from one group to the next.
-    let is_aligned = (plan.group * size).is_multiple_of(32);
-    for (row, line) in lines.enumerate() {
-        let codes = &rows.codes.bytes[row * rows.codes.stride..];
-        let first = rows.grid.line(row) * width;
-        let mut cut = |columns: std::ops::Range<usize>, entry: usize| {
-            let segment = Segment {
-                rows,
-                plan,
-                codes: &codes[byte_of(plan.packing, columns.start)..],
-                entry,
-            };
-            let out = &mut line[columns.start * size..columns.end * size];
-            match stores {
-                Stores::Ordinary => segment.decode::<FLOAT, false>(&mut scratch, out),
-                Stores::Streaming if is_aligned && out.as_ptr().addr().is_multiple_of(32) => {
-                    segment.decode::<FLOAT, true>(&mut scratch, out);
-                }
-                Stores::Streaming => {
-                    let buffer = &mut buffer.0[..out.len()];
-                    segment.decode::<FLOAT, false>(&mut scratch, buffer);
-                    // SAFETY: ordered by the fence before this function returns.
-                    unsafe { stream::copy(buffer, out) }
-                }
-            }
-        };
-        if plan.segment > plan.group {
-            for start in (0..rows.n_columns).step_by(plan.segment) {
-                let end = rows.n_columns.min(start + plan.segment);
-                cut(start..end, first + start / plan.group);
-            }
-            continue;
-        }
-        for (at, group) in (0..rows.n_columns).step_by(plan.group).enumerate() {
-            let end = rows.n_columns.min(group + plan.group);
-            for start in (group..end).step_by(plan.segment) {
-                cut(start..end.min(start + plan.segment), first + at);
+    let line_len = rows.n_columns * size_of_result::<FLOAT>();
+    for (at, lines) in out.chunks_mut(tile * line_len).enumerate() {
+        let first_row = at * tile;
+        let n_rows = lines.len() / line_len;
+        let mut start = 0;
+        while start < rows.n_columns {
+            let (columns, entry) = plan.segment(start, rows.n_columns);
+            start = columns.end;
+            let (codes, stride) =
+                pieces(rows, first_row..first_row + n_rows, &columns, &mut gathered);
+            for (row, line) in lines.chunks_exact_mut(line_len).enumerate() {
+                let segment = Segment {
+                    rows,
+                    plan,
+                    codes: &codes[row * stride..],
+                    entry: rows.grid.line(first_row + row) * rows.grid.width(rows.n_columns)
+                        + entry,
+                };
+                let size = size_of_result::<FLOAT>();
+                let out = &mut line[columns.start * size..columns.end * size];
+                segment.write::<FLOAT>(&mut scratch, stores, out);
             }
         }
     }
     if stores == Stores::Streaming {
         stream::fence();
+    }
+}
+
+/// The codes of columns `columns` of rows `tile`, packed as the plan says, and the bytes from one row to the next: where
+/// they are stored, or gathered.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn pieces<'a>(
+    rows: &CodedRows<'a>,
+    tile: Range<usize>,
+    columns: &Range<usize>,
+    gathered: &'a mut [u8],
+) -> (&'a [u8], usize) {
+    let StoredCodes {
+        bytes,
+        stride,
+        layout,
+    } = rows.codes;
+    match layout {
+        CodeLayout::Rows(packing) => (
+            &bytes[tile.start * stride + byte_of(packing, columns.start)..],
+            stride,
+        ),
+        CodeLayout::WordsOfRows(packing) => {
+            let line = byte_of(packing, columns.start) / 4;
+            let n_words = packing.packed_len_bytes(columns.len(), 4) / 4;
+            let lines = &bytes[line * stride + 4 * tile.start..];
+            gather::words(lines, stride, (tile.len(), n_words), gathered, SEGMENT);
+            (gathered, SEGMENT)
+        }
+        CodeLayout::Columns(packing) => {
+            let lines = &bytes[columns.start * stride + byte_of(packing, tile.start)..];
+            let size = (tile.len(), columns.len());
+            gather::codes(packing, lines, stride, size, gathered, SEGMENT);
+            (gathered, SEGMENT)
+        }
     }
 }
 
@@ -217,21 +263,54 @@ struct Segment<'a> {
 
 /// Memory for one segment at a time.
 struct Scratch {
+    out: Aligned<{ SEGMENT * 4 }>,
+    work: Work,
+}
+
+/// What stands between stored codes and results.
+struct Work {
     codes: Aligned<SEGMENT>,
     tables: Aligned<{ SEGMENT / SMALLEST_GROUP * 64 }>,
 }
 
+impl Scratch {
+    fn new() -> Self {
+        Self {
+            out: Aligned([0; SEGMENT * 4]),
+            work: Work {
+                codes: Aligned([0; SEGMENT]),
+                tables: Aligned([0; SEGMENT / SMALLEST_GROUP * 64]),
+            },
+        }
+    }
+}
+
 impl Segment<'_> {
+    /// Decodes to memory, past the caches or not.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn decode<const FLOAT: usize, const STREAM: bool>(
-        &self,
-        scratch: &mut Scratch,
-        out: &mut [u8],
-    ) {
-        let Scratch { codes, tables } = scratch;
+    fn write<const FLOAT: usize>(&self, scratch: &mut Scratch, stores: Stores, out: &mut [u8]) {
+        // Blocks stay aligned from one group to the next.
+        let group_len = self.plan.group * size_of_result::<FLOAT>();
+        let is_aligned = group_len.is_multiple_of(32) && out.as_ptr().addr().is_multiple_of(32);
+        match stores {
+            Stores::Ordinary => self.decode::<FLOAT, false>(&mut scratch.work, out),
+            Stores::Streaming if is_aligned => self.decode::<FLOAT, true>(&mut scratch.work, out),
+            Stores::Streaming => {
+                let buffer = &mut scratch.out.0[..out.len()];
+                self.decode::<FLOAT, false>(&mut scratch.work, buffer);
+                // SAFETY: `decode`, the only caller, ends with the fence.
+                unsafe { stream::copy(buffer, out) }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn decode<const FLOAT: usize, const STREAM: bool>(&self, work: &mut Work, out: &mut [u8]) {
+        let Work { codes, tables } = work;
         let n = out.len() / size_of_result::<FLOAT>();
-        if self.is_sixteen() && self.plan.sharing != Sharing::Other {
+        if self.plan.is_sixteen && self.plan.sharing != Sharing::Other {
             let n_tables = n.div_ceil(self.plan.group);
             let tables = &mut tables.0[..n_tables * table_len::<FLOAT>()];
             build::<FLOAT>(self.rows, self.entry, tables);
@@ -285,16 +364,6 @@ impl Segment<'_> {
             Sharing::ThirtyTwo => look_up::<SOURCE, 32, FLOAT, STREAM>(codes, 32, tables, out),
             Sharing::Blocks(n) => look_up::<SOURCE, MANY, FLOAT, STREAM>(codes, n, tables, out),
             Sharing::Other => {}
-        }
-    }
-
-    /// Whether sixteen results are all there are.
-    fn is_sixteen(&self) -> bool {
-        match self.rows.value {
-            CodeMeaning::Table16(_) => true,
-            CodeMeaning::Integer { .. } | CodeMeaning::Minifloat(_) => {
-                self.plan.packing.bits() <= 4
-            }
         }
     }
 
