@@ -8,6 +8,7 @@
 //!
 //! and one line in [`BACKENDS`]. Tests and benches loop over [`Backend::available`].
 
+use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
     Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, Tile, portable,
 };
@@ -81,6 +82,8 @@ pub struct Backend {
     pub absmax: fn(&[f32]) -> f32,
     /// Index of the first value that is NaN or infinite. [`portable::scan::first_non_finite`].
     pub first_non_finite: fn(&[f32]) -> Option<usize>,
+    /// Rows of stored codes to rows of floats, in one go. [`portable::rows::decode`].
+    pub decode_rows: fn(&CodedRows<'_>, FloatsMut<'_>, Stores),
 }
 
 /// Plain Rust: the reference, available everywhere.
@@ -108,10 +111,15 @@ pub const PORTABLE: Backend = Backend {
     min_max: portable::scan::min_max,
     absmax: portable::scan::absmax,
     first_non_finite: portable::scan::first_non_finite,
+    decode_rows: portable::rows::decode,
 };
 
 /// Every backend, fastest first; the last one is portable and always available.
-pub static BACKENDS: &[&Backend] = &[&PORTABLE];
+pub static BACKENDS: &[&Backend] = &[
+    #[cfg(target_arch = "x86_64")]
+    &crate::arch::x86_64::avx2::BACKEND,
+    &PORTABLE,
+];
 
 impl Backend {
     /// The fastest backend this machine can run.

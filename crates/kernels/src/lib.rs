@@ -18,8 +18,9 @@
     test,
     expect(clippy::float_cmp, reason = "results are defined to the last bit")
 )]
-#![forbid(unsafe_code)] // the first SIMD backend turns this into `deny`, opened in `arch/` only
+#![deny(unsafe_code)] // opened in `arch/` only, per backend
 
+mod arch;
 pub mod backend;
 pub mod blocks;
 pub mod codebook;
@@ -30,6 +31,7 @@ pub mod minifloat;
 pub mod packing;
 pub mod planes;
 pub mod portable;
+pub mod rows;
 pub mod tile;
 
 #[cfg(test)]
@@ -46,6 +48,7 @@ pub use minifloat::{
 };
 pub use packing::Packing;
 pub use planes::Planes;
+pub use rows::{CodedRows, FloatsMut, Stores};
 pub use tile::{Tile, TileOrder};
 
 /// A dense float type that results are rounded to.

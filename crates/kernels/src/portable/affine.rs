@@ -9,6 +9,7 @@
 ///
 /// # Panics
 /// If the lengths differ.
+#[inline(always)]
 pub fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) {
     assert_eq!(codes.len(), out.len(), "one value per code");
     if zero < i32::MIN + 256 {

@@ -6,6 +6,7 @@ use crate::{Codebook, E2M1Rule};
 ///
 /// # Panics
 /// If the lengths differ.
+#[inline(always)]
 pub fn encode_e2m1(rule: E2M1Rule, values: &[f32], out: &mut [u8]) {
     assert_eq!(values.len(), out.len(), "one code per value");
     for (code, &value) in out.iter_mut().zip(values) {
@@ -21,6 +22,7 @@ pub fn encode_e2m1(rule: E2M1Rule, values: &[f32], out: &mut [u8]) {
 ///
 /// # Panics
 /// If the lengths differ.
+#[inline(always)]
 pub fn quantize_codebook(book: Codebook, values: &[f32], factor: f32, out: &mut [u8]) {
     assert_eq!(values.len(), out.len(), "one code per value");
     for (code, &value) in out.iter_mut().zip(values) {

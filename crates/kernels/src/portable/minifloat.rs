@@ -17,6 +17,7 @@ use crate::{Minifloat, NanRule, OverflowRule};
 ///
 /// # Panics
 /// If the lengths differ.
+#[inline(always)]
 pub fn encode(
     format: Minifloat,
     overflow: OverflowRule,

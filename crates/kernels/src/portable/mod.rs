@@ -9,4 +9,5 @@ pub mod lookup;
 pub mod minifloat;
 pub mod quantize;
 pub mod rotate;
+pub mod rows;
 pub mod scan;

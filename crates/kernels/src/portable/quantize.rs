@@ -26,6 +26,7 @@ pub fn round_half_even(value: f32) -> f32 {
 ///
 /// # Panics
 /// If the lengths differ, `min_code > max_code`, there are more than 256 codes, or one is beyond ±2^21.
+#[inline(always)]
 pub fn quantize_integer(
     arith: Float,
     values: &[f32],
@@ -92,6 +93,7 @@ fn integer_run(
 ///
 /// # Panics
 /// If the lengths differ.
+#[inline(always)]
 pub fn quantize_minifloat(
     arith: Float,
     format: Minifloat,

@@ -27,6 +27,7 @@ pub const fn is_group(group: usize) -> bool {
 ///
 /// # Panics
 /// If `group` is not a power of 4 from 4 to 65536, or does not divide the length.
+#[inline(always)]
 pub fn rotate(values: &mut [f32], group: usize) {
     check(values.len(), values.len(), group);
     let factor = 1.0 / (group as f32).sqrt();
@@ -50,6 +51,7 @@ pub fn rotate(values: &mut [f32], group: usize) {
 ///
 /// # Panics
 /// If the lengths differ, `group` is not a power of 4 from 4 to 65536, or does not divide the length.
+#[inline(always)]
 pub fn rotate_rounded(float: Float, values: &[f32], group: usize, out: &mut [f32]) {
     check(values.len(), out.len(), group);
     let factor = 1.0 / (group as f64).sqrt();
@@ -74,6 +76,7 @@ pub fn rotate_rounded(float: Float, values: &[f32], group: usize, out: &mut [f32
 ///
 /// # Panics
 /// If the lengths differ, `group` is not a power of 4 from 4 to 65536, or does not divide the length.
+#[inline(always)]
 pub fn rotate_codes(codes: &[i8], scale: f32, group: usize, out: &mut [f32]) {
     check(codes.len(), out.len(), group);
     let factor = 1.0 / (group as f32).sqrt();
@@ -94,6 +97,7 @@ pub fn rotate_codes(codes: &[i8], scale: f32, group: usize, out: &mut [f32]) {
 }
 
 /// Applies a butterfly of four along each base-4 digit of the index, lowest digit first.
+#[inline(always)]
 fn butterflies<T: Copy>(block: &mut [T], butterfly: impl Fn([T; 4]) -> [T; 4]) {
     let mut stride = 1;
     while stride < block.len() {

@@ -59,6 +59,7 @@ pub fn absmax(values: &[f32]) -> f32 {
 }
 
 /// Index of the first value that is NaN or infinite.
+#[inline(always)]
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {
     const BLOCK: usize = 256;
     let is_bad = |value: &f32| value.to_bits() & 0x7f80_0000 == 0x7f80_0000;

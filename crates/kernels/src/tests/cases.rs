@@ -60,3 +60,39 @@ pub(super) fn rules() -> impl Iterator<Item = (OverflowRule, NanRule)> {
     let nans = |overflow| NanRule::ALL.iter().map(move |&nan| (overflow, nan));
     OverflowRule::ALL.iter().copied().flat_map(nans)
 }
+
+/// Numbers for a grid of scales with a line per row.
+pub(super) struct Rows {
+    columns: usize,
+    pub(super) scales: Vec<f32>,
+    pub(super) zeros: Vec<i32>,
+    pub(super) offsets: Vec<f32>,
+}
+
+impl Rows {
+    /// Scales of either sign around 0.01, some of them zero, subnormal or infinite.
+    pub(super) fn new(n_rows: usize, n_columns: usize, group: usize) -> Self {
+        let n = n_rows * n_columns.div_ceil(group);
+        let scale = |i: usize| match i % 23 {
+            7 => 0.0,
+            11 => -3e-41,
+            19 => f32::INFINITY,
+            step => (step as f32 - 5.3) * 0.0017,
+        };
+        Self {
+            columns: group,
+            scales: (0..n).map(scale).collect(),
+            zeros: (0..n).map(|i| (i % 19) as i32 - 1).collect(),
+            offsets: (0..n).map(|i| (i % 17) as f32 * 0.13 - 1.0).collect(),
+        }
+    }
+
+    pub(super) fn grid(&self) -> crate::rows::ScaleGrid<'_> {
+        crate::rows::ScaleGrid {
+            scales: &self.scales,
+            rows: 1,
+            rows_before: 0,
+            columns: self.columns,
+        }
+    }
+}

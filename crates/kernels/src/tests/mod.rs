@@ -1,4 +1,5 @@
 //! Every backend against portable: one runner, one list of cases. A new backend is tested by its line in `BACKENDS`.
 
 mod cases;
+mod rows;
 mod runner;

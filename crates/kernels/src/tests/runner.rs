@@ -247,6 +247,41 @@ fn widen_and_round() {
     }
 }
 
+/// All 65536 halves of both kinds, and many floats of any bits and of the size of weights.
+#[test]
+fn every_half_and_a_million_floats() {
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let mut state = 0x9e37_79b9_u32;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        f32::from_bits(state)
+    };
+    let floats: Vec<f32> = (0..1 << 20).map(|_| random()).collect();
+    for backend in Backend::available() {
+        for float in [Float::F16, Float::Bf16] {
+            let mut wide = [vec![0.0; 1 << 16], vec![0.0; 1 << 16]];
+            let mut narrow = [vec![0; 1 << 21], vec![0; 1 << 21]];
+            for (at, table) in [backend, &PORTABLE].into_iter().enumerate() {
+                (table.widen)(float, &halves, &mut wide[at]);
+                (table.round)(float, &floats, &mut narrow[at]);
+            }
+            assert_eq!(bits(&wide[0]), bits(&wide[1]), "{} {float:?}", backend.name);
+            assert!(narrow[0] == narrow[1], "{} {float:?}", backend.name);
+        }
+        for &format in Minifloat::ALL {
+            let mut codes = [vec![0; 1 << 20], vec![0; 1 << 20]];
+            for (table, codes) in [backend, &PORTABLE].into_iter().zip(&mut codes) {
+                let (overflow, nan) = (crate::OverflowRule::Torch, crate::NanRule::Torch);
+                (table.encode_minifloat)(format, overflow, nan, &floats, codes);
+            }
+            assert!(codes[0] == codes[1], "{} {format:?}", backend.name);
+        }
+        println!("{} equals portable for every half", backend.name);
+    }
+}
+
 #[test]
 fn encode_minifloat() {
     for &format in Minifloat::ALL {

@@ -1,0 +1,118 @@
+//! AVX2 with F16C: every x86-64 processor since 2013 (Intel) and 2015 (AMD).
+//!
+//! Two kinds of function stand here. Where rustc vectorizes the portable loop well, the *same* loop is compiled once more
+//! with AVX2 allowed (`again!`): equal by construction. Where it does not (conversions, table lookups, whole formulas),
+//! there is a hand-written one in a module of its own; the runner holds it to the portable result. FMA is never used.
+#![allow(
+    unsafe_code,
+    reason = "instruction sets are entered, and memory is accessed, by intrinsics"
+)]
+
+mod convert;
+mod formula;
+mod gather;
+mod lanes;
+mod minifloat;
+mod rows;
+mod scan;
+mod sixteen;
+mod stream;
+mod unpack;
+
+use crate::rows::{CodedRows, FloatsMut, Stores};
+use crate::{
+    Backend, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE, Packing,
+    portable,
+};
+
+/// The backend.
+pub(crate) static BACKEND: Backend = Backend {
+    name: "avx2",
+    is_available,
+    unpack,
+    pack,
+    dequantize_integer,
+    dequantize_table,
+    rotate,
+    rotate_rounded,
+    rotate_codes,
+    widen,
+    round,
+    encode_minifloat,
+    encode_e2m1,
+    quantize_codebook,
+    quantize_integer,
+    quantize_minifloat,
+    min_max,
+    absmax,
+    first_non_finite,
+    decode_rows,
+    ..PORTABLE
+};
+
+fn is_available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
+}
+
+/// Declares the safe entries of the backend's table: each checks that the processor has the instructions (a load and a
+/// test, against calls of thousands of elements) and enters the function of the same name below `$kernels`.
+macro_rules! entries {
+    ($(fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? = $kernel:path;)*) => {$(
+        #[allow(clippy::type_complexity, clippy::too_many_arguments, reason = "signatures are those of `Backend`")]
+        fn $name($($argument: $type),*) $(-> $result)? {
+            assert!(is_available(), "this processor has no AVX2 or no F16C");
+            // SAFETY: the function needs AVX2 and F16C and nothing else; both were found in the line above.
+            unsafe { $kernel($($argument),*) }
+        }
+    )*};
+}
+
+entries! {
+    fn unpack(packing: Packing, packed: &[u8], out: &mut [u8]) = unpack::unpack;
+    fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = again::pack;
+    fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = again::dequantize_integer;
+    fn dequantize_table(codes: &[u8], table: &[f32; 256], scale: f32, out: &mut [f32]) = sixteen::dequantize_table;
+    fn rotate(values: &mut [f32], group: usize) = again::rotate;
+    fn rotate_rounded(float: Float, values: &[f32], group: usize, out: &mut [f32]) = again::rotate_rounded;
+    fn rotate_codes(codes: &[i8], scale: f32, group: usize, out: &mut [f32]) = again::rotate_codes;
+    fn widen(float: Float, bytes: &[u8], out: &mut [f32]) = convert::widen;
+    fn round(float: Float, values: &[f32], bytes: &mut [u8]) = convert::round;
+    fn encode_minifloat(format: Minifloat, overflow: OverflowRule, nan: NanRule, values: &[f32], out: &mut [u8]) = again::encode_minifloat;
+    fn encode_e2m1(rule: E2M1Rule, values: &[f32], out: &mut [u8]) = again::encode_e2m1;
+    fn quantize_codebook(book: Codebook, values: &[f32], factor: f32, out: &mut [u8]) = again::quantize_codebook;
+    fn quantize_integer(arith: Float, values: &[f32], scale: f32, zero: i32, min_code: i32, max_code: i32, out: &mut [u8]) = again::quantize_integer;
+    fn quantize_minifloat(arith: Float, format: Minifloat, values: &[f32], scale: f32, out: &mut [u8]) = again::quantize_minifloat;
+    fn min_max(values: &[f32]) -> (f32, f32) = scan::min_max;
+    fn absmax(values: &[f32]) -> f32 = scan::absmax;
+    fn first_non_finite(values: &[f32]) -> Option<usize> = again::first_non_finite;
+    fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) = rows::decode_rows;
+}
+
+/// The portable functions, compiled with AVX2 allowed.
+mod again {
+    use super::{Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, portable};
+
+    macro_rules! again {
+        ($(fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? = $portable:path;)*) => {$(
+            #[allow(clippy::too_many_arguments, reason = "signatures are those of `Backend`")]
+            #[target_feature(enable = "avx2,f16c")]
+            pub(super) fn $name($($argument: $type),*) $(-> $result)? {
+                $portable($($argument),*)
+            }
+        )*};
+    }
+
+    again! {
+        fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = Packing::pack;
+        fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = portable::affine::dequantize_integer;
+        fn rotate(values: &mut [f32], group: usize) = portable::rotate::rotate;
+        fn rotate_rounded(float: Float, values: &[f32], group: usize, out: &mut [f32]) = portable::rotate::rotate_rounded;
+        fn rotate_codes(codes: &[i8], scale: f32, group: usize, out: &mut [f32]) = portable::rotate::rotate_codes;
+        fn encode_minifloat(format: Minifloat, overflow: OverflowRule, nan: NanRule, values: &[f32], out: &mut [u8]) = portable::minifloat::encode;
+        fn encode_e2m1(rule: E2M1Rule, values: &[f32], out: &mut [u8]) = portable::lookup::encode_e2m1;
+        fn quantize_codebook(book: Codebook, values: &[f32], factor: f32, out: &mut [u8]) = portable::lookup::quantize_codebook;
+        fn quantize_integer(arith: Float, values: &[f32], scale: f32, zero: i32, min_code: i32, max_code: i32, out: &mut [u8]) = portable::quantize::quantize_integer;
+        fn quantize_minifloat(arith: Float, format: Minifloat, values: &[f32], scale: f32, out: &mut [u8]) = portable::quantize::quantize_minifloat;
+        fn first_non_finite(values: &[f32]) -> Option<usize> = portable::scan::first_non_finite;
+    }
+}

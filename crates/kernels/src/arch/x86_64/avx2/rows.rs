@@ -1,0 +1,511 @@
+//! Stored codes to rows of floats in one go: see [`crate::rows`].
+//!
+//! A row is cut into *segments* of at most [`SEGMENT`] codes, so that what does not stay in registers stays in L1: codes
+//! that had to be unpacked first, and results on their way past the caches. A segment holds whole groups or lies within
+//! one.
+//!
+//! | codes | formula | way |
+//! |---|---|---|
+//! | two to a byte, 16-bit output | any | [`super::sixteen`], from the stored bytes to the output in registers |
+//! | at most 4 bits | any | unpacked in L1, then the same |
+//! | FP8 to BF16 | product, scale in the normal range | [`super::minifloat::ScaledFp8`] |
+//! | FP8 | any | widened by F16C, formula in F32, rounded |
+//! | integers | any | the same without F16C |
+//! | other tables | any | looked up one by one, formula in F32, rounded |
+//!
+//! What has no row here (groups cut in mid-byte) is decoded by portable.
+
+use std::arch::x86_64::{
+    __m256, __m256i, _mm_loadl_epi64, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_mul_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_sub_epi32, _mm256_xor_si256,
+};
+use std::ops::Range;
+
+use super::formula::{BF16, F16, F32, apply, words16, words32};
+use super::gather::{self, TILE};
+use super::lanes::{put, store};
+use super::minifloat::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Met, ScaledFp8, from_table, values};
+use super::sixteen::{
+    AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, build, is_plain, look_up, nibbles, table_len,
+};
+use super::{stream, unpack};
+use crate::rows::{
+    CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, StoredCodes, Stores, Zeros,
+};
+use crate::{Float, Minifloat, Packing, portable};
+
+/// Codes that are decoded at once: 4 or 8 KiB of results.
+const SEGMENT: usize = 2048;
+
+/// The smallest group that has a table of results.
+const SMALLEST_GROUP: usize = 16;
+
+/// A line of cache: results that are streamed from it go in whole lines.
+#[repr(align(64))]
+struct Aligned<const N: usize>([u8; N]);
+
+/// See [`portable::rows::decode`].
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) {
+    rows.check(&out);
+    let Some(plan) = Plan::new(rows) else {
+        return portable::rows::decode(rows, out, stores);
+    };
+    match out {
+        FloatsMut::F32(values) => {
+            // "Before any rounding".
+            let rows = CodedRows {
+                first_rounded_to: Float::F32,
+                ..*rows
+            };
+            decode::<F32>(&rows, plan, bytes_of(values), stores);
+        }
+        FloatsMut::Bytes(Float::F32, bytes) => decode::<F32>(rows, plan, bytes, stores),
+        FloatsMut::Bytes(Float::F16, bytes) => decode::<F16>(rows, plan, bytes, stores),
+        FloatsMut::Bytes(Float::Bf16, bytes) => decode::<BF16>(rows, plan, bytes, stores),
+    }
+}
+
+/// Floats as the bytes that they are.
+fn bytes_of(values: &mut [f32]) -> &mut [u8] {
+    let len = size_of_val(values);
+    // SAFETY: the same memory, borrowed for as long; bytes need no alignment, and any bytes are floats.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }
+}
+
+/// How a row is cut.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Of the rows that segments are taken from: stored or gathered.
+    packing: Packing,
+    /// Whether sixteen results are all there are for a group.
+    is_sixteen: bool,
+    /// Columns of a group; no more than a row has.
+    group: usize,
+    /// Columns of a segment.
+    segment: usize,
+    /// How groups lie in blocks of 64 codes.
+    sharing: Sharing,
+}
+
+/// How groups lie in blocks of 64 codes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// Four groups in a block.
+    Sixteen,
+    /// Two groups in a block.
+    ThirtyTwo,
+    /// So many codes in a group, all of them in whole blocks, or in the last block of a row.
+    Blocks(usize),
+    /// Otherwise.
+    Other,
+}
+
+impl Plan {
+    /// `None` for what is left to portable.
+    fn new(rows: &CodedRows<'_>) -> Option<Self> {
+        if rows.n_columns == 0 || rows.n_rows == 0 || !zeros_are_small(rows) {
+            return None;
+        }
+        let stored = rows.codes.layout.packing();
+        let (packing, unit) = match rows.codes.layout {
+            CodeLayout::Rows(_) => (stored, stored.codes_per_unit().0),
+            CodeLayout::WordsOfRows(_) => (stored, stored.codes_per_word_unit(4).0),
+            CodeLayout::Columns(_) => (Packing::Bytes, 1),
+        };
+        let group = rows.grid.columns.min(rows.n_columns);
+        let is_whole = group == rows.n_columns;
+        if !is_whole && !group.is_multiple_of(unit) || !SEGMENT.is_multiple_of(unit) {
+            return None;
+        }
+        if matches!(rows.codes.layout, CodeLayout::Columns(_))
+            && !TILE.is_multiple_of(stored.codes_per_unit().0)
+        {
+            return None;
+        }
+        let is_table = matches!(rows.value, CodeMeaning::Table16(_));
+        let segment = match SEGMENT / group {
+            0 | 1 => SEGMENT,
+            groups => groups * group,
+        };
+        Some(Self {
+            packing,
+            is_sixteen: is_table || stored.bits() <= 4,
+            group,
+            segment,
+            sharing: match group {
+                _ if is_whole => Sharing::Blocks(SEGMENT),
+                16 => Sharing::Sixteen,
+                32 => Sharing::ThirtyTwo,
+                size if size.is_multiple_of(64) => Sharing::Blocks(size),
+                _ => Sharing::Other,
+            },
+        })
+    }
+}
+
+/// Whether `code - zero` is exact in F32, however it is calculated. No real zero point is larger.
+fn zeros_are_small(rows: &CodedRows<'_>) -> bool {
+    let is_small = |&zero: &i32| zero.unsigned_abs() < 1 << 23;
+    match rows.value {
+        CodeMeaning::Integer { flip: _, zero } => match zero {
+            Zeros::Fixed(zero) => is_small(&zero),
+            Zeros::Each(zeros) => zeros.iter().all(is_small),
+        },
+        CodeMeaning::Minifloat(_) | CodeMeaning::Table16(_) => true,
+    }
+}
+
+impl Plan {
+    /// The segment that starts at column `start`, and the entry of its first group in a line of the grid.
+    fn segment(&self, start: usize, n_columns: usize) -> (Range<usize>, usize) {
+        let entry = start / self.group;
+        let end = if self.segment > self.group {
+            start + self.segment
+        } else {
+            (start + self.segment).min((entry + 1) * self.group)
+        };
+        (start..end.min(n_columns), entry)
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn decode<const FLOAT: usize>(rows: &CodedRows<'_>, plan: Plan, out: &mut [u8], stores: Stores) {
+    let mut scratch = Scratch::new();
+    let (mut gathered, tile) = match rows.codes.layout {
+        CodeLayout::Rows(_) => (Vec::new(), 1),
+        CodeLayout::WordsOfRows(_) | CodeLayout::Columns(_) => (vec![0; TILE * SEGMENT], TILE),
+    };
+    let line_len = rows.n_columns * size_of_result::<FLOAT>();
+    for (at, lines) in out.chunks_mut(tile * line_len).enumerate() {
+        let first_row = at * tile;
+        let n_rows = lines.len() / line_len;
+        let mut start = 0;
+        while start < rows.n_columns {
+            let (columns, entry) = plan.segment(start, rows.n_columns);
+            start = columns.end;
+            let (codes, stride) =
+                pieces(rows, first_row..first_row + n_rows, &columns, &mut gathered);
+            for (row, line) in lines.chunks_exact_mut(line_len).enumerate() {
+                let segment = Segment {
+                    rows,
+                    plan,
+                    codes: &codes[row * stride..],
+                    entry: rows.grid.line(first_row + row) * rows.grid.width(rows.n_columns)
+                        + entry,
+                };
+                let size = size_of_result::<FLOAT>();
+                let out = &mut line[columns.start * size..columns.end * size];
+                segment.write::<FLOAT>(&mut scratch, stores, out);
+            }
+        }
+    }
+    if stores == Stores::Streaming {
+        stream::fence();
+    }
+}
+
+/// The codes of columns `columns` of rows `tile`, packed as the plan says, and the bytes from one row to the next: where
+/// they are stored, or gathered.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn pieces<'a>(
+    rows: &CodedRows<'a>,
+    tile: Range<usize>,
+    columns: &Range<usize>,
+    gathered: &'a mut [u8],
+) -> (&'a [u8], usize) {
+    let StoredCodes {
+        bytes,
+        stride,
+        layout,
+    } = rows.codes;
+    match layout {
+        CodeLayout::Rows(packing) => (
+            &bytes[tile.start * stride + byte_of(packing, columns.start)..],
+            stride,
+        ),
+        CodeLayout::WordsOfRows(packing) => {
+            let line = byte_of(packing, columns.start) / 4;
+            let n_words = packing.packed_len_bytes(columns.len(), 4) / 4;
+            let lines = &bytes[line * stride + 4 * tile.start..];
+            gather::words(lines, stride, (tile.len(), n_words), gathered, SEGMENT);
+            (gathered, SEGMENT)
+        }
+        CodeLayout::Columns(packing) => {
+            let lines = &bytes[columns.start * stride + byte_of(packing, tile.start)..];
+            let size = (tile.len(), columns.len());
+            gather::codes(packing, lines, stride, size, gathered, SEGMENT);
+            (gathered, SEGMENT)
+        }
+    }
+}
+
+/// Where a code begins that stands first in a unit.
+fn byte_of(packing: Packing, code: usize) -> usize {
+    let (unit_codes, unit_bytes) = packing.codes_per_unit();
+    code / unit_codes * unit_bytes
+}
+
+const fn size_of_result<const FLOAT: usize>() -> usize {
+    if FLOAT == F32 { 4 } else { 2 }
+}
+
+/// Codes of one row: whole groups, or a part of one.
+struct Segment<'a> {
+    rows: &'a CodedRows<'a>,
+    plan: Plan,
+    /// From the first code of the segment on.
+    codes: &'a [u8],
+    /// Of the first group.
+    entry: usize,
+}
+
+/// Memory for one segment at a time.
+struct Scratch {
+    out: Aligned<{ SEGMENT * 4 }>,
+    work: Work,
+}
+
+/// What stands between stored codes and results.
+struct Work {
+    codes: Aligned<SEGMENT>,
+    tables: Aligned<{ SEGMENT / SMALLEST_GROUP * 64 }>,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self {
+            out: Aligned([0; SEGMENT * 4]),
+            work: Work {
+                codes: Aligned([0; SEGMENT]),
+                tables: Aligned([0; SEGMENT / SMALLEST_GROUP * 64]),
+            },
+        }
+    }
+}
+
+impl Segment<'_> {
+    /// Decodes to memory, past the caches or not.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn write<const FLOAT: usize>(&self, scratch: &mut Scratch, stores: Stores, out: &mut [u8]) {
+        // Blocks stay aligned from one group to the next.
+        let group_len = self.plan.group * size_of_result::<FLOAT>();
+        let is_aligned = group_len.is_multiple_of(32) && out.as_ptr().addr().is_multiple_of(32);
+        match stores {
+            Stores::Ordinary => self.decode::<FLOAT, false>(&mut scratch.work, out),
+            Stores::Streaming if is_aligned => self.decode::<FLOAT, true>(&mut scratch.work, out),
+            Stores::Streaming => {
+                let buffer = &mut scratch.out.0[..out.len()];
+                self.decode::<FLOAT, false>(&mut scratch.work, buffer);
+                // SAFETY: `decode`, the only caller, ends with the fence.
+                unsafe { stream::copy(buffer, out) }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn decode<const FLOAT: usize, const STREAM: bool>(&self, work: &mut Work, out: &mut [u8]) {
+        let Work { codes, tables } = work;
+        let n = out.len() / size_of_result::<FLOAT>();
+        if self.plan.is_sixteen && self.plan.sharing != Sharing::Other {
+            let n_tables = n.div_ceil(self.plan.group);
+            let tables = &mut tables.0[..n_tables * table_len::<FLOAT>()];
+            build::<FLOAT>(self.rows, self.entry, tables);
+            return match nibbles(self.plan.packing) {
+                Some(LOW_FIRST) => {
+                    self.sixteen::<LOW_FIRST, FLOAT, STREAM>(self.codes, tables, out);
+                }
+                Some(HIGH_FIRST) => {
+                    self.sixteen::<HIGH_FIRST, FLOAT, STREAM>(self.codes, tables, out);
+                }
+                Some(_) => self.sixteen::<AWQ, FLOAT, STREAM>(self.codes, tables, out),
+                None => {
+                    let codes = self.unpacked(n, codes);
+                    self.sixteen::<BYTES, FLOAT, STREAM>(codes, tables, out);
+                }
+            };
+        }
+        let codes = self.unpacked(n, codes);
+        let outs = out.chunks_mut(self.plan.group * size_of_result::<FLOAT>());
+        for (at, (codes, out)) in codes.chunks(self.plan.group).zip(outs).enumerate() {
+            self.group::<FLOAT, STREAM>(self.rows.entry(self.entry + at), codes, out);
+        }
+    }
+
+    /// One code per byte.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn unpacked<'s>(&'s self, n: usize, scratch: &'s mut Aligned<SEGMENT>) -> &'s [u8] {
+        if matches!(
+            self.plan.packing,
+            Packing::Bytes | Packing::LsbFirst { bits: 8 }
+        ) {
+            return &self.codes[..n];
+        }
+        let codes = &mut scratch.0[..n];
+        unpack::unpack(self.plan.packing, self.codes, codes);
+        codes
+    }
+
+    /// Groups of 16, 32, or whole blocks of 64.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn sixteen<const SOURCE: usize, const FLOAT: usize, const STREAM: bool>(
+        &self,
+        codes: &[u8],
+        tables: &[u8],
+        out: &mut [u8],
+    ) {
+        match self.plan.sharing {
+            Sharing::Sixteen => look_up::<SOURCE, 16, FLOAT, STREAM>(codes, 16, tables, out),
+            Sharing::ThirtyTwo => look_up::<SOURCE, 32, FLOAT, STREAM>(codes, 32, tables, out),
+            Sharing::Blocks(n) => look_up::<SOURCE, MANY, FLOAT, STREAM>(codes, n, tables, out),
+            Sharing::Other => {}
+        }
+    }
+
+    /// One group of wider codes.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn group<const FLOAT: usize, const STREAM: bool>(
+        &self,
+        entry: Entry,
+        codes: &[u8],
+        out: &mut [u8],
+    ) {
+        match self.rows.value {
+            CodeMeaning::Minifloat(format) => match format {
+                Minifloat::E4M3 => self.fp8::<E4M3, FLOAT, STREAM>(entry, codes, out),
+                Minifloat::E5M2 => self.fp8::<E5M2, FLOAT, STREAM>(entry, codes, out),
+                Minifloat::E4M3Fnuz => self.fp8::<E4M3_FNUZ, FLOAT, STREAM>(entry, codes, out),
+                Minifloat::E5M2Fnuz => self.fp8::<E5M2_FNUZ, FLOAT, STREAM>(entry, codes, out),
+                Minifloat::E8M0 | Minifloat::E2M3 | Minifloat::E3M2 | Minifloat::E2M1 => {
+                    self.looked_up::<FLOAT, STREAM>(format, entry, codes, out);
+                }
+            },
+            CodeMeaning::Integer { flip, zero: _ } => {
+                self.blocks::<FLOAT, STREAM>(entry, codes, out, |codes| {
+                    integers(codes, flip, entry.zero)
+                });
+            }
+            CodeMeaning::Table16(table) => {
+                let table = std::array::from_fn(|code| table[code % 16]);
+                self.blocks::<FLOAT, STREAM>(entry, codes, out, |codes| from_table(&table, codes));
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn fp8<const FORMAT: usize, const FLOAT: usize, const STREAM: bool>(
+        &self,
+        entry: Entry,
+        codes: &[u8],
+        out: &mut [u8],
+    ) {
+        let mut met = Met::none();
+        let scaled = if FLOAT == BF16 && is_plain(self.rows) {
+            ScaledFp8::<FORMAT>::new(entry.scale)
+        } else {
+            None
+        };
+        match scaled {
+            Some(scaled) => each_block::<2, STREAM>(codes, out, |codes| {
+                met.look::<FORMAT>(codes);
+                scaled.block(codes)
+            }),
+            None => self.blocks::<FLOAT, STREAM>(entry, codes, out, |codes| {
+                met.look::<FORMAT>(codes);
+                values::<FORMAT>(codes)
+            }),
+        }
+        if met.any() {
+            self.looked_up::<FLOAT, STREAM>(Minifloat::ALL[FORMAT], entry, codes, out);
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn looked_up<const FLOAT: usize, const STREAM: bool>(
+        &self,
+        format: Minifloat,
+        entry: Entry,
+        codes: &[u8],
+        out: &mut [u8],
+    ) {
+        let table = format.table();
+        self.blocks::<FLOAT, STREAM>(entry, codes, out, |codes| from_table(table, codes));
+    }
+
+    /// Values, formula, output.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn blocks<const FLOAT: usize, const STREAM: bool>(
+        &self,
+        entry: Entry,
+        codes: &[u8],
+        out: &mut [u8],
+        mut values: impl FnMut(&[u8; 32]) -> [__m256; 4],
+    ) {
+        let rows = self.rows;
+        if is_plain(rows) {
+            let scale = _mm256_set1_ps(entry.scale);
+            let mut products = |codes: &[u8; 32]| values(codes).map(|v| _mm256_mul_ps(v, scale));
+            if FLOAT == F32 {
+                each_block::<4, STREAM>(codes, out, |codes| words32(products(codes)));
+            } else {
+                each_block::<2, STREAM>(codes, out, |codes| words16::<FLOAT>(products(codes)));
+            }
+            return;
+        }
+        let (formula, first) = (rows.formula, rows.first_rounded_to);
+        let mut results = |codes: &[u8; 32]| apply(formula, first, entry, values(codes));
+        if FLOAT == F32 {
+            each_block::<4, STREAM>(codes, out, |codes| words32(results(codes)));
+        } else {
+            each_block::<2, STREAM>(codes, out, |codes| words16::<FLOAT>(results(codes)));
+        }
+    }
+}
+
+/// The values of 32 integer codes.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn integers(codes: &[u8; 32], flip: u8, zero: i32) -> [__m256; 4] {
+    let (flip, zero) = (_mm256_set1_epi32(flip.into()), _mm256_set1_epi32(zero));
+    let (eights, _) = codes.as_chunks::<8>();
+    [0, 1, 2, 3].map(|i| {
+        // SAFETY: 8 readable bytes; the load needs no alignment.
+        let eight = unsafe { _mm_loadl_epi64(eights[i].as_ptr().cast()) };
+        let codes = _mm256_xor_si256(_mm256_cvtepu8_epi32(eight), flip);
+        _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero))
+    })
+}
+
+/// Writes what `block` makes of each 32 codes, `N` vectors; the last codes padded.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn each_block<const N: usize, const STREAM: bool>(
+    codes: &[u8],
+    out: &mut [u8],
+    mut block: impl FnMut(&[u8; 32]) -> [__m256i; N],
+) {
+    let (blocks, rest) = codes.as_chunks::<32>();
+    let (vectors, last) = out.split_at_mut(blocks.len() * N * 32);
+    let (vectors, _) = vectors.as_chunks_mut::<32>();
+    for (codes, out) in blocks.iter().zip(vectors.as_chunks_mut::<N>().0) {
+        for (out, results) in out.iter_mut().zip(block(codes)) {
+            put::<STREAM>(out, results);
+        }
+    }
+    if !rest.is_empty() {
+        let mut padded = [0; 32];
+        padded[..rest.len()].copy_from_slice(rest);
+        let mut bytes = [[0; 32]; N];
+        for (bytes, results) in bytes.iter_mut().zip(block(&padded)) {
+            store(bytes, results);
+        }
+        last.copy_from_slice(&bytes.as_flattened()[..last.len()]);
+    }
+}

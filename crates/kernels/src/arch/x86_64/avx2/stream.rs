@@ -1,0 +1,43 @@
+//! Stores past the caches.
+//!
+//! Where the output lies on vector boundaries, kernels stream their results themselves ([`super::lanes::put`]). Where it
+//! does not, they write into a buffer of a few KiB that stays in L1, and this module moves it on: the target's first bytes
+//! up to a boundary, and the last ones, ordinarily. Doing so always was tried: it reached half the rate of the copy, as
+//! computing and storing then take turns instead of overlapping.
+
+use std::arch::x86_64::{_mm_sfence, _mm256_stream_si256};
+
+use super::lanes::load;
+
+/// Bytes of a non-temporal store, and their alignment.
+const VECTOR: usize = 32;
+
+/// Copies `from` to `to` with non-temporal stores.
+///
+/// # Safety
+/// The caller calls [`fence`] on this thread before `to` is used in any way: non-temporal stores are not ordered with
+/// others.
+///
+/// # Panics
+/// If the lengths differ.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn copy(from: &[u8], to: &mut [u8]) {
+    assert_eq!(from.len(), to.len(), "a copy");
+    let head = to.as_ptr().align_offset(VECTOR).min(to.len());
+    let (first, from) = from.split_at(head);
+    let (start, to) = to.split_at_mut(head);
+    start.copy_from_slice(first);
+    let (vectors, rest) = to.as_chunks_mut::<VECTOR>();
+    let (sources, last) = from.as_chunks::<VECTOR>();
+    for (to, from) in vectors.iter_mut().zip(sources) {
+        // SAFETY: 32 writable bytes, on a boundary of 32 since `head` bytes were split off; the caller orders the store.
+        unsafe { _mm256_stream_si256(to.as_mut_ptr().cast(), load(from)) }
+    }
+    rest.copy_from_slice(last);
+}
+
+/// Orders all non-temporal stores of this thread before whatever follows.
+#[target_feature(enable = "avx2")]
+pub(super) fn fence() {
+    _mm_sfence();
+}

@@ -1,0 +1,344 @@
+//! [`crate::Backend::decode_rows`] of each backend against portable.
+
+use super::cases::{self, Rows};
+use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Formula, StoredCodes, Zeros};
+use crate::{Backend, Codebook, Float, FloatsMut, Minifloat, PORTABLE, Packing, Stores};
+
+/// `(rows, columns, columns of a group)`: around the blocks of 32 and 64 codes and the segments of 2048, groups cut short,
+/// groups that straddle bytes, one group for all.
+const SHAPES: &[(usize, usize, usize)] = &[
+    (1, 1, 1),
+    (3, 31, 64),
+    (2, 64, 16),
+    (3, 96, 32),
+    (2, 130, 64),
+    (2, 200, 40),
+    (5, 257, 128),
+    (2, 2048, 128),
+    (2, 4100, 4100),
+    (2, 4224, 64),
+    (1, 4500, 3000),
+    (3, 77, 7),
+    (2, 6200, 100),
+];
+
+/// Every packing of 8 bits and less that a meaning may have.
+fn packings() -> impl Iterator<Item = Packing> {
+    Packing::all().filter(|packing| packing.bits() > 1)
+}
+
+fn formulas(offsets: &[f32]) -> Vec<Formula<'_>> {
+    let mut formulas = vec![
+        Formula::Product,
+        Formula::Quotient,
+        Formula::ProductTimes(1.0 / 127.0),
+    ];
+    for &step in Float::ALL {
+        formulas.extend([
+            Formula::PlusOffset { offsets, step },
+            Formula::MinusOffset { offsets, step },
+            Formula::OffsetFirst { offsets, step },
+        ]);
+    }
+    formulas
+}
+
+/// Decodes with every backend and compares, for each output and kind of store; returns the number of comparisons. The
+/// output starts at an odd address, and nothing around it may change.
+fn check(rows: &CodedRows<'_>, case: &str) -> usize {
+    let n = rows.n_rows * rows.n_columns;
+    let mut visited = 0;
+    for stores in [Stores::Ordinary, Stores::Streaming] {
+        for &float in Float::ALL {
+            let len = n * float.size_bytes();
+            let mut expected = vec![0xa5; len + 2];
+            let out = FloatsMut::Bytes(float, &mut expected[1..=len]);
+            (PORTABLE.decode_rows)(rows, out, stores);
+            for backend in Backend::available() {
+                let mut found = vec![0xa5; len + 2];
+                let out = FloatsMut::Bytes(float, &mut found[1..=len]);
+                (backend.decode_rows)(rows, out, stores);
+                let at = found.iter().zip(&expected).position(|(a, b)| a != b);
+                assert_eq!(at, None, "{} {case} {float:?} {stores:?}", backend.name);
+                visited += 1;
+            }
+        }
+        let mut expected = vec![0.0; n];
+        (PORTABLE.decode_rows)(rows, FloatsMut::F32(&mut expected), stores);
+        for backend in Backend::available() {
+            let mut found = vec![0.0f32; n];
+            (backend.decode_rows)(rows, FloatsMut::F32(&mut found), stores);
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found), bits(&expected), "{} {case}", backend.name);
+            visited += 1;
+        }
+    }
+    visited
+}
+
+/// Calls `f` with rows of each shape in each packing that `wants`; the meaning is still to be set.
+fn each_shape(wants: impl Fn(Packing) -> bool, mut f: impl FnMut(CodedRows<'_>, &Rows, &str)) {
+    for &(n_rows, n_columns, group) in SHAPES {
+        let numbers = Rows::new(n_rows, n_columns, group);
+        for packing in packings().filter(|&packing| wants(packing)) {
+            let stride = packing.packed_len_bytes(n_columns, 4) + 3;
+            let bytes = cases::bytes(stride * n_rows + 1);
+            let rows = CodedRows {
+                n_rows,
+                n_columns,
+                codes: StoredCodes {
+                    bytes: &bytes[1..],
+                    stride,
+                    layout: CodeLayout::Rows(packing),
+                },
+                value: CodeMeaning::Minifloat(Minifloat::E4M3),
+                grid: numbers.grid(),
+                formula: Formula::Product,
+                first_rounded_to: Float::F32,
+            };
+            let case = format!("{n_rows} x {n_columns} / {group} {packing:?}");
+            f(rows, &numbers, &case);
+        }
+    }
+}
+
+/// Layouts that store the transpose, around the tiles of 8, 16 and 32 rows and columns.
+#[test]
+fn transposed() {
+    let mut visited = 0;
+    for (n_rows, n_columns, group) in [
+        (1, 1, 1),
+        (8, 64, 32),
+        (33, 130, 64),
+        (40, 96, 16),
+        (31, 2100, 2100),
+        (67, 300, 128),
+        (32, 2240, 64),
+    ] {
+        let numbers = Rows::new(n_rows, n_columns, group);
+        for packing in packings() {
+            let words = packing.packed_len_bytes(n_columns, 4) / 4;
+            let (across, along) = (packing.packed_len_bytes(n_rows, 1) + 5, 4 * n_rows + 7);
+            for (layout, n_lines, stride) in [
+                (CodeLayout::WordsOfRows(packing), words, along),
+                (CodeLayout::Columns(packing), n_columns, across),
+            ] {
+                let bytes = cases::bytes(stride * n_lines + 1);
+                let codes = StoredCodes {
+                    bytes: &bytes[1..],
+                    stride,
+                    layout,
+                };
+                for value in [
+                    CodeMeaning::Integer {
+                        flip: 0,
+                        zero: Zeros::Each(&numbers.zeros),
+                    },
+                    CodeMeaning::Minifloat(Minifloat::E4M3),
+                ] {
+                    let rows = CodedRows {
+                        n_rows,
+                        n_columns,
+                        codes,
+                        value,
+                        grid: numbers.grid(),
+                        formula: Formula::Product,
+                        first_rounded_to: Float::F32,
+                    };
+                    let case = format!("{n_rows} x {n_columns} / {group} {layout:?}");
+                    visited += check(&rows, &case);
+                }
+            }
+        }
+    }
+    report("transposed", visited);
+}
+
+/// Prints what ran; a list of backends that shrank is seen in CI's log, one that is empty fails.
+fn report(what: &str, visited: usize) {
+    let names: Vec<&str> = Backend::available().map(|b| b.name).collect();
+    assert!(visited >= 8 * names.len(), "{what}: {visited}");
+    println!("{what}: {names:?} equal portable in {visited} cases");
+}
+
+#[test]
+fn integers() {
+    let mut visited = 0;
+    each_shape(
+        |_| true,
+        |rows, numbers, case| {
+            let half = 1 << (rows.codes.layout.packing().bits() - 1);
+            for (flip, zero) in [
+                (0, Zeros::Each(&numbers.zeros)),
+                (half, Zeros::Fixed(half.into())),
+                (0, Zeros::Fixed(i32::MIN)),
+            ] {
+                let value = CodeMeaning::Integer { flip, zero };
+                let case = format!("{case} {value:?}");
+                visited += check(&CodedRows { value, ..rows }, &case);
+            }
+        },
+    );
+    report("integers", visited);
+}
+
+#[test]
+fn formulas_and_roundings() {
+    let mut visited = 0;
+    let some = |packing: Packing| {
+        matches!(
+            packing,
+            Packing::Bytes | Packing::LsbFirst { bits: 3 | 4 | 6 } | Packing::AwqInterleaved
+        )
+    };
+    each_shape(some, |rows, numbers, case| {
+        let zero = Zeros::Each(&numbers.zeros);
+        for formula in formulas(&numbers.offsets) {
+            for &first_rounded_to in Float::ALL {
+                let rows = CodedRows {
+                    value: CodeMeaning::Integer { flip: 0, zero },
+                    formula,
+                    first_rounded_to,
+                    ..rows
+                };
+                visited += check(&rows, &format!("{case} {formula:?} {first_rounded_to:?}"));
+            }
+        }
+    });
+    report("formulas", visited);
+}
+
+#[test]
+fn tables() {
+    let mut visited = 0;
+    each_shape(
+        |packing| packing.bits() == 4 || packing == Packing::Bytes,
+        |rows, _, case| {
+            for book in Codebook::ALL {
+                let value = CodeMeaning::Table16(book.values());
+                visited += check(&CodedRows { value, ..rows }, &format!("{case} {book:?}"));
+            }
+        },
+    );
+    report("tables", visited);
+}
+
+/// All 256 codes (every shape from 257 columns on has them), scales from zero over subnormal to infinite.
+#[test]
+fn minifloats() {
+    let mut visited = 0;
+    let scales = [
+        1.0,
+        -0.0123,
+        0.0,
+        1e-45,
+        3e-39,
+        1e-32,
+        1.1e-30,
+        7e-38,
+        1e30,
+        1.3e30,
+        3e38,
+        1.0 / 3.0,
+    ];
+    for &format in Minifloat::ALL {
+        each_shape(
+            |packing| packing.bits() == 8 || packing.bits() == format.bits(),
+            |rows, numbers, case| {
+                let value = CodeMeaning::Minifloat(format);
+                let case = format!("{case} {format:?}");
+                visited += check(&CodedRows { value, ..rows }, &case);
+                for scale in scales {
+                    let scales = vec![scale; numbers.scales.len()];
+                    let mut grid = rows.grid;
+                    grid.scales = &scales;
+                    let rows = CodedRows {
+                        value,
+                        grid,
+                        ..rows
+                    };
+                    visited += check(&rows, &format!("{case} {scale:e}"));
+                }
+                for first_rounded_to in [Float::Bf16, Float::F16] {
+                    let rows = CodedRows {
+                        value,
+                        first_rounded_to,
+                        ..rows
+                    };
+                    visited += check(&rows, &format!("{case} {first_rounded_to:?}"));
+                }
+                let rows = CodedRows {
+                    value,
+                    formula: Formula::Quotient,
+                    ..rows
+                };
+                visited += check(&rows, &format!("{case} quotient"));
+            },
+        );
+    }
+    report("minifloats", visited);
+}
+
+/// Grids with lines for several rows, from the middle of a line on, and none at all.
+#[test]
+fn grids() {
+    let bytes = cases::bytes(9 * 300);
+    let numbers = Rows::new(9, 300, 128);
+    for (rows_per_line, rows_before) in [(1, 0), (4, 0), (4, 3), (128, 127), (usize::MAX, 7)] {
+        let rows = CodedRows {
+            n_rows: 7,
+            n_columns: 300,
+            codes: StoredCodes {
+                bytes: &bytes,
+                stride: 300,
+                layout: CodeLayout::Rows(Packing::Bytes),
+            },
+            value: CodeMeaning::Minifloat(Minifloat::E4M3),
+            grid: crate::rows::ScaleGrid {
+                rows: rows_per_line,
+                rows_before,
+                ..numbers.grid()
+            },
+            formula: Formula::Product,
+            first_rounded_to: Float::F32,
+        };
+        check(&rows, &format!("{rows_per_line} {rows_before}"));
+        // What line a row uses, said once more without a grid.
+        let mut out = vec![0.0; 7 * 300];
+        (PORTABLE.decode_rows)(&rows, FloatsMut::F32(&mut out), Stores::Ordinary);
+        for (row, line) in out.chunks(300).enumerate() {
+            let at = (row.saturating_add(rows_before) / rows_per_line) * 3 + 1;
+            let code = bytes[300 * row + 200];
+            let expected = Minifloat::E4M3.decode(code) * numbers.scales[at];
+            assert!(line[200] == expected || expected.is_nan(), "row {row}");
+        }
+        let mut none = rows;
+        none.grid.scales = &[];
+        check(&none, "no scales");
+    }
+}
+
+#[test]
+#[should_panic(expected = "3 entries, 4 needed")]
+fn a_grid_that_is_too_small_panics() {
+    let rows = CodedRows {
+        n_rows: 2,
+        n_columns: 64,
+        codes: StoredCodes {
+            bytes: &[0; 64],
+            stride: 32,
+            layout: CodeLayout::Rows(Packing::LsbFirst { bits: 4 }),
+        },
+        value: CodeMeaning::Table16(Codebook::Nf4.values()),
+        grid: crate::rows::ScaleGrid {
+            scales: &[1.0; 3],
+            rows: 1,
+            rows_before: 0,
+            columns: 32,
+        },
+        formula: Formula::Product,
+        first_rounded_to: Float::F32,
+    };
+    let out = &mut [0.0; 128];
+    (Backend::detect().decode_rows)(&rows, FloatsMut::F32(out), Stores::Ordinary);
+}
