@@ -49,7 +49,10 @@ def descriptions(tensors, metadata):
             for name in [n for n in tensors if n.startswith(prefix) and n.endswith(".scale_weight")]:
                 module = name.removesuffix(".scale_weight")
                 tensors[f"{module}.weight_scale"] = tensors.pop(name)
-                layers[module] = {"format": "float8_e4m3fn"}
+                # ComfyUI calls every one of them E4M3, and rounds the values of E5M2 and dense weights to that; here codes are
+                # what they are, and dense weights stay.
+                dtype = tensors[f"{module}.weight"].dtype if f"{module}.weight" in tensors else None
+                layers.update({module: {"format": key} for key, value in FP8.items() if value == dtype})
     return layers
 
 
