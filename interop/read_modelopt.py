@@ -105,8 +105,9 @@ def main():
             print(fault)
             return 1
         how, visited = f"{how}, {len(modules)} written", len(modules)
-    print(f"{how} as ModelOpt does, bit for bit" if visited else "ModelOpt has no class for these codes")
-    return 0 if modules else 1
+    # Integers and stacks of experts: the row says that nothing was compared.
+    print(f"{how} as ModelOpt does, bit for bit" if visited else "not compared: ModelOpt has no class for these codes")
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import torch
 import torchao.quantization as quantization
 from readers import load
 from safetensors import safe_open
-from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig, NVFP4WeightOnlyConfig  # noqa: F401
 from torchao.core.config import config_from_dict
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 
@@ -56,9 +55,10 @@ def difference(ours, theirs):
     for name, tensor in other.items():
         if own[name].dtype != tensor.dtype or own[name].shape != tensor.shape:
             return f"{name}: {own[name].dtype} {list(own[name].shape)} against {tensor.dtype} {list(tensor.shape)}"
-        count = int((own[name].contiguous().view(torch.uint8) != tensor.contiguous().view(torch.uint8)).sum())
+        a, b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (own[name], tensor))
+        count = int((a != b).sum())
         if count:
-            return f"{name}: {count} bytes of {tensor.numel() * tensor.element_size()} differ"
+            return f"{name}: {count} bytes of {b.numel()} differ"
     return None
 
 

@@ -271,12 +271,13 @@ fn check(fixture: &Fixture, describe: Describe, visited: &mut Visited) {
             );
             let bytes: Option<Vec<u8>> = bytes.into_iter().collect();
             let bytes = bytes.unwrap_or_else(|| panic!("{place}: {} has holes", part.name));
-            let (bytes, theirs) = match part.role {
-                Role::Offset => (
+            let (bytes, theirs) = if part.role == Role::Offset {
+                (
                     unsigned_zeros(&bytes, part),
                     unsigned_zeros(&theirs.bytes, part),
-                ),
-                _ => (bytes, theirs.bytes.clone()),
+                )
+            } else {
+                (bytes, theirs.bytes.clone())
             };
             let at = bytes.iter().zip(&theirs).position(|(a, b)| a != b);
             assert_eq!(

@@ -165,7 +165,14 @@ impl ConventionWriter for Writer {
     }
 
     fn presets(&self) -> &'static [&'static str] {
-        &["FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP8", "W4A16", "W8A16"]
+        &[
+            "FP8_DYNAMIC",
+            "FP8_BLOCK",
+            "NVFP4A16",
+            "MXFP8",
+            "W4A16",
+            "W8A16",
+        ]
     }
 
     fn scale_rule(&self) -> ScaleRule {
@@ -387,6 +394,10 @@ impl Form {
 /// A part that the source has already, with as many elements, keeps the shape it has there ([1] or [], [N] or [N, 1]), and the
 /// orientation of experts that are stored [experts, in, out].
 fn keep_spelling(part: &mut Part, source: &QuantizedTensor) {
+    // Others use the same names for other shapes.
+    if source.convention != ID {
+        return;
+    }
     let n = |shape: &[u64]| shape.iter().fold(1_u64, |n, &d| n.saturating_mul(d));
     let same = source
         .part(part.role)
