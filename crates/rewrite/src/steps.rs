@@ -1,6 +1,7 @@
 //! The units of work: what each module or plain tensor becomes, and which tensors that writes.
 
 mod convert;
+mod quantize;
 mod respell;
 
 use safequant_container::{
@@ -9,17 +10,18 @@ use safequant_container::{
 };
 use safequant_kernels::Float;
 use safequant_quantize::Target;
-use safequant_schemes::scheme::{dtype_of, float_of};
+use safequant_schemes::scheme::dtype_of;
 use safequant_schemes::{
-    Code, ConfigEdit, ConventionWriter, ExtraTensor, Model, Part, Preset, QuantizedTensor,
-    RowOrder, Storage, Values, WeightCode, Written,
+    Code, ConfigEdit, ConventionWriter, ExtraTensor, Model, Part, QuantizedTensor, RowOrder,
+    Storage, Values,
 };
 
 pub(crate) use self::convert::convert;
+pub(crate) use self::quantize::quantize;
 pub(crate) use self::respell::respell;
 use crate::budget::Tiling;
-use crate::select::{Choice, Kind, Selection, fused_groups, is_unoriented_stack, kind};
-use crate::{Action, DequantizeRecipe, Error, QuantizeRecipe, recipe};
+use crate::select::fused_groups;
+use crate::{Action, DequantizeRecipe, Error, recipe};
 
 /// One unit of work.
 #[derive(Clone, Debug)]
@@ -398,182 +400,6 @@ fn drop_orphans(checkpoint: &Checkpoint, model: &Model, ordered: &mut Ordered) {
     }
 }
 
-/// Every selected linear weight becomes quantized; quantized weights that are not selected become dense.
-pub(crate) fn quantize(
-    checkpoint: &Checkpoint,
-    model: &Model,
-    recipe: &QuantizeRecipe,
-) -> Result<Steps, Error> {
-    let writer = recipe::writer(recipe)?;
-    let mut builder = Builder {
-        checkpoint,
-        recipe,
-        writer,
-        selection: Selection::new(recipe)?,
-        ordered: Ordered::default(),
-        ignored: Vec::new(),
-        notes: Vec::new(),
-        n_foreign: 0,
-        n_stacks: 0,
-    };
-    for name in &model.plain {
-        builder.add_plain(name)?;
-    }
-    for tensor in &model.quantized {
-        builder.add_quantized(tensor)?;
-    }
-    drop_orphans(checkpoint, model, &mut builder.ordered);
-    if let Some((convention, _)) = model
-        .conventions
-        .first()
-        .filter(|_| !model.quantized.is_empty())
-    {
-        builder.notes.push(format!(
-            "the source is quantized already ({convention}): its weights are decoded and quantized again, which loses more"
-        ));
-    }
-    builder.finish()
-}
-
-struct Builder<'a> {
-    checkpoint: &'a Checkpoint,
-    recipe: &'a QuantizeRecipe,
-    writer: &'static dyn ConventionWriter,
-    selection: Selection,
-    ordered: Ordered,
-    ignored: Vec<String>,
-    notes: Vec<String>,
-    /// Matrices in dtypes that are no dense float.
-    n_foreign: usize,
-    /// Expert stacks whose orientation is unknown.
-    n_stacks: usize,
-}
-
-impl Builder<'_> {
-    fn add_plain(&mut self, name: &str) -> Result<(), Error> {
-        let Some(tensor) = self.checkpoint.tensor(name) else {
-            return Ok(());
-        };
-        let info = tensor.info;
-        let mut kind = kind(name, &info.shape);
-        if kind != Kind::NotLinear && !info.dtype.is_dense_float() {
-            self.n_foreign += 1;
-            kind = Kind::NotLinear;
-        }
-        self.n_stacks += usize::from(is_unoriented_stack(name, &info.shape));
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        match self.selection.choose(module, kind)? {
-            Choice::Quantize => {
-                let float = float_of(info.dtype).ok_or_else(|| Error::SourceDtype {
-                    module: module.to_owned(),
-                    found: info.dtype.name(),
-                })?;
-                let source = DenseSource::Plain(name.to_owned(), float);
-                let step = self.quantized(module, &info.shape, source, info.len_bytes())?;
-                self.ordered.push(Key::of(tensor), step);
-            }
-            Choice::Ignore => {
-                self.ignored.push(module.to_owned());
-                self.ordered.copy(tensor);
-            }
-            Choice::Copy => self.ordered.copy(tensor),
-        }
-        Ok(())
-    }
-
-    fn add_quantized(&mut self, tensor: &QuantizedTensor) -> Result<(), Error> {
-        let (bytes, key) = stored(self.checkpoint, tensor);
-        let kind = kind(&tensor.weight, &tensor.shape);
-        let choice = self.selection.choose(&tensor.module, kind)?;
-        let step = match choice {
-            Choice::Quantize => {
-                let source = DenseSource::Quantized(Box::new(tensor.clone()));
-                self.quantized(&tensor.module, &tensor.shape, source, bytes)?
-            }
-            Choice::Ignore | Choice::Copy => {
-                if choice == Choice::Ignore {
-                    self.ignored.push(tensor.module.clone());
-                }
-                left(self.checkpoint, self.writer, tensor, bytes)
-            }
-        };
-        self.ordered.push(key, step);
-        Ok(())
-    }
-
-    fn quantized(
-        &self,
-        module: &str,
-        shape: &[u64],
-        source: DenseSource,
-        source_bytes: u64,
-    ) -> Result<Step, Error> {
-        let preset = &self.recipe.preset;
-        let layout = self
-            .writer
-            .lay_out(module, shape, preset, source.float())
-            .map_err(|source| Error::CannotHold {
-                module: module.to_owned(),
-                source: Box::new(source),
-            })?;
-        let target = Target {
-            scheme: layout.scheme.clone(),
-            rule: self.writer.scale_rule(),
-            division: self.recipe.division,
-            nonfinite: self.recipe.nonfinite,
-        };
-        let parts = layout.parts.clone();
-        let work = Work::Quantize(Box::new(QuantizeWork {
-            sources: vec![source],
-            layout,
-            target,
-            statistics: None,
-        }));
-        let action = Action::Quantize(preset.name);
-        Ok(Step::new(module, action, shape, source_bytes, work).with_parts(&parts))
-    }
-
-    fn finish(mut self) -> Result<Steps, Error> {
-        self.ignored.sort();
-        let mut steps = self.ordered.into_steps();
-        let layouts: Vec<QuantizedTensor> = steps.iter().filter_map(layout_of).cloned().collect();
-        if layouts.is_empty() {
-            return Err(Error::NothingSelected {
-                source_name: self.checkpoint.name().to_owned(),
-            });
-        }
-        let edit = self.writer.config(&Written {
-            modules: &layouts,
-            ignored: &self.ignored,
-            preset: Some(&self.recipe.preset),
-        })?;
-        let statistics = share_statistics(&mut steps, self.recipe.method)?;
-        self.notes.extend(self.selection.notes());
-        self.notes.extend(fused_notes(&layouts, &self.ignored));
-        self.notes
-            .extend(other_blocks(&layouts, &self.recipe.preset));
-        if self.n_foreign > 0 {
-            self.notes.push(format!(
-                "{} matrices are stored in dtypes that are no dense float; they are copied",
-                self.n_foreign
-            ));
-        }
-        if self.n_stacks > 0 {
-            self.notes.push(format!(
-                "{} stacks of experts have no `.weight` name that tells their orientation; they stay dense",
-                self.n_stacks
-            ));
-        }
-        Ok(Steps {
-            list: steps,
-            statistics,
-            notes: self.notes,
-            edit,
-            ..Steps::default()
-        })
-    }
-}
-
 fn layout_of(step: &Step) -> Option<&QuantizedTensor> {
     match &step.work {
         Work::Quantize(work) => Some(&work.layout),
@@ -634,43 +460,4 @@ fn shares_scales(step: &Step) -> bool {
         Work::Quantize(work) => work.target.rule.shares_fused_scales(),
         Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) | Work::Transcode(_) => false,
     }
-}
-
-/// What is written as another block type than asked for.
-fn other_blocks(layouts: &[QuantizedTensor], preset: &Preset) -> Option<String> {
-    let WeightCode::Block(wanted) = preset.weights else {
-        return None;
-    };
-    let format = |layout: &QuantizedTensor| match layout.parts.first()?.storage {
-        Storage::Blocks { format } if format != wanted => Some(format.name()),
-        _ => None,
-    };
-    let other: Vec<&str> = layouts.iter().filter_map(format).collect();
-    let first = other.first()?;
-    Some(format!(
-        "{} weights have rows that are no whole blocks of {}: they become {first}, as llama-quantize has it",
-        other.len(),
-        preset.name
-    ))
-}
-
-/// Siblings that runtimes load as one, of which some stay dense.
-fn fused_notes(layouts: &[QuantizedTensor], ignored: &[String]) -> Vec<String> {
-    let quantized = layouts.iter().map(|l| (l.module.as_str(), true));
-    let dense = ignored.iter().map(|module| (module.as_str(), false));
-    let all: Vec<(&str, bool)> = quantized.chain(dense).collect();
-    let groups = fused_groups(all.iter().map(|(module, _)| (*module, 0)));
-    let mixed = groups.iter().filter(|g| {
-        let n_quantized = g.iter().filter(|&&i| all[i].1).count();
-        n_quantized > 0 && n_quantized < g.len()
-    });
-    let names = |g: &Vec<usize>| g.iter().map(|&i| all[i].0).collect::<Vec<_>>().join(", ");
-    mixed
-        .map(|g| {
-            format!(
-                "runtimes load {} as one, but only some of them are quantized",
-                names(g)
-            )
-        })
-        .collect()
 }

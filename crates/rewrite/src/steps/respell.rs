@@ -218,17 +218,14 @@ impl Stacks {
             problem,
         };
         let count = usize::try_from(place.count).unwrap_or(usize::MAX);
-        let stack = match self.members.get_mut(name) {
-            Some(stack) => stack,
-            None => {
-                // A place holder, which `finish` replaces.
-                list.push(Step::new(name, Action::Drop, &[], 0, Work::Drop));
-                self.members.entry(name.to_owned()).or_insert(Stack {
-                    at: list.len() - 1,
-                    steps: Vec::new(),
-                })
+        let stack = self.members.entry(name.to_owned()).or_insert_with(|| {
+            // A place holder, which `finish` replaces.
+            list.push(Step::new(name, Action::Drop, &[], 0, Work::Drop));
+            Stack {
+                at: list.len() - 1,
+                steps: Vec::new(),
             }
-        };
+        });
         let index = usize::try_from(place.index).unwrap_or(usize::MAX);
         if index >= count || index > MAX_STACK {
             return Err(wrong(format!("there is a number {index}, of {count}")));

@@ -297,7 +297,7 @@ mod tests {
             ("tiny_random", 1000, ["Tiny_Random", "", "", "", "", ""]),
             ("A model of mine", 1000, ["A Model Of Mine", "", "", "", "", ""]),
             ("./here", 1000, ["Here", "", "", "", "", ""]),
-            ("/home/me/model", 1000, ["", "", "", "", "", ""]),
+            ("/models/mine/model", 1000, ["", "", "", "", "", ""]),
             ("", 1000, ["", "", "", "", "", ""]),
             ("x/Model-bf16-iq4_x_s-q4", 1000, ["Model Bf16 Iq4_X_S Q4", "X", "", "", "", ""]),
         ];
