@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
+use safequant_kernels::{Backend, Stores};
 
 /// Where the data lies, and how many elements that takes for 1 to 8 bytes each.
 pub const SIZES: &[(&str, usize)] = &[("L2", 64 << 10), ("DRAM", 16 << 20)];
@@ -71,6 +72,39 @@ fn stream(input: &[u8], output: &mut [u8]) {
         target[both..].fill(1);
         black_box(source[both..].iter().fold(0u8, |sum, &byte| sum ^ byte));
     }
+}
+
+/// Measures the copy that a decoder is compared with: as many bytes in and out, the same kind of stores, no arithmetic. A
+/// block of the input is copied to the output as often as the output is longer.
+///
+/// # Panics
+/// If the copy leaves a part of the output unwritten.
+pub fn twin(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    (case, place): (&str, &str),
+    (n_in, n_out): (usize, usize),
+    stores: Stores,
+) {
+    const BLOCK: usize = 4096;
+    let backend = Backend::detect();
+    let input = vec![1u8; n_in];
+    let mut output = vec![0u8; n_out];
+    let longer = BLOCK * n_out / n_in;
+    group.throughput(Throughput::Bytes((n_in + n_out) as u64));
+    group.bench_function(BenchmarkId::new(format!("copy/{case}"), place), |bencher| {
+        bencher.iter(|| {
+            let blocks = black_box(&input).chunks(BLOCK);
+            for (block, out) in blocks.zip(black_box(&mut output).chunks_mut(longer)) {
+                for out in out.chunks_mut(block.len()) {
+                    (backend.copy)(&block[..out.len()], out, stores);
+                }
+            }
+        });
+    });
+    assert!(
+        output.iter().all(|&byte| byte == 1),
+        "every byte is written"
+    );
 }
 
 /// Bytes that repeat after a prime.

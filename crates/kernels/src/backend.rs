@@ -82,6 +82,9 @@ pub struct Backend {
     pub absmax: fn(&[f32]) -> f32,
     /// Index of the first value that is NaN or infinite. [`portable::scan::first_non_finite`].
     pub first_non_finite: fn(&[f32]) -> Option<usize>,
+    /// Copies bytes, past the caches or not: for what passes through unchanged, and the limit that benches compare with.
+    /// [`portable::rows::copy`].
+    pub copy: fn(from: &[u8], to: &mut [u8], Stores),
     /// Rows of stored codes to rows of floats, in one go. [`portable::rows::decode`].
     pub decode_rows: fn(&CodedRows<'_>, FloatsMut<'_>, Stores),
 }
@@ -111,6 +114,7 @@ pub const PORTABLE: Backend = Backend {
     min_max: portable::scan::min_max,
     absmax: portable::scan::absmax,
     first_non_finite: portable::scan::first_non_finite,
+    copy: portable::rows::copy,
     decode_rows: portable::rows::decode,
 };
 

@@ -154,13 +154,9 @@ impl Codebook {
     /// is below are code 0 (bitsandbytes 0.50.2, no CUDA).
     pub fn nearest(self, value: f32) -> u8 {
         match self {
-            Codebook::Nf4 => {
-                const ORDER: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-                nearest_threshold(self.values(), &ORDER, value)
-            }
-            Codebook::BnbFp4 => {
-                const ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
-                nearest_threshold(self.values(), &ORDER, value)
+            Codebook::Nf4 | Codebook::BnbFp4 => {
+                let thresholds = self.thresholds().unwrap_or(&NF4_THRESHOLDS);
+                thresholds.order[usize::from(thresholds.count(value))]
             }
             Codebook::Iq4Nl => nearest_upper(self.values(), value),
             Codebook::DoubledE2M1 => crate::E2M1Rule::TowardZeroUnsigned.encode(value / 2.0),
@@ -169,13 +165,54 @@ impl Codebook {
     }
 }
 
-/// The thresholds are the midpoints of the values in sorted order; counts those below `value`.
-fn nearest_threshold(values: &[f32; 16], order: &[u8; 16], value: f32) -> u8 {
-    let at = |i: usize| values[usize::from(order[i])];
-    let above = (1..16)
-        .filter(|&i| value > f32::midpoint(at(i - 1), at(i)))
-        .count();
-    order[above]
+/// How a book finds the nearest code with comparisons alone.
+pub(crate) struct Thresholds {
+    /// Midpoints of neighbors, ascending: the number of those below a value ...
+    pub(crate) bounds: [f32; 15],
+    /// ... is an index into these codes.
+    pub(crate) order: [u8; 16],
+}
+
+static NF4_THRESHOLDS: Thresholds =
+    Thresholds::new(&NF4, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+static BNB_FP4_THRESHOLDS: Thresholds = Thresholds::new(
+    &BNB_FP4,
+    [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3],
+);
+
+impl Thresholds {
+    const fn new(values: &[u32; 16], order: [u8; 16]) -> Self {
+        let mut bounds = [0.0; 15];
+        let mut i = 0;
+        while i < 15 {
+            let low = f32::from_bits(values[order[i] as usize]);
+            let high = f32::from_bits(values[order[i + 1] as usize]);
+            bounds[i] = f32::midpoint(low, high);
+            i += 1;
+        }
+        Self { bounds, order }
+    }
+
+    /// How many bounds lie below `value`: no branch, so that a loop over values is vectorized.
+    #[inline(always)]
+    pub(crate) fn count(&self, value: f32) -> u8 {
+        let mut above = 0u32;
+        for bound in self.bounds {
+            above += u32::from(value > bound);
+        }
+        above as u8
+    }
+}
+
+impl Codebook {
+    /// Of the books that compare with midpoints.
+    pub(crate) const fn thresholds(self) -> Option<&'static Thresholds> {
+        match self {
+            Codebook::Nf4 => Some(&NF4_THRESHOLDS),
+            Codebook::BnbFp4 => Some(&BNB_FP4_THRESHOLDS),
+            Codebook::Iq4Nl | Codebook::DoubledE2M1 | Codebook::W4A8 => None,
+        }
+    }
 }
 
 /// ggml's `best_index_int8`: the upper neighbor unless the lower one is strictly nearer.

@@ -6,6 +6,7 @@ mod sparse;
 use std::ops::Range;
 
 use safequant_container::{Checkpoint, TensorRef};
+use safequant_kernels::rows::StoredCodes;
 use safequant_kernels::{Backend, Float};
 
 pub(crate) use self::parts::float_dtype;
@@ -40,6 +41,8 @@ pub struct Decoder<'a> {
     in_features: usize,
     /// Columns of the scale grid.
     n_groups: usize,
+    /// What turns stored codes into the unsigned form, where rows are decoded in one go.
+    flip: Option<u8>,
 }
 
 /// What of a tile is read.
@@ -115,18 +118,22 @@ impl<'a> Decoder<'a> {
             | ScaleCoding::Minifloat(_)
             | ScaleCoding::Integer => None,
         };
+        let sparse = SparseParts::new(tensor, checkpoint)?;
+        let dequantizer = Dequantizer::new(tensor, reader.extras()?, backend)?;
+        let is_fused = sparse.is_none() && codes.stored.is_raw() && dequantizer.is_fused();
         Ok(Self {
             tensor,
             checkpoint,
             backend,
+            flip: flip(tensor, codes.part).filter(|_| is_fused),
             codes,
-            sparse: SparseParts::new(tensor, checkpoint)?,
+            sparse,
             scale,
             zero,
             offset,
             super_scale,
             scale_table,
-            dequantizer: Dequantizer::new(tensor, reader.extras()?, backend)?,
+            dequantizer,
             in_features: to_usize(&tensor.module, "a row", tensor.in_features())?,
             n_groups: grid_of(tensor, Role::Scale)?.columns,
         })
@@ -423,8 +430,64 @@ impl<'a> Decoder<'a> {
     /// # Panics
     /// If `out` has not exactly the length of the rows.
     pub fn rows(&self, rows: Range<u64>, out: RowsOut<'_>) -> Result<(), Error> {
-        let tile = self.codes(rows)?;
-        self.dequantizer.tile(&tile, out)
+        let Some(flip) = self.flip else {
+            let tile = self.codes(rows)?;
+            return self.dequantizer.tile(&tile, out);
+        };
+        let mut out = out;
+        let mut at = 0;
+        for (matrix, local) in segments(&self.tensor.module, &rows, self.tensor.out_features())? {
+            let cut = at * self.in_features..(at + local.len()) * self.in_features;
+            at += local.len();
+            self.segment(matrix, &local, flip, out.cut(cut))?;
+        }
+        out.expect_len(at * self.in_features);
+        Ok(())
+    }
+
+    /// Rows of one matrix, in one go where they begin with a stored unit.
+    fn segment(
+        &self,
+        matrix: u64,
+        local: &Range<usize>,
+        flip: u8,
+        out: RowsOut<'_>,
+    ) -> Result<(), Error> {
+        let first = matrix * self.tensor.out_features();
+        let rows = first + to_u64(local.start)..first + to_u64(local.end);
+        let raw = self.codes.stored.raw(self.codes.bytes, matrix, local)?;
+        let Some(raw) = raw.filter(|_| !local.is_empty()) else {
+            let tile = self.codes(rows)?;
+            return self.dequantizer.tile(&tile, out);
+        };
+        let tile = self.scales(rows)?;
+        let codes = StoredCodes {
+            bytes: &raw.bytes,
+            stride: raw.stride,
+            layout: raw.layout,
+        };
+        self.dequantizer.decode(&tile, (codes, flip), local, out)
+    }
+}
+
+/// What turns stored codes into the unsigned form by an exclusive or; `None` where they must be read one by one.
+fn flip(tensor: &QuantizedTensor, part: &Part) -> Option<u8> {
+    match tensor.scheme.code {
+        Code::Integer {
+            bits,
+            encoding: IntegerEncoding::TwosComplement,
+        } => {
+            let is_field = bits == 8 || holds_bare_fields(part, bits);
+            is_field.then(|| 1 << (bits - 1))
+        }
+        Code::Integer {
+            encoding: IntegerEncoding::Unsigned,
+            ..
+        }
+        | Code::Minifloat(_)
+        | Code::Codebook(_)
+        | Code::StoredCodebook => Some(0),
+        Code::Dense(_) => None,
     }
 }
 

@@ -4,6 +4,14 @@ use super::{affine, convert};
 use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, Formula, Stores};
 use crate::{Float, Packing};
 
+/// Copies bytes. Where there are no streaming stores, ordinary ones do the same.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn copy(from: &[u8], to: &mut [u8], _stores: Stores) {
+    to.copy_from_slice(from);
+}
+
 /// Decodes rows: unpack, look up or subtract, scale, round.
 ///
 /// `out`: `[n_rows, n_columns]`, row-major. Where an operation makes a NaN (or meets two), F32 and F16 results are *some*

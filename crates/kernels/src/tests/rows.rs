@@ -319,6 +319,23 @@ fn grids() {
 }
 
 #[test]
+fn copies() {
+    for backend in Backend::available() {
+        for len in [0, 1, 31, 32, 33, 64, 100, 4099] {
+            for offset in 0..40 {
+                let from = cases::bytes(len + offset);
+                for stores in [Stores::Ordinary, Stores::Streaming] {
+                    let mut to = vec![0xa5; len + offset + 1];
+                    (backend.copy)(&from[offset..], &mut to[offset..offset + len], stores);
+                    assert_eq!(to[offset..offset + len], from[offset..], "{len} {offset}");
+                    assert!(to[..offset].iter().all(|&b| b == 0xa5) && to[offset + len] == 0xa5);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "3 entries, 4 needed")]
 fn a_grid_that_is_too_small_panics() {
     let rows = CodedRows {

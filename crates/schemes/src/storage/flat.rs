@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use safequant_container::TensorRef;
+use safequant_kernels::rows::CodeLayout;
 use safequant_kernels::{Backend, Packing};
 
-use super::matrix::flat_regions;
+use super::matrix::{Raw, flat_regions};
 use super::{grid_of, part_bytes, to_u64, to_usize, wrong_size};
 use crate::encode::EncodedRegion;
 use crate::{Axis, Code, Error, Part, QuantizedTensor};
@@ -101,6 +102,30 @@ impl Flat {
         (backend.unpack)(self.packing, &run, &mut codes);
         codes.drain(..start - from);
         Ok(codes)
+    }
+
+    /// Whether rows are whole bytes, so that they can be seen as rows.
+    pub(super) fn is_raw(&self) -> bool {
+        let (unit, _) = self.packing.codes_per_unit();
+        self.columns.is_multiple_of(unit)
+    }
+
+    /// The stored bytes of rows, where [`Flat::is_raw`] holds.
+    pub(super) fn raw(
+        &self,
+        tensor: TensorRef<'_>,
+        matrix: u64,
+        rows: &Range<usize>,
+    ) -> Result<Raw, Error> {
+        let stride = self.packing.packed_len_bytes(self.columns, 1);
+        let mut bytes = vec![0; rows.len() * stride];
+        let start = matrix * self.matrix_len + to_u64(rows.start * stride);
+        tensor.read_exact_at(start, &mut bytes)?;
+        Ok(Raw {
+            bytes,
+            stride,
+            layout: CodeLayout::Rows(self.packing),
+        })
     }
 
     pub(super) fn write(

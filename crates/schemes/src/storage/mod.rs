@@ -18,7 +18,7 @@ use safequant_kernels::Backend;
 use self::blocks::Blocks;
 use self::flat::Flat;
 use self::low_high::LowHigh;
-use self::matrix::Matrix;
+use self::matrix::{Matrix, Raw};
 use self::planes::InPlanes;
 pub(crate) use self::sparse::Sparse;
 use self::tiled::Tiled;
@@ -248,6 +248,29 @@ impl Stored {
             Self::Flat(f) => f.contiguous(axis, entries),
             Self::Planes(_) | Self::LowHigh(_) => None,
             Self::Blocks(b) => b.contiguous(axis, entries),
+        }
+    }
+
+    /// Whether backends can decode rows from the bytes themselves.
+    pub(crate) fn is_raw(&self) -> bool {
+        match self {
+            Self::Matrix(m) => m.is_raw(),
+            Self::Flat(f) => f.is_raw(),
+            Self::Tiled(_) | Self::Planes(_) | Self::LowHigh(_) | Self::Blocks(_) => false,
+        }
+    }
+
+    /// The stored bytes of rows of one matrix, where [`Stored::is_raw`] holds and they begin with a unit of the packing.
+    pub(crate) fn raw(
+        &self,
+        tensor: TensorRef<'_>,
+        matrix: u64,
+        rows: &Range<usize>,
+    ) -> Result<Option<Raw>, Error> {
+        match self {
+            Self::Matrix(m) => m.raw(tensor, matrix, rows),
+            Self::Flat(f) => f.raw(tensor, matrix, rows).map(Some),
+            Self::Tiled(_) | Self::Planes(_) | Self::LowHigh(_) | Self::Blocks(_) => Ok(None),
         }
     }
 

@@ -7,7 +7,7 @@ use std::arch::x86_64::{
     _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_sub_ps,
 };
 
-use super::lanes::{bf16_one_nan, nan_lanes, round_bf16_upper};
+use super::lanes::{bf16_no_nan, bf16_one_nan, nan_lanes, round_bf16_upper};
 use crate::Float;
 use crate::rows::{Entry, Formula};
 
@@ -73,9 +73,12 @@ pub(super) fn apply<const N: usize>(
 /// Thirty-two results in a 16-bit output.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(super) fn words16<const FLOAT: usize>([a, b, c, d]: [__m256; 4]) -> [__m256i; 2] {
+pub(super) fn words16<const FLOAT: usize, const MAY_BE_NAN: bool>(
+    [a, b, c, d]: [__m256; 4],
+) -> [__m256i; 2] {
     match FLOAT {
         F16 => [f16(a, b), f16(c, d)],
+        _ if !MAY_BE_NAN => [bf16_no_nan(a, b), bf16_no_nan(c, d)],
         _ => [bf16_one_nan(a, b), bf16_one_nan(c, d)],
     }
 }

@@ -1,18 +1,17 @@
 //! Layouts that store the transpose: pieces of lines become pieces of rows, a tile at a time.
 //!
-//! A tile has [`TILE`] rows: a whole cache line, or two, of every stored line. What is gathered for it stays in L2.
+//! A tile takes a whole cache line, or two, of every stored line. What is gathered for it stays in L2.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_unpackhi_epi8, _mm_unpacklo_epi8, _mm256_permute2x128_si256,
-    _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    __m128i, __m256i, _MM_HINT_T0, _mm_prefetch, _mm_setzero_si128, _mm_unpackhi_epi8,
+    _mm_unpacklo_epi8, _mm256_permute2x128_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
+    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
 
 use super::lanes::{load, load16, store, store16};
+use super::sixteen::{AWQ, HIGH_FIRST, LOW_FIRST, nibbles, split16};
 use super::unpack;
 use crate::Packing;
-
-/// Rows of a tile.
-pub(super) const TILE: usize = 32;
 
 /// 32-bit words of rows: `out[row][word]` is word `row` of line `word`. `lines`: from the first row's word in the first
 /// line on; `out`: `n_rows` rows of `row_len` bytes, the first `4 * n_words` of which are written.
@@ -26,6 +25,7 @@ pub(super) fn words(
 ) {
     let (whole_rows, whole_words) = (n_rows / 8 * 8, n_words / 8 * 8);
     for word in (0..whole_words).step_by(8) {
+        prefetch(lines, stride.saturating_mul(word + 16), stride, 4 * n_rows);
         for row in (0..whole_rows).step_by(8) {
             let line = |i: usize| vector_at(lines, (word + i) * stride + 4 * row);
             let block = transpose8(std::array::from_fn(line));
@@ -62,6 +62,7 @@ fn vector_at(bytes: &[u8], at: usize) -> __m256i {
 /// Eight rows of eight 32-bit lanes to eight columns.
 #[target_feature(enable = "avx2")]
 #[inline]
+#[expect(clippy::many_single_char_names, reason = "eight columns, in order")]
 fn transpose8(r: [__m256i; 8]) -> [__m256i; 8] {
     let pairs: [[__m256i; 2]; 4] = [0, 2, 4, 6].map(|i| {
         [
@@ -79,18 +80,43 @@ fn transpose8(r: [__m256i; 8]) -> [__m256i; 8] {
             _mm256_unpackhi_epi64(a[1], b[1]),
         ]
     });
-    std::array::from_fn(|i| {
-        let (a, b) = (fours[0][i % 4], fours[1][i % 4]);
-        if i < 4 {
-            _mm256_permute2x128_si256::<0x20>(a, b)
-        } else {
-            _mm256_permute2x128_si256::<0x31>(a, b)
-        }
-    })
+    let [[a, b, c, d], [e, f, g, h]] = fours;
+    [
+        _mm256_permute2x128_si256::<0x20>(a, e),
+        _mm256_permute2x128_si256::<0x20>(b, f),
+        _mm256_permute2x128_si256::<0x20>(c, g),
+        _mm256_permute2x128_si256::<0x20>(d, h),
+        _mm256_permute2x128_si256::<0x31>(a, e),
+        _mm256_permute2x128_si256::<0x31>(b, f),
+        _mm256_permute2x128_si256::<0x31>(c, g),
+        _mm256_permute2x128_si256::<0x31>(d, h),
+    ]
 }
 
+/// Asks for `len` bytes of eight lines. The stride is beyond what the processor looks ahead for by itself.
+#[allow(
+    unused_unsafe,
+    reason = "the intrinsic became safe after our oldest compiler"
+)]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn prefetch(lines: &[u8], first: usize, stride: usize, len: usize) {
+    for line in 0..8 {
+        let start = first.saturating_add(stride.saturating_mul(line));
+        for at in (0..len).step_by(64) {
+            if let Some(byte) = lines.get(start.saturating_add(at)) {
+                // SAFETY: a prefetch reads nothing; the address is that of a byte of the slice.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()) }
+            }
+        }
+    }
+}
+
+/// Rows that [`codes`] unpacks at once.
+pub(super) const ROWS: usize = 32;
+
 /// Codes of rows: `out[row][column]` is code `row` of line `column`. `lines`: from the unit with the first row's code in
-/// the first line on; `out`: `n_rows` (at most [`TILE`]) rows of `row_len` bytes, the first `n_columns` of which are written.
+/// the first line on; `out`: `n_rows` rows of `row_len` bytes, the first `n_columns` of which are written.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn codes(
     packing: Packing,
@@ -100,24 +126,88 @@ pub(super) fn codes(
     out: &mut [u8],
     row_len: usize,
 ) {
-    for first in (0..n_columns).step_by(16) {
-        let n = (n_columns - first).min(16);
-        let mut unpacked = [[0; TILE]; 16];
-        for (column, codes) in unpacked[..n].iter_mut().enumerate() {
-            let line = &lines[(first + column) * stride..];
-            unpack::unpack(packing, line, &mut codes[..n_rows]);
+    let (unit_codes, unit_bytes) = packing.codes_per_unit();
+    for column in (0..n_columns).step_by(16) {
+        prefetch(lines, stride.saturating_mul(column + 32), stride, 64);
+        prefetch(lines, stride.saturating_mul(column + 40), stride, 64);
+        for row in (0..n_rows).step_by(ROWS) {
+            let first = column * stride + row / unit_codes * unit_bytes;
+            let size = ((n_rows - row).min(ROWS), (n_columns - column).min(16));
+            let lines = &lines[first..];
+            let out = &mut out[row * row_len + column..];
+            let halves = match nibbles(packing) {
+                Some(LOW_FIRST) => nibble_lines::<LOW_FIRST>(lines, stride, size),
+                Some(HIGH_FIRST) => nibble_lines::<HIGH_FIRST>(lines, stride, size),
+                Some(_) => nibble_lines::<AWQ>(lines, stride, size),
+                None => None,
+            };
+            let halves = halves.unwrap_or_else(|| unpack_lines(packing, lines, stride, size));
+            for (half, codes) in halves.iter().enumerate().take(size.0.div_ceil(16)) {
+                let size = (size.0 - 16 * half, size.1);
+                put_columns(codes, size, &mut out[16 * half * row_len..], row_len);
+            }
         }
-        for row in (0..n_rows).step_by(16) {
-            let vectors = std::array::from_fn(|column| {
-                let (halves, _) = unpacked[column].as_chunks();
-                load16(&halves[row / 16])
-            });
-            let rows = transpose16(vectors);
-            for (i, codes) in rows.into_iter().enumerate().take(n_rows - row) {
+    }
+}
+
+/// The first and the second sixteen codes of sixteen lines, where there are so many.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn nibble_lines<const SOURCE: usize>(
+    lines: &[u8],
+    stride: usize,
+    size: (usize, usize),
+) -> Option<[[__m128i; 16]; 2]> {
+    if size != (ROWS, 16) {
+        return None;
+    }
+    let mut halves = [[_mm_setzero_si128(); 16]; 2];
+    for column in 0..16 {
+        let packed = load16(lines[column * stride..].first_chunk()?);
+        let codes = split16::<SOURCE>(packed);
+        halves[0][column] = codes[0];
+        halves[1][column] = codes[1];
+    }
+    Some(halves)
+}
+
+/// The same of any packing and up to 16 lines.
+#[target_feature(enable = "avx2,f16c")]
+fn unpack_lines(
+    packing: Packing,
+    lines: &[u8],
+    stride: usize,
+    (n_rows, n_columns): (usize, usize),
+) -> [[__m128i; 16]; 2] {
+    let mut halves = [[_mm_setzero_si128(); 16]; 2];
+    for column in 0..n_columns {
+        let mut codes = [0; ROWS];
+        unpack::unpack(packing, &lines[column * stride..], &mut codes[..n_rows]);
+        let (sixteens, _) = codes.as_chunks();
+        for (half, codes) in halves.iter_mut().zip(sixteens) {
+            half[column] = load16(codes);
+        }
+    }
+    halves
+}
+
+/// The transpose of sixteen lines of sixteen codes, as far as it is wanted.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn put_columns(
+    lines: &[__m128i; 16],
+    (n_rows, n_columns): (usize, usize),
+    out: &mut [u8],
+    row_len: usize,
+) {
+    for (i, codes) in transpose16(lines).into_iter().enumerate().take(n_rows) {
+        let out = &mut out[i * row_len..];
+        match out.first_chunk_mut() {
+            Some(out) if n_columns == 16 => store16(out, codes),
+            Some(_) | None => {
                 let mut bytes = [0; 16];
                 store16(&mut bytes, codes);
-                let at = (row + i) * row_len + first;
-                out[at..at + n].copy_from_slice(&bytes[..n]);
+                out[..n_columns].copy_from_slice(&bytes[..n_columns]);
             }
         }
     }
@@ -126,16 +216,32 @@ pub(super) fn codes(
 /// Sixteen rows of sixteen bytes to sixteen columns: four times, row `i` and row `i + 8` are interleaved.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn transpose16(mut rows: [__m128i; 16]) -> [__m128i; 16] {
-    for _ in 0..4 {
-        rows = std::array::from_fn(|i| {
-            let (a, b) = (rows[i / 2], rows[i / 2 + 8]);
-            if i % 2 == 0 {
-                _mm_unpacklo_epi8(a, b)
-            } else {
-                _mm_unpackhi_epi8(a, b)
-            }
-        });
-    }
-    rows
+fn transpose16(rows: &[__m128i; 16]) -> [__m128i; 16] {
+    interleave(&interleave(&interleave(&interleave(rows))))
+}
+
+/// Written out: `array::from_fn` of sixteen stayed a loop over memory.
+#[target_feature(enable = "avx2")]
+#[inline]
+#[expect(clippy::many_single_char_names, reason = "sixteen rows, in order")]
+fn interleave(rows: &[__m128i; 16]) -> [__m128i; 16] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *rows;
+    [
+        _mm_unpacklo_epi8(a, i),
+        _mm_unpackhi_epi8(a, i),
+        _mm_unpacklo_epi8(b, j),
+        _mm_unpackhi_epi8(b, j),
+        _mm_unpacklo_epi8(c, k),
+        _mm_unpackhi_epi8(c, k),
+        _mm_unpacklo_epi8(d, l),
+        _mm_unpackhi_epi8(d, l),
+        _mm_unpacklo_epi8(e, m),
+        _mm_unpackhi_epi8(e, m),
+        _mm_unpacklo_epi8(f, n),
+        _mm_unpackhi_epi8(f, n),
+        _mm_unpacklo_epi8(g, o),
+        _mm_unpackhi_epi8(g, o),
+        _mm_unpacklo_epi8(h, p),
+        _mm_unpackhi_epi8(h, p),
+    ]
 }

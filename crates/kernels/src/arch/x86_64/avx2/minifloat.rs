@@ -136,18 +136,18 @@ pub(super) fn from_table(table: &[f32; 256], codes: &[u8; 32]) -> [__m256; 4] {
 
 /// BF16 results of one scale, for finite codes.
 #[derive(Clone, Copy)]
-pub(super) struct ScaledFp8<const FORMAT: usize> {
+pub(super) struct ScaledFp8 {
     /// Low and high bytes of the results of codes 00..0F.
     first: [__m256i; 2],
     /// Of codes 10..1F, the high bytes less the step of one in the upper exponent bits.
     others: [__m256i; 2],
 }
 
-impl<const FORMAT: usize> ScaledFp8<FORMAT> {
+impl ScaledFp8 {
     /// `None` where results may leave the normal range.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    pub(super) fn new(scale: f32) -> Option<Self> {
+    pub(super) fn new<const FORMAT: usize>(scale: f32) -> Option<Self> {
         // Normal codes are from 2^-15 to 2^16.
         const SMALL: f32 = 1.0 / (1u128 << 100) as f32;
         if !(SMALL..=1.0 / SMALL).contains(&scale.abs()) {
@@ -171,7 +171,7 @@ impl<const FORMAT: usize> ScaledFp8<FORMAT> {
     /// The BF16 bits of 32 codes.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    pub(super) fn block(self, codes: &[u8; 32]) -> [__m256i; 2] {
+    pub(super) fn block<const FORMAT: usize>(self, codes: &[u8; 32]) -> [__m256i; 2] {
         let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(load(codes));
         let index = _mm256_and_si256(x, splat(0x0f));
         let upper = _mm256_and_si256(x, splat(0x70));

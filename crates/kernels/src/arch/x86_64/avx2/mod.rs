@@ -46,6 +46,7 @@ pub(crate) static BACKEND: Backend = Backend {
     min_max,
     absmax,
     first_non_finite,
+    copy,
     decode_rows,
     ..PORTABLE
 };
@@ -85,6 +86,7 @@ entries! {
     fn min_max(values: &[f32]) -> (f32, f32) = scan::min_max;
     fn absmax(values: &[f32]) -> f32 = scan::absmax;
     fn first_non_finite(values: &[f32]) -> Option<usize> = again::first_non_finite;
+    fn copy(from: &[u8], to: &mut [u8], stores: Stores) = stream::copy_bytes;
     fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) = rows::decode_rows;
 }
 

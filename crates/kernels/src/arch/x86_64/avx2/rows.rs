@@ -22,13 +22,12 @@ use std::arch::x86_64::{
 use std::ops::Range;
 
 use super::formula::{BF16, F16, F32, apply, words16, words32};
-use super::gather::{self, TILE};
 use super::lanes::{put, store};
 use super::minifloat::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Met, ScaledFp8, from_table, values};
 use super::sixteen::{
     AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, build, is_plain, look_up, nibbles, table_len,
 };
-use super::{stream, unpack};
+use super::{gather, stream, unpack};
 use crate::rows::{
     CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, StoredCodes, Stores, Zeros,
 };
@@ -36,6 +35,9 @@ use crate::{Float, Minifloat, Packing, portable};
 
 /// Codes that are decoded at once: 4 or 8 KiB of results.
 const SEGMENT: usize = 2048;
+
+/// Bytes from one gathered row to the next: not a power of two, or all rows would fall into the same sets of the cache.
+const GATHERED: usize = SEGMENT + 64;
 
 /// The smallest group that has a table of results.
 const SMALLEST_GROUP: usize = 16;
@@ -82,6 +84,8 @@ struct Plan {
     is_sixteen: bool,
     /// Columns of a group; no more than a row has.
     group: usize,
+    /// Rows that are decoded together.
+    tile: usize,
     /// Columns of a segment.
     segment: usize,
     /// How groups lie in blocks of 64 codes.
@@ -119,19 +123,26 @@ impl Plan {
             return None;
         }
         if matches!(rows.codes.layout, CodeLayout::Columns(_))
-            && !TILE.is_multiple_of(stored.codes_per_unit().0)
+            && !gather::ROWS.is_multiple_of(stored.codes_per_unit().0)
         {
             return None;
         }
         let is_table = matches!(rows.value, CodeMeaning::Table16(_));
-        let segment = match SEGMENT / group {
-            0 | 1 => SEGMENT,
+        // Of a stored line, a tile takes one or two lines of the cache; what is gathered for it is a part of L2.
+        let (tile, most) = match rows.codes.layout {
+            CodeLayout::Rows(_) => (1, SEGMENT),
+            CodeLayout::WordsOfRows(_) => (32, SEGMENT),
+            CodeLayout::Columns(_) => (128, SEGMENT / 4),
+        };
+        let segment = match most / group {
+            0 | 1 => most,
             groups => groups * group,
         };
         Some(Self {
             packing,
             is_sixteen: is_table || stored.bits() <= 4,
             group,
+            tile,
             segment,
             sharing: match group {
                 _ if is_whole => Sharing::Blocks(SEGMENT),
@@ -172,14 +183,16 @@ impl Plan {
 #[target_feature(enable = "avx2,f16c")]
 fn decode<const FLOAT: usize>(rows: &CodedRows<'_>, plan: Plan, out: &mut [u8], stores: Stores) {
     let mut scratch = Scratch::new();
-    let (mut gathered, tile) = match rows.codes.layout {
-        CodeLayout::Rows(_) => (Vec::new(), 1),
-        CodeLayout::WordsOfRows(_) | CodeLayout::Columns(_) => (vec![0; TILE * SEGMENT], TILE),
-    };
+    let tile = plan.tile;
+    let mut gathered = vec![0; if tile == 1 { 0 } else { tile * GATHERED }];
     let line_len = rows.n_columns * size_of_result::<FLOAT>();
     for (at, lines) in out.chunks_mut(tile * line_len).enumerate() {
         let first_row = at * tile;
         let n_rows = lines.len() / line_len;
+        if tile == 1 {
+            let line = rows.grid.line(first_row);
+            scratch.work.shared.turn_to::<FLOAT>(rows, line);
+        }
         let mut start = 0;
         while start < rows.n_columns {
             let (columns, entry) = plan.segment(start, rows.n_columns);
@@ -229,14 +242,21 @@ fn pieces<'a>(
             let line = byte_of(packing, columns.start) / 4;
             let n_words = packing.packed_len_bytes(columns.len(), 4) / 4;
             let lines = &bytes[line * stride + 4 * tile.start..];
-            gather::words(lines, stride, (tile.len(), n_words), gathered, SEGMENT);
-            (gathered, SEGMENT)
+            gather::words(lines, stride, (tile.len(), n_words), gathered, GATHERED);
+            (gathered, GATHERED)
         }
         CodeLayout::Columns(packing) => {
             let lines = &bytes[columns.start * stride + byte_of(packing, tile.start)..];
-            let size = (tile.len(), columns.len());
-            gather::codes(packing, lines, stride, size, gathered, SEGMENT);
-            (gathered, SEGMENT)
+            let row_len = GATHERED / 4 + 16;
+            gather::codes(
+                packing,
+                lines,
+                stride,
+                (tile.len(), columns.len()),
+                gathered,
+                row_len,
+            );
+            (gathered, row_len)
         }
     }
 }
@@ -271,6 +291,59 @@ struct Scratch {
 struct Work {
     codes: Aligned<SEGMENT>,
     tables: Aligned<{ SEGMENT / SMALLEST_GROUP * 64 }>,
+    shared: Shared,
+}
+
+/// FP8 to BF16 with blocks: what all rows of a block share, calculated once for the line of the grid.
+#[derive(Default)]
+struct Shared {
+    /// The line, if any.
+    line: Option<usize>,
+    /// The first entry of the line.
+    first: usize,
+    /// One for each entry of the line.
+    scaled: Vec<Option<ScaledFp8>>,
+}
+
+impl Shared {
+    /// Of an entry of the grid.
+    #[inline]
+    fn of(&self, entry: usize) -> Option<&ScaledFp8> {
+        self.scaled.get(entry.wrapping_sub(self.first))?.as_ref()
+    }
+
+    /// Calculates the line's, unless it is there, or no other row uses it.
+    #[target_feature(enable = "avx2,f16c")]
+    fn turn_to<const FLOAT: usize>(&mut self, rows: &CodedRows<'_>, line: usize) {
+        let CodeMeaning::Minifloat(format) = rows.value else {
+            return;
+        };
+        if FLOAT != BF16 || rows.grid.rows == 1 || self.line == Some(line) || !is_plain(rows) {
+            return;
+        }
+        let width = rows.grid.width(rows.n_columns);
+        self.first = line * width;
+        self.line = Some(line);
+        self.scaled.clear();
+        let scales = (self.first..self.first + width).map(|at| rows.entry(at).scale);
+        match format {
+            Minifloat::E4M3 => self
+                .scaled
+                .extend(scales.map(|s| ScaledFp8::new::<E4M3>(s))),
+            Minifloat::E5M2 => self
+                .scaled
+                .extend(scales.map(|s| ScaledFp8::new::<E5M2>(s))),
+            Minifloat::E4M3Fnuz => {
+                self.scaled
+                    .extend(scales.map(|s| ScaledFp8::new::<E4M3_FNUZ>(s)));
+            }
+            Minifloat::E5M2Fnuz => {
+                self.scaled
+                    .extend(scales.map(|s| ScaledFp8::new::<E5M2_FNUZ>(s)));
+            }
+            Minifloat::E8M0 | Minifloat::E2M3 | Minifloat::E3M2 | Minifloat::E2M1 => {}
+        }
+    }
 }
 
 impl Scratch {
@@ -280,6 +353,7 @@ impl Scratch {
             work: Work {
                 codes: Aligned([0; SEGMENT]),
                 tables: Aligned([0; SEGMENT / SMALLEST_GROUP * 64]),
+                shared: Shared::default(),
             },
         }
     }
@@ -308,7 +382,11 @@ impl Segment<'_> {
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
     fn decode<const FLOAT: usize, const STREAM: bool>(&self, work: &mut Work, out: &mut [u8]) {
-        let Work { codes, tables } = work;
+        let Work {
+            codes,
+            tables,
+            shared,
+        } = work;
         let n = out.len() / size_of_result::<FLOAT>();
         if self.plan.is_sixteen && self.plan.sharing != Sharing::Other {
             let n_tables = n.div_ceil(self.plan.group);
@@ -331,7 +409,7 @@ impl Segment<'_> {
         let codes = self.unpacked(n, codes);
         let outs = out.chunks_mut(self.plan.group * size_of_result::<FLOAT>());
         for (at, (codes, out)) in codes.chunks(self.plan.group).zip(outs).enumerate() {
-            self.group::<FLOAT, STREAM>(self.rows.entry(self.entry + at), codes, out);
+            self.group::<FLOAT, STREAM>(shared, self.entry + at, codes, out);
         }
     }
 
@@ -372,28 +450,32 @@ impl Segment<'_> {
     #[inline]
     fn group<const FLOAT: usize, const STREAM: bool>(
         &self,
-        entry: Entry,
+        shared: &Shared,
+        at: usize,
         codes: &[u8],
         out: &mut [u8],
     ) {
+        let entry = self.rows.entry(at);
         match self.rows.value {
             CodeMeaning::Minifloat(format) => match format {
-                Minifloat::E4M3 => self.fp8::<E4M3, FLOAT, STREAM>(entry, codes, out),
-                Minifloat::E5M2 => self.fp8::<E5M2, FLOAT, STREAM>(entry, codes, out),
-                Minifloat::E4M3Fnuz => self.fp8::<E4M3_FNUZ, FLOAT, STREAM>(entry, codes, out),
-                Minifloat::E5M2Fnuz => self.fp8::<E5M2_FNUZ, FLOAT, STREAM>(entry, codes, out),
+                Minifloat::E4M3 => self.fp8::<E4M3, FLOAT, STREAM>(shared, at, codes, out),
+                Minifloat::E5M2 => self.fp8::<E5M2, FLOAT, STREAM>(shared, at, codes, out),
+                Minifloat::E4M3Fnuz => self.fp8::<E4M3_FNUZ, FLOAT, STREAM>(shared, at, codes, out),
+                Minifloat::E5M2Fnuz => self.fp8::<E5M2_FNUZ, FLOAT, STREAM>(shared, at, codes, out),
                 Minifloat::E8M0 | Minifloat::E2M3 | Minifloat::E3M2 | Minifloat::E2M1 => {
                     self.looked_up::<FLOAT, STREAM>(format, entry, codes, out);
                 }
             },
             CodeMeaning::Integer { flip, zero: _ } => {
-                self.blocks::<FLOAT, STREAM>(entry, codes, out, |codes| {
+                self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
                     integers(codes, flip, entry.zero)
                 });
             }
             CodeMeaning::Table16(table) => {
                 let table = std::array::from_fn(|code| table[code % 16]);
-                self.blocks::<FLOAT, STREAM>(entry, codes, out, |codes| from_table(&table, codes));
+                self.blocks::<FLOAT, STREAM, true>(entry, codes, out, |codes| {
+                    from_table(&table, codes)
+                });
             }
         }
     }
@@ -401,22 +483,24 @@ impl Segment<'_> {
     #[target_feature(enable = "avx2,f16c")]
     fn fp8<const FORMAT: usize, const FLOAT: usize, const STREAM: bool>(
         &self,
-        entry: Entry,
+        shared: &Shared,
+        at: usize,
         codes: &[u8],
         out: &mut [u8],
     ) {
+        let entry = self.rows.entry(at);
         let mut met = Met::none();
-        let scaled = if FLOAT == BF16 && is_plain(self.rows) {
-            ScaledFp8::<FORMAT>::new(entry.scale)
-        } else {
-            None
+        let scaled = match shared.of(at) {
+            Some(scaled) => Some(*scaled),
+            None if FLOAT == BF16 && is_plain(self.rows) => ScaledFp8::new::<FORMAT>(entry.scale),
+            None => None,
         };
         match scaled {
             Some(scaled) => each_block::<2, STREAM>(codes, out, |codes| {
                 met.look::<FORMAT>(codes);
-                scaled.block(codes)
+                scaled.block::<FORMAT>(codes)
             }),
-            None => self.blocks::<FLOAT, STREAM>(entry, codes, out, |codes| {
+            None => self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
                 met.look::<FORMAT>(codes);
                 values::<FORMAT>(codes)
             }),
@@ -435,13 +519,13 @@ impl Segment<'_> {
         out: &mut [u8],
     ) {
         let table = format.table();
-        self.blocks::<FLOAT, STREAM>(entry, codes, out, |codes| from_table(table, codes));
+        self.blocks::<FLOAT, STREAM, true>(entry, codes, out, |codes| from_table(table, codes));
     }
 
-    /// Values, formula, output.
+    /// Values (which may be NaN, or not), formula, output.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn blocks<const FLOAT: usize, const STREAM: bool>(
+    fn blocks<const FLOAT: usize, const STREAM: bool, const MAY_BE_NAN: bool>(
         &self,
         entry: Entry,
         codes: &[u8],
@@ -454,8 +538,14 @@ impl Segment<'_> {
             let mut products = |codes: &[u8; 32]| values(codes).map(|v| _mm256_mul_ps(v, scale));
             if FLOAT == F32 {
                 each_block::<4, STREAM>(codes, out, |codes| words32(products(codes)));
+            } else if !MAY_BE_NAN && entry.scale.is_finite() {
+                each_block::<2, STREAM>(codes, out, |codes| {
+                    words16::<FLOAT, false>(products(codes))
+                });
             } else {
-                each_block::<2, STREAM>(codes, out, |codes| words16::<FLOAT>(products(codes)));
+                each_block::<2, STREAM>(codes, out, |codes| {
+                    words16::<FLOAT, true>(products(codes))
+                });
             }
             return;
         }
@@ -464,7 +554,7 @@ impl Segment<'_> {
         if FLOAT == F32 {
             each_block::<4, STREAM>(codes, out, |codes| words32(results(codes)));
         } else {
-            each_block::<2, STREAM>(codes, out, |codes| words16::<FLOAT>(results(codes)));
+            each_block::<2, STREAM>(codes, out, |codes| words16::<FLOAT, true>(results(codes)));
         }
     }
 }

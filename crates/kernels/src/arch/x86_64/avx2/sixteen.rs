@@ -16,17 +16,18 @@
 //! for results of two bytes, eighths 0, 2, 4, 6 | 1, 3, 5, 7 for those of four), and everything behind it comes out in order.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_loadl_epi64, _mm256_and_si256, _mm256_blendv_ps,
-    _mm256_broadcastsi128_si256, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepu8_epi32,
-    _mm256_mul_ps, _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
-    _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps,
-    _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_srli_epi16,
-    _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32,
-    _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
+    __m128i, __m256, __m256i, _mm_and_si128, _mm_loadl_epi64, _mm_set1_epi8, _mm_setr_epi8,
+    _mm_shuffle_epi8, _mm_srli_epi16, _mm_unpackhi_epi8, _mm_unpacklo_epi8, _mm256_and_si256,
+    _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castps_si256, _mm256_castsi256_ps,
+    _mm256_cvtepu8_epi32, _mm256_mul_ps, _mm256_packus_epi16, _mm256_permute4x64_epi64,
+    _mm256_permutevar8x32_epi32, _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_slli_epi32,
+    _mm256_srli_epi16, _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16,
+    _mm256_unpackhi_epi32, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
 };
 
 use super::formula::{F16, F32, apply, f16};
-use super::lanes::{bf16_no_nan, bf16_one_nan, load, load_ps, load16, put, store, store_ps};
+use super::lanes::{bf16_one_nan, load, load_ps, load16, put, round_bf16_upper, store, store_ps};
 use crate::rows::{CodeMeaning, CodedRows, Entry, Formula, Zeros};
 use crate::{Float, Packing, portable};
 
@@ -134,18 +135,24 @@ fn general(rows: &CodedRows<'_>, entry: Entry, values: Sixteen) -> Sixteen {
 #[inline]
 fn put_planes<const FLOAT: usize, const MAY_BE_NAN: bool>(table: &mut [u8], results: Sixteen) {
     let (table, _) = table.as_chunks_mut::<32>();
-    let words = match FLOAT {
+    match FLOAT {
         F32 => {
+            let results = [results.0, results.1].map(|v| _mm256_castps_si256(v));
             let [low, high] = planes_of_four(results);
             store(&mut table[0], low);
             store(&mut table[1], high);
-            return;
         }
-        F16 => f16(results.0, results.1),
-        _ if MAY_BE_NAN => bf16_one_nan(results.0, results.1),
-        _ => bf16_no_nan(results.0, results.1),
-    };
-    store(&mut table[0], planes_of_words(words));
+        F16 => store(&mut table[0], planes_of_words(f16(results.0, results.1))),
+        _ if MAY_BE_NAN => {
+            let words = bf16_one_nan(results.0, results.1);
+            store(&mut table[0], planes_of_words(words));
+        }
+        _ => {
+            // The upper two bytes of rounded F32 bits are the last two planes.
+            let rounded = [results.0, results.1].map(|v| round_bf16_upper(v));
+            store(&mut table[0], upper_planes(rounded));
+        }
+    }
 }
 
 /// Low bytes of sixteen words in the lower half, their high bytes in the upper.
@@ -158,25 +165,42 @@ pub(super) fn planes_of_words(words: __m256i) -> __m256i {
     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(low, high))
 }
 
-/// The four planes of sixteen values of four bytes.
+/// The bytes of eight lanes of 32 bits, by their place in a lane: 0 and 1 in the lower half of each half, 2 and 3 in the
+/// upper.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn planes_of_four(results: Sixteen) -> [__m256i; 2] {
-    let by_byte = _mm256_setr_epi8(
+fn by_byte(lanes: __m256i) -> __m256i {
+    let order = _mm256_setr_epi8(
         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, //
         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
     );
-    // Lanes of 32 bits: plane 0, 1, 2, 3 of values 0..3 | of values 4..7; and the same of 8..11 | 12..15.
-    let low = _mm256_shuffle_epi8(_mm256_castps_si256(results.0), by_byte);
-    let high = _mm256_shuffle_epi8(_mm256_castps_si256(results.1), by_byte);
-    // Plane 0 of 0..3, of 8..11, plane 1 of both | plane 0 of 4..7, of 12..15, plane 1 of both.
-    let first = _mm256_unpacklo_epi32(low, high);
-    let second = _mm256_unpackhi_epi32(low, high);
-    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_shuffle_epi8(lanes, order)
+}
+
+/// Two planes whose pieces of four bytes are in the order 0, 2, 0, 2 | 1, 3, 1, 3.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sort_pieces(planes: __m256i) -> __m256i {
+    _mm256_permutevar8x32_epi32(planes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+}
+
+/// The four planes of sixteen lanes of four bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn planes_of_four(lanes: [__m256i; 2]) -> [__m256i; 2] {
+    let [low, high] = lanes.map(|lanes| by_byte(lanes));
     [
-        _mm256_permutevar8x32_epi32(first, order),
-        _mm256_permutevar8x32_epi32(second, order),
+        sort_pieces(_mm256_unpacklo_epi32(low, high)),
+        sort_pieces(_mm256_unpackhi_epi32(low, high)),
     ]
+}
+
+/// The last two of them.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn upper_planes(lanes: [__m256i; 2]) -> __m256i {
+    let [low, high] = lanes.map(|lanes| by_byte(lanes));
+    sort_pieces(_mm256_unpackhi_epi32(low, high))
 }
 
 /// Sources of codes, as constants of [`look_up`].
@@ -397,6 +421,26 @@ pub(super) fn unpack<const SOURCE: usize>(packed: &[u8; 32], out: &mut [u8; 64])
     for (out, codes) in out.iter_mut().zip(split::<SOURCE>(packed)) {
         store(out, _mm256_permute4x64_epi64::<0b11_01_10_00>(codes));
     }
+}
+
+/// 32 codes, two to a byte, to one per byte, in order.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn split16<const SOURCE: usize>(packed: __m128i) -> [__m128i; 2] {
+    let mask = _mm_set1_epi8(15);
+    let low = _mm_and_si128(packed, mask);
+    let high = _mm_and_si128(_mm_srli_epi16::<4>(packed), mask);
+    let (even, odd) = if SOURCE == HIGH_FIRST {
+        (high, low)
+    } else {
+        (low, high)
+    };
+    let codes = [_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd)];
+    if SOURCE != AWQ {
+        return codes;
+    }
+    let order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    codes.map(|codes| _mm_shuffle_epi8(codes, order))
 }
 
 /// See [`portable::affine::dequantize_table`]. Codes that are all below 16 are looked up in registers.

@@ -8,6 +8,7 @@
 use std::arch::x86_64::{_mm_sfence, _mm256_stream_si256};
 
 use super::lanes::load;
+use crate::Stores;
 
 /// Bytes of a non-temporal store, and their alignment.
 const VECTOR: usize = 32;
@@ -34,6 +35,19 @@ pub(super) unsafe fn copy(from: &[u8], to: &mut [u8]) {
         unsafe { _mm256_stream_si256(to.as_mut_ptr().cast(), load(from)) }
     }
     rest.copy_from_slice(last);
+}
+
+/// See [`crate::portable::rows::copy`].
+#[target_feature(enable = "avx2")]
+pub(super) fn copy_bytes(from: &[u8], to: &mut [u8], stores: Stores) {
+    match stores {
+        Stores::Ordinary => to.copy_from_slice(from),
+        Stores::Streaming => {
+            // SAFETY: the fence follows.
+            unsafe { copy(from, to) }
+            fence();
+        }
+    }
 }
 
 /// Orders all non-temporal stores of this thread before whatever follows.
