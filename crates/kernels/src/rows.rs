@@ -17,9 +17,9 @@ pub enum Stores {
 }
 
 impl Stores {
-    /// From this many bytes on an output is streamed: about one core's share of the last-level cache on the servers at
-    /// hand (Zen 3: 32 MiB for 8 cores). Below it ordinary stores measured faster, above it streaming ones.
-    pub const STREAMING_FROM_BYTES: usize = 4 << 20;
+    /// An output of more bytes is streamed: about one core's share of the last-level cache on the servers at hand (Zen 3:
+    /// 32 MiB for 8 cores). Where the crossover lies exactly has not been measured.
+    pub const STREAMING_ABOVE_BYTES: usize = 4 << 20;
 
     /// What suits an output of `len_bytes` in all, of which this call may write a part: the caller's whole buffer counts,
     /// not the tile at hand.
@@ -30,7 +30,7 @@ impl Stores {
     /// assert_eq!(Stores::for_len(1 << 30), Stores::Streaming);
     /// ```
     pub const fn for_len(len_bytes: usize) -> Self {
-        if len_bytes < Self::STREAMING_FROM_BYTES {
+        if len_bytes <= Self::STREAMING_ABOVE_BYTES {
             Stores::Ordinary
         } else {
             Stores::Streaming
