@@ -53,7 +53,7 @@ impl Dequantizer {
         let prepared = self.prepare(tile, float.and_then(|float| self.step(float)))?;
         let kind = self.kind().expect("the caller has asked");
         let grid = self.grid(local).expect("the caller has asked");
-        let offsets = self.offsets(kind, &prepared);
+        let offsets = offsets(kind, &prepared);
         let first = match self.scheme.arithmetic {
             Arithmetic::RoundedTo(first) if float == Some(self.reference) => first,
             Arithmetic::RoundedTo(_)
@@ -67,7 +67,7 @@ impl Dequantizer {
             | Arithmetic::Int8Grid(_) => Float::F32,
         };
         let len_bytes = match &out {
-            FloatsMut::F32(values) => size_of_val::<[f32]>(values),
+            FloatsMut::F32(values) => size_of_val(&**values),
             FloatsMut::Bytes(_, bytes) => bytes.len(),
         };
         let rows = CodedRows {
@@ -165,19 +165,6 @@ impl Dequantizer {
         })
     }
 
-    fn offsets(&self, kind: Kind, prepared: &Prepared<'_>) -> Vec<f32> {
-        match kind {
-            Kind::Product | Kind::Quotient | Kind::Over127 => Vec::new(),
-            Kind::Offset(_) => prepared.offsets.clone(),
-            Kind::RoundedZero(float) => {
-                let pairs = prepared.tile.zeros.iter().zip(&prepared.factors);
-                pairs
-                    .map(|(&zero, &scale)| negated_product(float, zero, scale))
-                    .collect()
-            }
-        }
-    }
-
     fn meaning<'t>(&'t self, tile: &'t CodeTile, flip: u8, kind: Kind) -> CodeMeaning<'t> {
         match (self.scheme.code, &self.table) {
             (Code::Minifloat(format), _) if format.bits() == 8 => CodeMeaning::Minifloat(format),
@@ -218,5 +205,19 @@ fn formula(kind: Kind, offsets: &[f32], step: Float) -> Formula<'_> {
         }
         Kind::Offset(OffsetForm::Subtracted) => Formula::MinusOffset { offsets, step },
         Kind::Offset(OffsetForm::BeforeScale) => Formula::OffsetFirst { offsets, step },
+    }
+}
+
+/// What is added to products, one for each entry of the grid.
+fn offsets(kind: Kind, prepared: &Prepared<'_>) -> Vec<f32> {
+    match kind {
+        Kind::Product | Kind::Quotient | Kind::Over127 => Vec::new(),
+        Kind::Offset(_) => prepared.offsets.clone(),
+        Kind::RoundedZero(float) => {
+            let pairs = prepared.tile.zeros.iter().zip(&prepared.factors);
+            pairs
+                .map(|(&zero, &scale)| negated_product(float, zero, scale))
+                .collect()
+        }
     }
 }

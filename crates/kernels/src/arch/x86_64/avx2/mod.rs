@@ -13,6 +13,7 @@ mod formula;
 mod gather;
 mod lanes;
 mod minifloat;
+mod plan;
 mod rows;
 mod scan;
 mod sixteen;

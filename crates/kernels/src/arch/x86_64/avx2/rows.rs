@@ -24,17 +24,13 @@ use std::ops::Range;
 use super::formula::{BF16, F16, F32, apply, words16, words32};
 use super::lanes::{put, store};
 use super::minifloat::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Met, ScaledFp8, from_table, values};
+use super::plan::{Plan, SEGMENT, Sharing};
 use super::sixteen::{
     AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, build, is_plain, look_up, nibbles, table_len,
 };
 use super::{gather, stream, unpack};
-use crate::rows::{
-    CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, StoredCodes, Stores, Zeros,
-};
+use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, StoredCodes, Stores};
 use crate::{Float, Minifloat, Packing, portable};
-
-/// Codes that are decoded at once: 4 or 8 KiB of results.
-const SEGMENT: usize = 2048;
 
 /// Bytes from one gathered row to the next: not a power of two, or all rows would fall into the same sets of the cache.
 const GATHERED: usize = SEGMENT + 64;
@@ -73,111 +69,6 @@ fn bytes_of(values: &mut [f32]) -> &mut [u8] {
     let len = size_of_val(values);
     // SAFETY: the same memory, borrowed for as long; bytes need no alignment, and any bytes are floats.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }
-}
-
-/// How a row is cut.
-#[derive(Clone, Copy)]
-struct Plan {
-    /// Of the rows that segments are taken from: stored or gathered.
-    packing: Packing,
-    /// Whether sixteen results are all there are for a group.
-    is_sixteen: bool,
-    /// Columns of a group; no more than a row has.
-    group: usize,
-    /// Rows that are decoded together.
-    tile: usize,
-    /// Columns of a segment.
-    segment: usize,
-    /// How groups lie in blocks of 64 codes.
-    sharing: Sharing,
-}
-
-/// How groups lie in blocks of 64 codes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sharing {
-    /// Four groups in a block.
-    Sixteen,
-    /// Two groups in a block.
-    ThirtyTwo,
-    /// So many codes in a group, all of them in whole blocks, or in the last block of a row.
-    Blocks(usize),
-    /// Otherwise.
-    Other,
-}
-
-impl Plan {
-    /// `None` for what is left to portable.
-    fn new(rows: &CodedRows<'_>) -> Option<Self> {
-        if rows.n_columns == 0 || rows.n_rows == 0 || !zeros_are_small(rows) {
-            return None;
-        }
-        let stored = rows.codes.layout.packing();
-        let (packing, unit) = match rows.codes.layout {
-            CodeLayout::Rows(_) => (stored, stored.codes_per_unit().0),
-            CodeLayout::WordsOfRows(_) => (stored, stored.codes_per_word_unit(4).0),
-            CodeLayout::Columns(_) => (Packing::Bytes, 1),
-        };
-        let group = rows.grid.columns.min(rows.n_columns);
-        let is_whole = group == rows.n_columns;
-        if !is_whole && !group.is_multiple_of(unit) || !SEGMENT.is_multiple_of(unit) {
-            return None;
-        }
-        if matches!(rows.codes.layout, CodeLayout::Columns(_))
-            && !gather::ROWS.is_multiple_of(stored.codes_per_unit().0)
-        {
-            return None;
-        }
-        let is_table = matches!(rows.value, CodeMeaning::Table16(_));
-        // Of a stored line, a tile takes one or two lines of the cache; what is gathered for it is a part of L2.
-        let (tile, most) = match rows.codes.layout {
-            CodeLayout::Rows(_) => (1, SEGMENT),
-            CodeLayout::WordsOfRows(_) => (32, SEGMENT),
-            CodeLayout::Columns(_) => (128, SEGMENT / 4),
-        };
-        let segment = match most / group {
-            0 | 1 => most,
-            groups => groups * group,
-        };
-        Some(Self {
-            packing,
-            is_sixteen: is_table || stored.bits() <= 4,
-            group,
-            tile,
-            segment,
-            sharing: match group {
-                _ if is_whole => Sharing::Blocks(SEGMENT),
-                16 => Sharing::Sixteen,
-                32 => Sharing::ThirtyTwo,
-                size if size.is_multiple_of(64) => Sharing::Blocks(size),
-                _ => Sharing::Other,
-            },
-        })
-    }
-}
-
-/// Whether `code - zero` is exact in F32, however it is calculated. No real zero point is larger.
-fn zeros_are_small(rows: &CodedRows<'_>) -> bool {
-    let is_small = |&zero: &i32| zero.unsigned_abs() < 1 << 23;
-    match rows.value {
-        CodeMeaning::Integer { flip: _, zero } => match zero {
-            Zeros::Fixed(zero) => is_small(&zero),
-            Zeros::Each(zeros) => zeros.iter().all(is_small),
-        },
-        CodeMeaning::Minifloat(_) | CodeMeaning::Table16(_) => true,
-    }
-}
-
-impl Plan {
-    /// The segment that starts at column `start`, and the entry of its first group in a line of the grid.
-    fn segment(&self, start: usize, n_columns: usize) -> (Range<usize>, usize) {
-        let entry = start / self.group;
-        let end = if self.segment > self.group {
-            start + self.segment
-        } else {
-            (start + self.segment).min((entry + 1) * self.group)
-        };
-        (start..end.min(n_columns), entry)
-    }
 }
 
 #[target_feature(enable = "avx2,f16c")]
