@@ -8,7 +8,8 @@ use safequant_kernels::{Backend, Float};
 use safequant_quantize::report::row_losses;
 use safequant_quantize::{Loss, Quantizer, Rows, Statistics};
 use safequant_schemes::{
-    Decoder, EncodedRegion, Part, QuantizedTensor, RowsOut, Transcoder, Values, encode,
+    Decoder, EncodedRegion, Granularity, Part, QuantizedTensor, RowsOut, ScaleCoding, Transcoder,
+    Values, encode,
 };
 
 use crate::Error;
@@ -52,7 +53,7 @@ pub(crate) struct Done {
     pub(crate) pieces: Vec<Piece>,
     /// One per row, so that the sums over a weight do not depend on how it was cut.
     pub(crate) losses: Vec<Loss>,
-    /// Scales that the stored dtype rounds to zero. No rule gives a group of zeros such a scale.
+    /// Scales that the stored dtype rounds to zero, of groups that are not all zeros.
     pub(crate) n_zero_scales: u64,
 }
 
@@ -194,7 +195,7 @@ impl<'p> StepContext<'p> {
             .map_err(|e| self.refused(e))?;
         let losses =
             row_losses(&work.layout, &rows, &codes, self.backend).map_err(|e| self.refused(e))?;
-        let n_zero_scales = codes.scales.iter().filter(|s| **s == 0.0).count() as u64;
+        let n_zero_scales = zero_scales(&work.layout, &codes.scales, &values);
         drop(values);
         let regions = encode::encode(&work.layout, &codes, self.backend)?;
         drop(codes);
@@ -387,6 +388,34 @@ impl<'p> StepContext<'p> {
     }
 }
 
+/// Scales of zero, but for those of groups of zeros (ggml gives them such a scale) and for integers below a super-scale, to which
+/// small groups are rounded by design.
+fn zero_scales(layout: &QuantizedTensor, scales: &[f32], values: &[f32]) -> u64 {
+    let scheme = &layout.scheme;
+    if scheme.scale == ScaleCoding::Integer {
+        return 0;
+    }
+    let columns = usize::try_from(layout.in_features())
+        .unwrap_or(usize::MAX)
+        .max(1);
+    let size = match scheme.granularity {
+        Granularity::Group { size } => usize::try_from(size).unwrap_or(usize::MAX).min(columns),
+        Granularity::Channel => columns,
+        Granularity::Tensor
+        | Granularity::IndexedGroup { .. }
+        | Granularity::Block { .. }
+        | Granularity::Flat { .. }
+        | Granularity::Strided { .. } => {
+            return scales.iter().filter(|s| **s == 0.0).count() as u64;
+        }
+    };
+    let rows = values.chunks_exact(columns);
+    let groups = rows.flat_map(|row| row.chunks(size.max(1)));
+    let is_lost =
+        |(scale, group): &(&f32, &[f32])| **scale == 0.0 && group.iter().any(|v| *v != 0.0);
+    scales.iter().zip(groups).filter(is_lost).count() as u64
+}
+
 /// The reader of a weight whose codes stay.
 fn carried<'p>(
     name: &str,
@@ -477,5 +506,18 @@ mod tests {
             assert_eq!(next, n_matrices * rows);
         }
         assert_eq!(span(0, 1, 0), 0..0);
+    }
+
+    #[test]
+    fn a_scale_of_zero_is_lost_unless_its_group_is_all_zeros() {
+        let writer = crate::recipe::writer_of("gguf").unwrap();
+        let preset = safequant_schemes::Preset::by_name("Q8_0").unwrap();
+        let layout = writer.lay_out("m", &[2, 64], &preset, Float::F32).unwrap();
+        let mut values = [0.0_f32; 128];
+        values[0] = 1e-12;
+        values[127] = 1.0;
+        let scales = [0.0, 0.0, 0.0, 0.5];
+        assert_eq!(zero_scales(&layout, &scales, &values), 1);
+        assert_eq!(zero_scales(&layout, &scales, &[0.0; 128]), 0);
     }
 }

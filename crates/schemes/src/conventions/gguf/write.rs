@@ -56,7 +56,7 @@ impl ConventionWriter for Writer {
         let columns = shape.last().copied().unwrap_or(0);
         let fitting = fitting(wanted, columns).ok_or_else(|| {
             refuse(&format!(
-                "rows of {columns} are no whole blocks of {} or 32; leave it dense with --ignore",
+                "rows of {columns} are no whole blocks of {} or 32",
                 wanted.elements()
             ))
         })?;
