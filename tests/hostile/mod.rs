@@ -8,3 +8,4 @@
 mod fuzz_harness;
 mod mutations;
 mod regressions;
+mod spelling;

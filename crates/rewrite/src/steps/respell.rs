@@ -202,6 +202,8 @@ struct Stacks {
 struct Stack {
     /// Where the stack's step will stand in the list.
     at: usize,
+    /// How many there must be.
+    count: u64,
     steps: Vec<Option<Step>>,
 }
 
@@ -223,6 +225,7 @@ impl Stacks {
             list.push(Step::new(name, Action::Drop, &[], 0, Work::Drop));
             Stack {
                 at: list.len() - 1,
+                count: place.count,
                 steps: Vec::new(),
             }
         });
@@ -244,11 +247,13 @@ impl Stacks {
 
     fn finish(self, list: &mut [Step]) -> Result<(), Error> {
         for (name, stack) in self.members {
+            let found = stack.steps.len();
             let missing = stack.steps.iter().position(Option::is_none);
+            let missing = missing.or_else(|| (found as u64 != stack.count).then_some(found));
             if let Some(missing) = missing {
                 return Err(Error::Stack {
                     name,
-                    problem: format!("number {missing} is missing"),
+                    problem: format!("number {missing} of {} is missing", stack.count),
                 });
             }
             let members: Vec<Step> = stack.steps.into_iter().flatten().collect();
