@@ -26,10 +26,14 @@ pub fn decode(rows: &CodedRows<'_>, out: FloatsMut<'_>, _stores: Stores) {
     }
     let columns = rows.n_columns;
     let mut codes = vec![0; columns];
+    let transposed = match rows.codes.layout {
+        CodeLayout::Columns(packing) => from_columns(rows, packing),
+        CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => Vec::new(),
+    };
     match out {
         FloatsMut::F32(values) => {
             for (row, out) in values.chunks_exact_mut(columns).enumerate() {
-                read_row(rows, row, &mut codes);
+                read_row(rows, row, &transposed, &mut codes);
                 row_values(rows, row, &mut codes, out);
             }
         }
@@ -37,7 +41,7 @@ pub fn decode(rows: &CodedRows<'_>, out: FloatsMut<'_>, _stores: Stores) {
             let mut values = vec![0.0; columns];
             let lines = bytes.chunks_exact_mut(columns * float.size_bytes());
             for (row, out) in lines.enumerate() {
-                read_row(rows, row, &mut codes);
+                read_row(rows, row, &transposed, &mut codes);
                 row_values(rows, row, &mut codes, &mut values);
                 round(rows.first_rounded_to, float, &mut values, out);
             }
@@ -45,8 +49,8 @@ pub fn decode(rows: &CodedRows<'_>, out: FloatsMut<'_>, _stores: Stores) {
     }
 }
 
-/// One code per byte.
-fn read_row(rows: &CodedRows<'_>, row: usize, codes: &mut [u8]) {
+/// One code per byte; `transposed` has all of them where lines are columns.
+fn read_row(rows: &CodedRows<'_>, row: usize, transposed: &[u8], codes: &mut [u8]) {
     let stored = rows.codes;
     let lines = |at: usize| &stored.bytes[at * stored.stride..];
     match stored.layout {
@@ -58,21 +62,24 @@ fn read_row(rows: &CodedRows<'_>, row: usize, codes: &mut [u8]) {
                 .collect();
             packing.unpack(&words, codes);
         }
-        CodeLayout::Columns(packing) => {
-            for (column, code) in codes.iter_mut().enumerate() {
-                *code = one_of_run(packing, lines(column), row);
-            }
+        CodeLayout::Columns(_) => {
+            codes.copy_from_slice(&transposed[row * codes.len()..(row + 1) * codes.len()]);
         }
     }
 }
 
-/// Code `at` of a run.
-fn one_of_run(packing: Packing, run: &[u8], at: usize) -> u8 {
-    let (unit_codes, unit_bytes) = packing.codes_per_unit();
-    let mut unit = [0; 32];
-    let unit = &mut unit[..=at % unit_codes];
-    packing.unpack(&run[at / unit_codes * unit_bytes..], unit);
-    unit[at % unit_codes]
+/// The codes of all rows, row after row, of lines that are columns: each line is unpacked once.
+fn from_columns(rows: &CodedRows<'_>, packing: Packing) -> Vec<u8> {
+    let columns = rows.n_columns;
+    let mut transposed = vec![0; rows.n_rows * columns];
+    let mut line = vec![0; rows.n_rows];
+    for column in 0..columns {
+        packing.unpack(&rows.codes.bytes[column * rows.codes.stride..], &mut line);
+        for (row, &code) in line.iter().enumerate() {
+            transposed[row * columns + column] = code;
+        }
+    }
+    transposed
 }
 
 /// The values of a row. Turns the codes into unsigned form.
