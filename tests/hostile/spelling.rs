@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use safequant::container::{BytesSource, Checkpoint, Limits, ReadAt};
+use safequant::container::{BytesSource, Checkpoint, FileFormat, Limits, ReadAt};
 use safequant::schemes::{Headers, convention};
 
 /// What is put in place of a byte: signs that JSON and protobuf take for others, and a flipped bit.
@@ -37,7 +37,7 @@ fn read(folder: &Path) -> (BTreeMap<String, Vec<u8>>, Vec<u8>) {
     let mut documents = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        let is_weights = name.ends_with(".safetensors") || name.ends_with(".gguf");
+        let is_weights = FileFormat::of_name(&name).is_some();
         if !is_weights && name != "fixture.json" {
             documents.insert(name.clone(), std::fs::read(folder.join(&name)).unwrap());
         }
@@ -76,9 +76,10 @@ fn hostile_configurations_and_tokenizers_are_spelled_or_refused() {
             let mut try_with = |mutant: Vec<u8>| {
                 let mut changed = documents.clone();
                 changed.insert(name.clone(), mutant);
-                match is_spelled(changed, &weights) {
-                    true => n_spelled += 1,
-                    false => n_refused += 1,
+                if is_spelled(changed, &weights) {
+                    n_spelled += 1;
+                } else {
+                    n_refused += 1;
                 }
             };
             for at in (0..bytes.len()).step_by(step) {

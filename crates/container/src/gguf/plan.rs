@@ -1,23 +1,20 @@
 //! GGUF files to be written, laid out before the first byte (specs/container/gguf.md, clauses W1-W5).
 
-use super::{GgmlType, GgufMetadata, GgufTensor, GgufValue, SUFFIX, split, write_gguf_header};
+use super::{GgufMetadata, GgufTensor, GgufValue, SUFFIX, split, write_gguf_header};
 use crate::writer::{check_names, split_groups};
-use crate::{CheckpointPlan, Error, FilePlan, PlannedTensor, TensorGroup};
+use crate::{CheckpointPlan, Error, FilePlan, PlannedTensor, TensorGroup, TensorInfo};
 
 impl PlannedTensor {
     /// How a GGUF file describes it.
     fn to_gguf(&self) -> GgufTensor {
-        let mut shape = self.shape.clone();
-        if let (Some(block), Some(last)) = (self.block, shape.last_mut()) {
-            *last = *last / block.bytes * block.elements;
-        }
-        GgufTensor {
+        let info = TensorInfo {
             name: self.name.clone(),
-            shape,
-            ggml_type: self
-                .block
-                .map_or(GgmlType::Dense(self.dtype), GgmlType::Block),
-        }
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            range: 0..0,
+            block: self.block,
+        };
+        info.to_gguf()
     }
 }
 
