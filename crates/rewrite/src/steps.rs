@@ -400,7 +400,8 @@ fn drop_orphans(checkpoint: &Checkpoint, model: &Model, ordered: &mut Ordered) {
     }
 }
 
-fn layout_of(step: &Step) -> Option<&QuantizedTensor> {
+/// What a quantized weight of a step is laid out as; `None` for dense ones.
+pub(crate) fn layout_of(step: &Step) -> Option<&QuantizedTensor> {
     match &step.work {
         Work::Quantize(work) => Some(&work.layout),
         Work::Transcode(work) => Some(&work.layout),

@@ -14,7 +14,7 @@ use safequant_schemes::{
 
 use crate::Error;
 use crate::convert::{carried_parts, counterpart};
-use crate::steps::{Carried, DenseSource, DenseWork, QuantizeWork, Step, Work};
+use crate::steps::{Carried, DenseSource, DenseWork, QuantizeWork, Step, Work, layout_of};
 
 /// What all tiles of a step share.
 pub(crate) struct StepContext<'p> {
@@ -245,18 +245,14 @@ impl<'p> StepContext<'p> {
 
     /// The parts that no tile fills.
     pub(crate) fn constants(&self) -> Result<Vec<Piece>, Error> {
-        let layout = match &self.step.work {
-            Work::Quantize(work) => &work.layout,
-            Work::Transcode(work) => &work.layout,
-            Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) => return Ok(Vec::new()),
+        let Some(layout) = layout_of(self.step) else {
+            return Ok(Vec::new());
         };
         let regions = encode::constant_regions(layout).into_iter();
         let mut pieces: Vec<Piece> = regions
             .map(|region| self.write_region(region))
             .collect::<Result<_, Error>>()?;
-        if let ([Reader::Carried(decoder, _)], Work::Transcode(_)) =
-            (self.readers.as_slice(), &self.step.work)
-        {
+        if let [Reader::Carried(decoder, _)] = self.readers.as_slice() {
             let region = match decoder.group_index() {
                 Some(index) => encode::group_index_region(layout, index),
                 None => encode::trivial_index_region(layout),

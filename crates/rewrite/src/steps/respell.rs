@@ -83,15 +83,11 @@ pub(crate) fn respell(
 
 /// The tensor that a step stands for, with its logical shape; `None` where nothing is written.
 fn subject(step: &Step) -> Option<(String, Vec<u64>)> {
-    match &step.work {
-        Work::Drop => None,
-        Work::Copy | Work::Dense(_) | Work::Content(_) => Some((
-            step.outputs.first()?.tensor.name.clone(),
-            step.shape.clone(),
-        )),
-        Work::Quantize(work) => Some((work.layout.weight.clone(), work.layout.shape.clone())),
-        Work::Transcode(work) => Some((work.layout.weight.clone(), work.layout.shape.clone())),
+    if let Some(layout) = layout_of(step) {
+        return Some((layout.weight.clone(), layout.shape.clone()));
     }
+    let output = step.outputs.first()?;
+    Some((output.tensor.name.clone(), step.shape.clone()))
 }
 
 /// Names and order of one step.
