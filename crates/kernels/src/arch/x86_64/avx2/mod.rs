@@ -8,6 +8,7 @@
     reason = "instruction sets are entered, and memory is accessed, by intrinsics"
 )]
 
+mod blocks;
 mod convert;
 mod formula;
 mod gather;
@@ -22,8 +23,8 @@ mod unpack;
 
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    Backend, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE, Packing,
-    portable,
+    Backend, BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE,
+    Packing, portable,
 };
 
 /// The backend.
@@ -49,6 +50,7 @@ pub(crate) static BACKEND: Backend = Backend {
     first_non_finite,
     copy,
     decode_rows,
+    decode_blocks,
     ..PORTABLE
 };
 
@@ -89,6 +91,7 @@ entries! {
     fn first_non_finite(values: &[f32]) -> Option<usize> = again::first_non_finite;
     fn copy(from: &[u8], to: &mut [u8], stores: Stores) = stream::copy_bytes;
     fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) = rows::decode_rows;
+    fn decode_blocks(format: BlockFormat, blocks: &[u8], out: FloatsMut<'_>, stores: Stores) = blocks::decode_blocks;
 }
 
 /// The portable functions, compiled with AVX2 allowed.

@@ -65,7 +65,7 @@ pub(super) fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stor
 }
 
 /// Floats as the bytes that they are.
-fn bytes_of(values: &mut [f32]) -> &mut [u8] {
+pub(super) fn bytes_of(values: &mut [f32]) -> &mut [u8] {
     let len = size_of_val(values);
     // SAFETY: the same memory, borrowed for as long; bytes need no alignment, and any bytes are floats.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }
