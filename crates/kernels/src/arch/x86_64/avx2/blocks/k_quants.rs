@@ -66,32 +66,41 @@ impl<const N: usize> Groups<N> {
 pub(super) fn q2_k<const FLOAT: usize, const STREAM: bool>(blocks: &[u8], out: &mut [u8]) {
     let values = Values::new(&[0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]);
     each::<84, FLOAT>(BlockFormat::Q2K, &[80, 82], blocks, out, |block, out| {
-        let pairs = [word(block, 0), word(block, 8)];
-        let scales = pairs.map(|pairs| pairs & LOW_NIBBLES);
-        let mins = pairs.map(|pairs| pairs >> 4 & LOW_NIBBLES);
+        let (first, last) = (word(block, 0), word(block, 8));
+        let scales = [first & LOW_NIBBLES, last & LOW_NIBBLES];
+        let mins = [first >> 4 & LOW_NIBBLES, last >> 4 & LOW_NIBBLES];
         let scales = Groups::new(lowered(half(block, 80)), scales, 0);
         let mins = Groups::new(widened(half(block, 82)), mins, 0);
-        let fields = [16, 48].map(|at| pairs_of_bits(ordered::<FLOAT>(load(&piece(block, at)))));
-        let fields = fields.as_flattened();
-        for (run, out) in out.chunks_exact_mut(run_len::<FLOAT>()).enumerate() {
-            if FLOAT == F32 {
-                let result = |half, value| {
-                    let product = _mm256_mul_ps(value, scales.of(2 * run + half));
-                    _mm256_sub_ps(product, mins.of(2 * run + half))
-                };
-                calculate::<FLOAT, STREAM>(fields[run], result, out);
-                continue;
-            }
-            let result = |value| {
-                let product = _mm256_mul_ps(value, scales.of_four(run / 2));
-                _mm256_sub_ps(product, mins.of_four(run / 2))
+        let mut runs = out.chunks_exact_mut(run_len::<FLOAT>());
+        for quad in 0..4 {
+            let fields = ordered::<FLOAT>(load(&piece(block, 16 + 32 * (quad / 2))));
+            let fields = [fields, _mm256_srli_epi16::<4>(fields)][quad % 2];
+            let mask = _mm256_set1_epi8(3);
+            let first = _mm256_and_si256(fields, mask);
+            let second = _mm256_and_si256(_mm256_srli_epi16::<2>(fields), mask);
+            let (Some(out), Some(next)) = (runs.next(), runs.next()) else {
+                return;
             };
-            let table = Table::new::<FLOAT>(result(values.even), result(values.odd));
-            let group = _mm256_or_si256(
-                second_half(4),
-                _mm256_set1_epi8(if run % 2 == 0 { 0 } else { 8 }),
-            );
-            table.look_up::<STREAM>(_mm256_or_si256(fields[run], group), out);
+            if FLOAT == F32 {
+                let result = |group: usize, value| {
+                    let product = _mm256_mul_ps(value, scales.of(group));
+                    _mm256_sub_ps(product, mins.of(group))
+                };
+                let of_first = |half, value| result(4 * quad + half, value);
+                calculate::<FLOAT, STREAM>(first, of_first, out);
+                let of_second = |half, value| result(4 * quad + 2 + half, value);
+                calculate::<FLOAT, STREAM>(second, of_second, next);
+            } else {
+                let result = |value| {
+                    let product = _mm256_mul_ps(value, scales.of_four(quad));
+                    _mm256_sub_ps(product, mins.of_four(quad))
+                };
+                let table = Table::new::<FLOAT>(result(values.even), result(values.odd));
+                let first = _mm256_or_si256(first, by_half(0, 4));
+                let second = _mm256_or_si256(second, by_half(8, 12));
+                table.look_up::<STREAM>(first, out);
+                table.look_up::<STREAM>(second, next);
+            }
         }
     });
 }
@@ -103,20 +112,27 @@ pub(super) fn q3_k<const FLOAT: usize, const STREAM: bool>(blocks: &[u8], out: &
     each::<110, FLOAT>(BlockFormat::Q3K, &[108], blocks, out, |block, out| {
         let scales = six_bits(word(block, 96), tops(block, 104));
         let scales = Groups::new(lowered(half(block, 108)), scales, 32);
-        let fields = [32, 64].map(|at| pairs_of_bits(ordered::<FLOAT>(load(&piece(block, at)))));
-        let fields = fields.as_flattened();
-        let thirds = third_bits(ordered::<FLOAT>(load(&piece(block, 0))));
+        let mut fields = ordered::<FLOAT>(load(&piece(block, 32)));
+        let mut thirds = ordered::<FLOAT>(load(&piece(block, 0)));
         for (run, out) in out.chunks_exact_mut(run_len::<FLOAT>()).enumerate() {
-            let codes = _mm256_or_si256(fields[run], thirds[run]);
+            if run == 4 {
+                fields = ordered::<FLOAT>(load(&piece(block, 64)));
+            }
+            let field = _mm256_and_si256(fields, _mm256_set1_epi8(3));
+            let third = _mm256_and_si256(thirds, _mm256_set1_epi8(1));
+            fields = _mm256_srli_epi16::<2>(fields);
+            thirds = _mm256_srli_epi16::<1>(thirds);
+            let codes = _mm256_or_si256(field, _mm256_slli_epi16::<2>(third));
             if FLOAT == F32 {
                 let result = |half, value| _mm256_mul_ps(value, scales.of(2 * run + half));
                 calculate::<FLOAT, STREAM>(values.of(codes), result, out);
-                continue;
+            } else {
+                let scale = scales.of_two(2 * run);
+                let even = _mm256_mul_ps(values.even, scale);
+                let odd = _mm256_mul_ps(values.odd, scale);
+                let codes = _mm256_or_si256(codes, by_half(0, 8));
+                Table::new::<FLOAT>(even, odd).look_up::<STREAM>(codes, out);
             }
-            let scale = scales.of_two(2 * run);
-            let [even, odd] = [values.even, values.odd].map(|v| _mm256_mul_ps(v, scale));
-            let codes = _mm256_or_si256(codes, second_half(8));
-            Table::new::<FLOAT>(even, odd).look_up::<STREAM>(codes, out);
         }
     });
 }
@@ -127,13 +143,18 @@ pub(super) fn q4_k<const FLOAT: usize, const STREAM: bool>(blocks: &[u8], out: &
     let values = Values::new(&UNSIGNED);
     each::<144, FLOAT>(BlockFormat::Q4K, &[0, 2], blocks, out, |block, out| {
         let (scales, mins) = six_bit_pairs(block);
-        for (run, out) in out.chunks_exact_mut(run_len::<FLOAT>()).enumerate() {
-            let packed = ordered::<FLOAT>(load(&piece(block, 16 + 32 * (run / 2))));
-            let result = |value| {
-                let product = _mm256_mul_ps(value, scales.of(run));
-                _mm256_sub_ps(product, mins.of(run))
+        let mut run = 0;
+        for out in out.chunks_exact_mut(2 * run_len::<FLOAT>()) {
+            let packed = ordered::<FLOAT>(load(&piece(block, 16 + 16 * run)));
+            let (out, next) = out.split_at_mut(run_len::<FLOAT>());
+            let [low, high] = nibbles(packed);
+            let result = |run| {
+                let (scale, min) = (scales.of(run), mins.of(run));
+                move |value| _mm256_sub_ps(_mm256_mul_ps(value, scale), min)
             };
-            sixteen::<FLOAT, STREAM>(&values, nibbles(packed)[run % 2], result, out);
+            sixteen::<FLOAT, STREAM>(&values, low, result(run), out);
+            sixteen::<FLOAT, STREAM>(&values, high, result(run + 1), next);
+            run += 2;
         }
     });
 }
@@ -143,15 +164,26 @@ pub(super) fn q4_k<const FLOAT: usize, const STREAM: bool>(blocks: &[u8], out: &
 pub(super) fn q5_k<const FLOAT: usize, const STREAM: bool>(blocks: &[u8], out: &mut [u8]) {
     each::<176, FLOAT>(BlockFormat::Q5K, &[0, 2], blocks, out, |block, out| {
         let (scales, mins) = six_bit_pairs(block);
-        let fifths = fifth_bits(ordered::<FLOAT>(load(&piece(block, 16))));
-        for (run, out) in out.chunks_exact_mut(run_len::<FLOAT>()).enumerate() {
-            let packed = ordered::<FLOAT>(load(&piece(block, 48 + 32 * (run / 2))));
-            let codes = _mm256_or_si256(nibbles(packed)[run % 2], fifths[run]);
-            let result = |_, value| {
-                let product = _mm256_mul_ps(value, scales.of(run));
-                _mm256_sub_ps(product, mins.of(run))
+        let mut fifths = ordered::<FLOAT>(load(&piece(block, 16)));
+        let mut run = 0;
+        for out in out.chunks_exact_mut(2 * run_len::<FLOAT>()) {
+            let packed = ordered::<FLOAT>(load(&piece(block, 48 + 16 * run)));
+            let (out, next) = out.split_at_mut(run_len::<FLOAT>());
+            let [low, high] = nibbles(packed);
+            let one = _mm256_set1_epi8(1);
+            let fifth = _mm256_slli_epi16::<4>(_mm256_and_si256(fifths, one));
+            let two = _mm256_set1_epi8(2);
+            let next_fifth = _mm256_slli_epi16::<3>(_mm256_and_si256(fifths, two));
+            fifths = _mm256_srli_epi16::<2>(fifths);
+            let result = |run| {
+                let (scale, min) = (scales.of(run), mins.of(run));
+                move |_, value| _mm256_sub_ps(_mm256_mul_ps(value, scale), min)
             };
-            calculate::<FLOAT, STREAM>(codes, result, out);
+            let codes = _mm256_or_si256(low, fifth);
+            calculate::<FLOAT, STREAM>(codes, result(run), out);
+            let codes = _mm256_or_si256(high, next_fifth);
+            calculate::<FLOAT, STREAM>(codes, result(run + 1), next);
+            run += 2;
         }
     });
 }
@@ -162,21 +194,24 @@ pub(super) fn q6_k<const FLOAT: usize, const STREAM: bool>(blocks: &[u8], out: &
     each::<210, FLOAT>(BlockFormat::Q6K, &[208], blocks, out, |block, out| {
         let scales = [word(block, 192), word(block, 200)];
         let scales = Groups::new(lowered(half(block, 208)), scales, 0);
-        for (run, out) in out.chunks_exact_mut(run_len::<FLOAT>()).enumerate() {
-            let (n, k) = (run / 4, run % 4);
-            let low = ordered::<FLOAT>(load(&piece(block, 64 * n + 32 * (k % 2))));
-            let low = nibbles(low)[k / 2];
+        for (n, out) in out.chunks_exact_mut(4 * run_len::<FLOAT>()).enumerate() {
+            let [first, third] = nibbles(ordered::<FLOAT>(load(&piece(block, 64 * n))));
+            let [second, fourth] = nibbles(ordered::<FLOAT>(load(&piece(block, 64 * n + 32))));
             let high = ordered::<FLOAT>(load(&piece(block, 128 + 32 * n)));
-            let high = match k {
-                0 => _mm256_slli_epi16::<4>(high),
-                1 => _mm256_slli_epi16::<2>(high),
-                2 => high,
-                _ => _mm256_srli_epi16::<2>(high),
-            };
-            let high = _mm256_and_si256(high, _mm256_set1_epi8(0x30));
-            let integers = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
-            let result = |half, value| _mm256_mul_ps(value, scales.of(2 * run + half));
-            calculate::<FLOAT, STREAM>(integers, result, out);
+            let runs = [
+                (first, _mm256_slli_epi16::<4>(high)),
+                (second, _mm256_slli_epi16::<2>(high)),
+                (third, high),
+                (fourth, _mm256_srli_epi16::<2>(high)),
+            ];
+            let outs = out.chunks_exact_mut(run_len::<FLOAT>());
+            for (run, ((low, high), out)) in runs.into_iter().zip(outs).enumerate() {
+                let high = _mm256_and_si256(high, _mm256_set1_epi8(0x30));
+                let integers = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
+                let group = 8 * n + 2 * run;
+                let result = |half, value| _mm256_mul_ps(value, scales.of(group + half));
+                calculate::<FLOAT, STREAM>(integers, result, out);
+            }
         }
     });
 }
@@ -261,60 +296,10 @@ fn spread_pairs(packed: u16) -> u64 {
     (x | x << 6) & LOW_PAIRS
 }
 
-/// A byte in the second half of a run, which is the upper half of either half of a register; zero in the first.
+/// A byte in the first half of a run, which is the lower half of either half of a register, and one in the second.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn second_half(byte: i64) -> __m256i {
-    let bytes = byte * 0x0101_0101_0101_0101;
-    _mm256_setr_epi64x(0, bytes, 0, bytes)
-}
-
-/// The four pairs of bits of each byte.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn pairs_of_bits(bytes: __m256i) -> [__m256i; 4] {
-    let mask = _mm256_set1_epi8(3);
-    [
-        bytes,
-        _mm256_srli_epi16::<2>(bytes),
-        _mm256_srli_epi16::<4>(bytes),
-        _mm256_srli_epi16::<6>(bytes),
-    ]
-    .map(|pairs| _mm256_and_si256(pairs, mask))
-}
-
-/// The eight bits of each byte, as bit 2.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn third_bits(bytes: __m256i) -> [__m256i; 8] {
-    let mask = _mm256_set1_epi8(4);
-    [
-        _mm256_slli_epi16::<2>(bytes),
-        _mm256_slli_epi16::<1>(bytes),
-        bytes,
-        _mm256_srli_epi16::<1>(bytes),
-        _mm256_srli_epi16::<2>(bytes),
-        _mm256_srli_epi16::<3>(bytes),
-        _mm256_srli_epi16::<4>(bytes),
-        _mm256_srli_epi16::<5>(bytes),
-    ]
-    .map(|bits| _mm256_and_si256(bits, mask))
-}
-
-/// The eight bits of each byte, as bit 4.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn fifth_bits(bytes: __m256i) -> [__m256i; 8] {
-    let mask = _mm256_set1_epi8(16);
-    [
-        _mm256_slli_epi16::<4>(bytes),
-        _mm256_slli_epi16::<3>(bytes),
-        _mm256_slli_epi16::<2>(bytes),
-        _mm256_slli_epi16::<1>(bytes),
-        bytes,
-        _mm256_srli_epi16::<1>(bytes),
-        _mm256_srli_epi16::<2>(bytes),
-        _mm256_srli_epi16::<3>(bytes),
-    ]
-    .map(|bits| _mm256_and_si256(bits, mask))
+fn by_half(first: i64, second: i64) -> __m256i {
+    let [first, second] = [first, second].map(|byte| byte * 0x0101_0101_0101_0101);
+    _mm256_setr_epi64x(first, second, first, second)
 }

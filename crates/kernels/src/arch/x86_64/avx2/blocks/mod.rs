@@ -8,6 +8,8 @@ mod k_quants;
 mod legacy;
 mod runs;
 
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
 use super::formula::{BF16, F16, F32};
 use super::rows::bytes_of;
 use super::{convert, stream};
@@ -43,7 +45,7 @@ pub(super) fn decode_blocks(
 fn decode<const FLOAT: usize>(format: BlockFormat, blocks: &[u8], out: &mut [u8], stores: Stores) {
     match stores {
         Stores::Ordinary => kernel::<FLOAT, false>(format, blocks, out),
-        Stores::Streaming if out.as_ptr().addr().is_multiple_of(32) => {
+        Stores::Streaming if out.as_ptr().addr().is_multiple_of(16) => {
             kernel::<FLOAT, true>(format, blocks, out);
             stream::fence();
         }
@@ -131,11 +133,28 @@ fn each<const BYTES: usize, const FLOAT: usize>(
     let len = format.elements() * size_of_result::<FLOAT>();
     let (blocks, _) = blocks.as_chunks::<BYTES>();
     for (bytes, out) in blocks.iter().zip(out.chunks_exact_mut(len)) {
+        prefetch::<BYTES>(bytes);
         if halves.iter().all(|&at| half(bytes, at) & 0x7c00 != 0x7c00) {
             block(bytes, out);
         } else {
             special::<FLOAT>(format, bytes, out);
         }
+    }
+}
+
+/// Asks for a block that comes later. The processor looks ahead by itself, but not beyond a page.
+#[allow(
+    unused_unsafe,
+    reason = "the intrinsic became safe after our oldest compiler"
+)]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn prefetch<const BYTES: usize>(block: &[u8; BYTES]) {
+    const AHEAD: usize = 2048;
+    for at in (0..BYTES).step_by(64) {
+        let address = block.as_ptr().wrapping_add(AHEAD + at);
+        // SAFETY: a prefetch reads nothing and takes any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 }
 

@@ -17,17 +17,18 @@
 //! ```
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_set1_epi16, _mm_unpackhi_epi16,
-    _mm_unpacklo_epi16, _mm256_and_si256, _mm256_blend_epi16, _mm256_broadcastsi128_si256,
-    _mm256_castps_si256, _mm256_castsi128_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
-    _mm256_cvtps_ph, _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
+    __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_set1_epi16, _mm_stream_si128,
+    _mm_unpackhi_epi16, _mm_unpacklo_epi16, _mm256_and_si256, _mm256_blend_epi16,
+    _mm256_broadcastsi128_si256, _mm256_castps_si256, _mm256_castsi128_si256,
+    _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_cvtps_ph,
+    _mm256_extracti128_si256, _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
     _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32,
     _mm256_setr_epi64x, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_srli_epi32,
-    _mm256_srlv_epi64, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+    _mm256_srlv_epi64, _mm256_stream_si256, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
 use super::super::formula::{F16, F32};
-use super::super::lanes::{load_ps, load16, put, round_bf16_upper};
+use super::super::lanes::{load_ps, load16, round_bf16_upper, store};
 
 /// Elements of a run.
 pub(super) const RUN: usize = 32;
@@ -166,10 +167,11 @@ impl Table {
     #[target_feature(enable = "avx2")]
     #[inline]
     pub(super) fn look_up<const STREAM: bool>(self, codes: __m256i, out: &mut [u8]) {
-        let [low, high] = self.0.map(|plane| _mm256_shuffle_epi8(plane, codes));
-        let (out, _) = out.as_chunks_mut();
-        put::<STREAM>(&mut out[0], _mm256_unpacklo_epi8(low, high));
-        put::<STREAM>(&mut out[1], _mm256_unpackhi_epi8(low, high));
+        let low = _mm256_shuffle_epi8(self.0[0], codes);
+        let high = _mm256_shuffle_epi8(self.0[1], codes);
+        let lower = _mm256_unpacklo_epi8(low, high);
+        let upper = _mm256_unpackhi_epi8(low, high);
+        put::<STREAM, 2>(out, [lower, upper]);
     }
 }
 
@@ -182,19 +184,51 @@ pub(super) fn calculate<const FLOAT: usize, const STREAM: bool>(
     result: impl Fn(usize, __m256) -> __m256,
     out: &mut [u8],
 ) {
-    let (out, _) = out.as_chunks_mut();
     if FLOAT == F32 {
-        for (quarter, out) in out.iter_mut().take(4).enumerate() {
-            let values = lift(integers, [0, 1, 2, 3].map(|i| 4 * quarter + i));
-            let results = result(quarter / 2, values);
-            put::<STREAM>(out, _mm256_castps_si256(results));
-        }
-        return;
+        let quarter = |quarter: usize| {
+            let places = [0, 1, 2, 3].map(|i| 4 * quarter + i);
+            _mm256_castps_si256(result(quarter / 2, lift(integers, places)))
+        };
+        put::<STREAM, 4>(out, [quarter(0), quarter(1), quarter(2), quarter(3)]);
+    } else {
+        let half = |half: usize| {
+            let even = lift(integers, [0, 2, 4, 6].map(|i| 8 * half + i));
+            let odd = lift(integers, [1, 3, 5, 7].map(|i| 8 * half + i));
+            words::<FLOAT>(result(half, even), result(half, odd))
+        };
+        put::<STREAM, 2>(out, [half(0), half(1)]);
     }
-    for (half, out) in out.iter_mut().take(2).enumerate() {
-        let even = lift(integers, [0, 2, 4, 6].map(|i| 8 * half + i));
-        let odd = lift(integers, [1, 3, 5, 7].map(|i| 8 * half + i));
-        put::<STREAM>(out, words::<FLOAT>(result(half, even), result(half, odd)));
+}
+
+/// Writes all results of a run: past the caches where `STREAM` says so and the address allows it. It is enough that it is a
+/// multiple of 16, which is what allocators give.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn put<const STREAM: bool, const N: usize>(out: &mut [u8], results: [__m256i; N]) {
+    let out: &mut [[u8; 32]; N] = out.as_chunks_mut().0.first_chunk_mut().expect("a run");
+    let address = out.as_ptr().addr();
+    if STREAM && address.is_multiple_of(32) {
+        for (out, result) in out.iter_mut().zip(results) {
+            // SAFETY: 32 writable bytes, whose address was found to be a multiple of 32 (they follow each other). All callers
+            // are below `super::decode`, which ends with the fence.
+            unsafe { _mm256_stream_si256(out.as_mut_ptr().cast(), result) }
+        }
+    } else if STREAM && address.is_multiple_of(16) {
+        for (out, result) in out.iter_mut().zip(results) {
+            let (first, second) = out.split_at_mut(16);
+            // SAFETY: as above, with twice 16 bytes and a multiple of 16.
+            unsafe {
+                _mm_stream_si128(first.as_mut_ptr().cast(), _mm256_castsi256_si128(result));
+                _mm_stream_si128(
+                    second.as_mut_ptr().cast(),
+                    _mm256_extracti128_si256::<1>(result),
+                );
+            }
+        }
+    } else {
+        for (out, result) in out.iter_mut().zip(results) {
+            store(out, result);
+        }
     }
 }
 
