@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use safequant_container::TensorRef;
-use safequant_kernels::{Tile, TileOrder};
+use safequant_kernels::{Backend, Tile, TileOrder};
 
 use super::{Grid, entry_bytes, extent_of, part_bytes, part_grid, to_u64, wrong_size};
 use crate::encode::EncodedRegion;
@@ -157,6 +157,7 @@ impl Tiled {
         tensor: TensorRef<'_>,
         matrix: u64,
         rows: &Range<usize>,
+        backend: &Backend,
     ) -> Result<Vec<u8>, Error> {
         let rows = &self.lying(rows);
         if rows.is_empty() || self.grid.columns == 0 {
@@ -174,7 +175,7 @@ impl Tiled {
         for row in 0..n {
             for column in 0..self.tiles.columns {
                 let at = self.place(row, column, n) * size;
-                self.tile.unpack(&stored[at..at + size], &mut unpacked);
+                (backend.unpack_tile)(self.tile, &stored[at..at + size], &mut unpacked);
                 self.each_line(tile_rows.start + row, column, rows, |tile, matrix| {
                     out[matrix].copy_from_slice(&unpacked[tile]);
                 });
@@ -189,6 +190,7 @@ impl Tiled {
         matrix: u64,
         rows: &Range<usize>,
         entries: &[u8],
+        backend: &Backend,
     ) -> Vec<EncodedRegion> {
         let rows = &self.lying(rows);
         if rows.is_empty() || self.grid.columns == 0 {
@@ -209,7 +211,7 @@ impl Tiled {
                     unpacked[tile].copy_from_slice(&entries[matrix]);
                 });
                 let at = self.place(row, column, n) * size;
-                self.tile.pack(&unpacked, &mut bytes[at..at + size]);
+                (backend.pack_tile)(self.tile, &unpacked, &mut bytes[at..at + size]);
             }
         }
         let (row_len, rows, columns) = self.rectangle(matrix, &tile_rows);
