@@ -19,12 +19,13 @@ mod rows;
 mod scan;
 mod sixteen;
 mod stream;
+mod tiles;
 mod unpack;
 
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
     Backend, BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE,
-    Packing, portable,
+    Packing, Planes, Tile, portable,
 };
 
 /// The backend.
@@ -33,6 +34,10 @@ pub(crate) static BACKEND: Backend = Backend {
     is_available,
     unpack,
     pack,
+    unpack_tile,
+    pack_tile,
+    unpack_plane,
+    pack_plane,
     dequantize_integer,
     dequantize_table,
     rotate,
@@ -74,6 +79,10 @@ macro_rules! entries {
 entries! {
     fn unpack(packing: Packing, packed: &[u8], out: &mut [u8]) = unpack::unpack;
     fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = again::pack;
+    fn unpack_tile(tile: Tile, packed: &[u8], out: &mut [u8]) = tiles::unpack_tile;
+    fn pack_tile(tile: Tile, codes: &[u8], packed: &mut [u8]) = again::pack_tile;
+    fn unpack_plane(planes: Planes, plane: usize, words: &[u8], out: &mut [u8]) = again::unpack_plane;
+    fn pack_plane(planes: Planes, plane: usize, codes: &[u8], words: &mut [u8]) = again::pack_plane;
     fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = again::dequantize_integer;
     fn dequantize_table(codes: &[u8], table: &[f32; 256], scale: f32, out: &mut [f32]) = sixteen::dequantize_table;
     fn rotate(values: &mut [f32], group: usize) = again::rotate;
@@ -96,7 +105,10 @@ entries! {
 
 /// The portable functions, compiled with AVX2 allowed.
 mod again {
-    use super::{Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, portable};
+    use super::{
+        Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, Tile,
+        portable,
+    };
 
     macro_rules! again {
         ($(fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? = $portable:path;)*) => {$(
@@ -110,6 +122,9 @@ mod again {
 
     again! {
         fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = Packing::pack;
+        fn pack_tile(tile: Tile, codes: &[u8], packed: &mut [u8]) = Tile::pack;
+        fn unpack_plane(planes: Planes, plane: usize, words: &[u8], out: &mut [u8]) = Planes::unpack;
+        fn pack_plane(planes: Planes, plane: usize, codes: &[u8], words: &mut [u8]) = Planes::pack;
         fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = portable::affine::dequantize_integer;
         fn rotate(values: &mut [f32], group: usize) = portable::rotate::rotate;
         fn rotate_rounded(float: Float, values: &[f32], group: usize, out: &mut [f32]) = portable::rotate::rotate_rounded;
