@@ -88,6 +88,8 @@ pub struct Backend {
     pub copy: fn(from: &[u8], to: &mut [u8], Stores),
     /// Rows of stored codes to rows of floats, in one go. [`portable::rows::decode`].
     pub decode_rows: fn(&CodedRows<'_>, FloatsMut<'_>, Stores),
+    /// As `decode_rows`, where each column names its entry of the grid. [`portable::indexed::decode`].
+    pub decode_indexed: fn(&CodedRows<'_>, index: &[u32], FloatsMut<'_>, Stores),
     /// Whole blocks of ggml to floats, in one go. [`BlockFormat::decode`].
     pub decode_blocks: fn(BlockFormat, blocks: &[u8], FloatsMut<'_>, Stores),
 }
@@ -119,6 +121,7 @@ pub const PORTABLE: Backend = Backend {
     first_non_finite: portable::scan::first_non_finite,
     copy: portable::rows::copy,
     decode_rows: portable::rows::decode,
+    decode_indexed: portable::indexed::decode,
     decode_blocks: BlockFormat::decode,
 };
 

@@ -370,20 +370,22 @@ impl<'a> Decoder<'a> {
         matrix: u64,
         rows: &Range<usize>,
     ) -> Result<Vec<f32>, Error> {
-        let of_bytes = |decode: &dyn Fn(u8) -> f32| -> Result<Vec<f32>, Error> {
+        let bytes = || {
             let stored = &scale.stored;
-            let raw = stored.read(scale.bytes, matrix, rows, self.backend, WordShift::None)?;
-            Ok(raw.into_iter().map(decode).collect())
+            stored.read(scale.bytes, matrix, rows, self.backend, WordShift::None)
         };
         match self.tensor.scheme.scale {
             ScaleCoding::Float(_) => self.read_floats(scale, matrix, rows),
-            ScaleCoding::E8M0(rule) => of_bytes(&|b| rule.decode(b)),
-            ScaleCoding::Minifloat(format) => of_bytes(&|b| format.table()[usize::from(b)]),
-            ScaleCoding::StoredTable => {
-                let table = self.scale_table.as_deref();
-                of_bytes(&|b| table.map_or(f32::NAN, |t| t[usize::from(b)]))
+            ScaleCoding::E8M0(rule) => Ok(decoded(&bytes()?, |b| rule.decode(b))),
+            ScaleCoding::Minifloat(format) => {
+                let table = format.table();
+                Ok(decoded(&bytes()?, |b| table[usize::from(b)]))
             }
-            ScaleCoding::Integer => of_bytes(&|b| f32::from(b)),
+            ScaleCoding::StoredTable => {
+                let table = self.scale_table.as_deref().unwrap_or(&[f32::NAN; 256]);
+                Ok(decoded(&bytes()?, |b| table[usize::from(b)]))
+            }
+            ScaleCoding::Integer => Ok(decoded(&bytes()?, f32::from)),
             ScaleCoding::One => Ok(Vec::new()),
         }
     }
@@ -509,6 +511,11 @@ impl<'a> Decoder<'a> {
         };
         self.dequantizer.decode(&tile, (codes, flip), local, out)
     }
+}
+
+/// The numbers that bytes stand for. A loop for each `decode`: there may be a byte for every sixteen codes.
+fn decoded(bytes: &[u8], decode: impl Fn(u8) -> f32) -> Vec<f32> {
+    bytes.iter().map(|&byte| decode(byte)).collect()
 }
 
 /// What turns stored codes into the unsigned form by an exclusive or; `None` where they must be read one by one.

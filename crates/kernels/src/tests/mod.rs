@@ -2,5 +2,6 @@
 
 mod blocks;
 mod cases;
+mod indexed;
 mod rows;
 mod runner;

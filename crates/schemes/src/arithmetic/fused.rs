@@ -1,5 +1,5 @@
 //! Rows decoded in one go: the formula of a tensor as plain data for [`Backend::decode_rows`], wherever it is one of those
-//! that backends know. What is not (rotations, activation order, second levels inside the formula) goes the long way.
+//! that backends know. What is not (rotations, second levels inside the formula) goes the long way.
 
 use std::ops::Range;
 
@@ -84,7 +84,10 @@ impl Dequantizer {
             formula: formula(kind, &offsets, prepared.step.unwrap_or(Float::F32)),
             first_rounded_to: first,
         };
-        (self.backend.decode_rows)(&rows, out, stores);
+        match &self.index {
+            Some(groups) => (self.backend.decode_indexed)(&rows, &groups.index, out, stores),
+            None => (self.backend.decode_rows)(&rows, out, stores),
+        }
         Ok(())
     }
 
@@ -96,7 +99,7 @@ impl Dequantizer {
                 scheme.basis.columns,
                 ColumnFactor::None | ColumnFactor::Inputs
             );
-        let is_known = self.index.is_none() && scheme.super_scale != SuperScale::Channel;
+        let is_known = scheme.super_scale != SuperScale::Channel;
         let has_values = match scheme.code {
             Code::Minifloat(format) => matches!(format.bits(), 4 | 8),
             Code::Dense(_) => false,

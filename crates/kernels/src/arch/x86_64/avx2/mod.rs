@@ -12,6 +12,7 @@ mod blocks;
 mod convert;
 mod formula;
 mod gather;
+mod indexed;
 mod lanes;
 mod minifloat;
 mod plan;
@@ -55,6 +56,7 @@ pub(crate) static BACKEND: Backend = Backend {
     first_non_finite,
     copy,
     decode_rows,
+    decode_indexed,
     decode_blocks,
     ..PORTABLE
 };
@@ -100,6 +102,7 @@ entries! {
     fn first_non_finite(values: &[f32]) -> Option<usize> = again::first_non_finite;
     fn copy(from: &[u8], to: &mut [u8], stores: Stores) = stream::copy_bytes;
     fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) = rows::decode_rows;
+    fn decode_indexed(rows: &CodedRows<'_>, index: &[u32], out: FloatsMut<'_>, stores: Stores) = indexed::decode_indexed;
     fn decode_blocks(format: BlockFormat, blocks: &[u8], out: FloatsMut<'_>, stores: Stores) = blocks::decode_blocks;
 }
 
