@@ -4,7 +4,8 @@ use super::cases::{self, Rows};
 use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Formula, ScaleGrid, StoredCodes, Zeros};
 use crate::{Backend, Codebook, Float, FloatsMut, Minifloat, PORTABLE, Packing, Stores};
 
-/// `(rows, columns, columns of a group)`: around tiles of 8 and 32 rows, blocks of 8 columns, strips of 128 and 256.
+/// `(rows, columns, columns of a group)`: around tiles of 8 and 32 rows, blocks of 8 columns, strips of 256 and
+/// 512.
 const SHAPES: &[(usize, usize, usize)] = &[
     (1, 1, 1),
     (5, 31, 7),

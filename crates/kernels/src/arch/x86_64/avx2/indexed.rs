@@ -32,7 +32,7 @@ use crate::{Float, Packing, portable};
 const ROWS: usize = 32;
 
 /// Bytes of a row of a strip.
-const STRIP: usize = 512;
+const STRIP: usize = 1024;
 
 /// From one row of a strip to the next: not a power of two, or rows would fall into the same sets of the cache.
 const STRIDE: usize = STRIP + 64;
@@ -134,8 +134,8 @@ struct Strip([u8; ROWS * STRIDE]);
 #[repr(align(64))]
 struct Words([[u8; 4 * ROWS]; MOST_WORDS]);
 
-/// 256 codes of 8 bits.
-const MOST_WORDS: usize = 64;
+/// Codes of 8 bits.
+const MOST_WORDS: usize = STRIP / 2 / 4;
 
 impl Job<'_> {
     #[target_feature(enable = "avx2,f16c")]
@@ -222,6 +222,9 @@ impl Job<'_> {
                 for row in 0..n_rows {
                     let line = &codes.bytes[(first_row + row) * codes.stride + 4 * first_word..];
                     let line = &line[..line.len().min((n_columns * BITS).div_ceil(8))];
+                    for at in (0..line.len()).step_by(64) {
+                        prefetch(line.as_ptr().wrapping_add(line.len() + at));
+                    }
                     put_row(line, row, &mut scratch.0[..n_words]);
                 }
             }
@@ -272,23 +275,26 @@ impl Lines<'_> {
     }
 
     /// Asks for words that come later: the stride is beyond what the processor looks ahead for.
-    #[allow(
-        unused_unsafe,
-        reason = "the intrinsic became safe after our oldest compiler"
-    )]
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn prefetch(&self, word: usize) {
+    fn look_ahead(&self, word: usize) {
         const AHEAD: usize = 24;
-        let start = self
-            .bytes
-            .as_ptr()
-            .wrapping_add((word + AHEAD).wrapping_mul(self.stride));
+        let start = (word + AHEAD).wrapping_mul(self.stride);
         for at in [0, 64] {
-            // SAFETY: a prefetch reads nothing and takes any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at).cast()) }
+            prefetch(self.bytes.as_ptr().wrapping_add(start).wrapping_add(at));
         }
     }
+}
+
+#[allow(
+    unused_unsafe,
+    reason = "the intrinsic became safe after our oldest compiler"
+)]
+#[target_feature(enable = "avx2")]
+#[inline]
+fn prefetch(address: *const u8) {
+    // SAFETY: a prefetch reads nothing and takes any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
 }
 
 /// The results of 32 rows, for each column of the index.
@@ -305,9 +311,19 @@ fn strip_of<const FLOAT: usize, const BITS: usize>(
     let flip = _mm256_set1_epi32((u64::from(flip) * EACH[BITS / 4]) as u32 as i32);
     for (block, index) in index.chunks(8).enumerate() {
         let group = |j: usize| &groups[index.get(j).copied().unwrap_or_default() as usize];
-        let groups: [&Group; 8] = [0, 1, 2, 3, 4, 5, 6, 7].map(group);
+        // Written out, here and below: `array::map` stayed a call, whose vectors go through memory.
+        let groups = [
+            group(0),
+            group(1),
+            group(2),
+            group(3),
+            group(4),
+            group(5),
+            group(6),
+            group(7),
+        ];
         let (first, shift) = (8 * block * BITS / 32, 8 * block * BITS % 32);
-        words.prefetch(first);
+        words.look_ahead(first);
         let lines = [
             words.of(first),
             words.of(if BITS == 8 && index.len() > 4 {
@@ -317,11 +333,11 @@ fn strip_of<const FLOAT: usize, const BITS: usize>(
             }),
         ];
         for eight in 0..ROWS / 8 {
-            let lanes = lines.map(|line| {
-                let lanes = load(&line.as_chunks().0[eight]);
-                let lanes = _mm256_xor_si256(lanes, flip);
+            let lanes = |line: &[u8; 4 * ROWS]| {
+                let lanes = _mm256_xor_si256(load(&line.as_chunks().0[eight]), flip);
                 _mm256_srl_epi32(lanes, _mm_cvtsi32_si128(shift as i32))
-            });
+            };
+            let lanes = [lanes(lines[0]), lanes(lines[1])];
             let result = |j: usize| {
                 let code = code::<BITS>(lanes[j * BITS / 32], j * BITS % 32);
                 let difference = _mm256_sub_ps(code, load_ps(&groups[j].zeros[eight]));

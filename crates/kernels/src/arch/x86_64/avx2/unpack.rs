@@ -22,9 +22,10 @@ pub(super) fn unpack(packing: Packing, packed: &[u8], out: &mut [u8]) {
         packed.len()
     );
     let done = match packing {
-        Packing::LsbFirst { bits: 2 } | Packing::LsbFirstNoStraddle { bits: 2 } => {
-            two_bits(packed, out)
-        }
+        Packing::LsbFirst { bits: 2 }
+        | Packing::LsbFirstNoStraddle { bits: 2 }
+        | Packing::Planar { bits: 2 } => two_bits(packed, out),
+        Packing::Planar { bits: 4 } => four_bits::<LOW_FIRST>(packed, out),
         Packing::LsbFirst { bits: 1 } | Packing::LsbFirstNoStraddle { bits: 1 } => {
             one_bit(packed, out)
         }

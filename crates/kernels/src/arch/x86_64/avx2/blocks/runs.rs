@@ -136,7 +136,8 @@ pub(super) fn nibbles(packed: __m256i) -> [__m256i; 2] {
 #[inline]
 fn words<const FLOAT: usize>(even: __m256, odd: __m256) -> __m256i {
     if FLOAT == F16 {
-        let [even, odd] = [even, odd].map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+        let even = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(even);
+        let odd = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(odd);
         return _mm256_set_m128i(_mm_unpackhi_epi16(even, odd), _mm_unpacklo_epi16(even, odd));
     }
     let low = _mm256_srli_epi32::<16>(round_bf16_upper(even));
