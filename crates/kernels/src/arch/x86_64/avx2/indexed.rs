@@ -127,9 +127,6 @@ struct Group {
     zeros: [[f32; 8]; ROWS / 8],
 }
 
-#[repr(align(64))]
-struct Strip([u8; ROWS * STRIDE]);
-
 /// Words of a tile, where they do not lie in order: those of 32 rows, one word after the other.
 #[repr(align(64))]
 struct Words([[u8; 4 * ROWS]; MOST_WORDS]);
@@ -148,7 +145,7 @@ impl Job<'_> {
             zeros: [[0.0; 8]; ROWS / 8],
         };
         let mut groups = vec![zero; self.rows.grid.width(columns)];
-        let mut strip = Box::new(Strip([0; ROWS * STRIDE]));
+        let mut strip = vec![0; ROWS * STRIDE];
         let mut words = Box::new(Words([[0; 4 * ROWS]; MOST_WORDS]));
         for (tile, lines) in out.chunks_mut(ROWS * line_len).enumerate() {
             let first_row = tile * ROWS;
@@ -157,8 +154,8 @@ impl Job<'_> {
             for start in (0..columns).step_by(STRIP / size) {
                 let index = &self.index[start..columns.min(start + STRIP / size)];
                 let words = self.words::<BITS>(first_row, n_rows, start, index.len(), &mut words);
-                strip_of::<FLOAT, BITS>(&words, self.zero.1, index, &groups, &mut strip.0);
-                let strip = strip.0.chunks_exact(STRIDE);
+                strip_of::<FLOAT, BITS>(&words, self.zero.1, index, &groups, &mut strip);
+                let strip = strip.chunks_exact(STRIDE);
                 for (line, results) in lines.chunks_exact_mut(line_len).zip(strip) {
                     let out = &mut line[start * size..(start + index.len()) * size];
                     self.write(&results[..out.len()], out);

@@ -36,7 +36,6 @@ pub(crate) static BACKEND: Backend = Backend {
     unpack,
     pack,
     unpack_tile,
-    pack_tile,
     unpack_plane,
     pack_plane,
     dequantize_integer,
@@ -82,7 +81,6 @@ entries! {
     fn unpack(packing: Packing, packed: &[u8], out: &mut [u8]) = unpack::unpack;
     fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = again::pack;
     fn unpack_tile(tile: Tile, packed: &[u8], out: &mut [u8]) = tiles::unpack_tile;
-    fn pack_tile(tile: Tile, codes: &[u8], packed: &mut [u8]) = again::pack_tile;
     fn unpack_plane(planes: Planes, plane: usize, words: &[u8], out: &mut [u8]) = again::unpack_plane;
     fn pack_plane(planes: Planes, plane: usize, codes: &[u8], words: &mut [u8]) = again::pack_plane;
     fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = again::dequantize_integer;
@@ -109,8 +107,7 @@ entries! {
 /// The portable functions, compiled with AVX2 allowed.
 mod again {
     use super::{
-        Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, Tile,
-        portable,
+        Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, portable,
     };
 
     macro_rules! again {
@@ -125,7 +122,6 @@ mod again {
 
     again! {
         fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = Packing::pack;
-        fn pack_tile(tile: Tile, codes: &[u8], packed: &mut [u8]) = Tile::pack;
         fn unpack_plane(planes: Planes, plane: usize, words: &[u8], out: &mut [u8]) = Planes::unpack;
         fn pack_plane(planes: Planes, plane: usize, codes: &[u8], words: &mut [u8]) = Planes::pack;
         fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = portable::affine::dequantize_integer;
