@@ -288,24 +288,17 @@ impl Dequantizer {
         }
         let mut offsets: Vec<f32> = tile.offsets.iter().map(|&o| round(o)).collect();
         self.each_super(tile, |scales, above| {
-            let factor = tile.supers[above];
-            let factors = &mut factors[scales.clone()];
-            match self.scheme.super_scale {
-                SuperScale::None | SuperScale::Channel => {}
-                SuperScale::Multiply => {
-                    let factor = round(factor);
-                    factors.iter_mut().for_each(|f| *f = round(*f * factor));
-                }
-                SuperScale::Divide => factors.iter_mut().for_each(|f| *f /= factor),
-                SuperScale::Nested { size: _, offset } => {
-                    factors.iter_mut().for_each(|f| *f = *f * factor + offset);
-                }
-                SuperScale::Grouped { size: _ } => {
-                    factors.iter_mut().for_each(|f| *f = factor * *f);
-                }
-            }
+            let kind = self.scheme.super_scale;
+            apply_super(
+                kind,
+                tile.supers[above],
+                round,
+                &mut factors[scales.clone()],
+            );
             if let Some(&factor) = tile.offset_supers.get(above) {
-                offsets[scales].iter_mut().for_each(|o| *o *= factor);
+                for offset in &mut offsets[scales] {
+                    *offset *= factor;
+                }
             }
         })?;
         Ok(Prepared {
@@ -566,6 +559,34 @@ impl Dequantizer {
                 .filter(|(v, _)| v.is_nan())
             {
                 *bytes = BF16_NAN;
+            }
+        }
+    }
+}
+
+/// Applies a super-scale to the scales that have it.
+fn apply_super(kind: SuperScale, factor: f32, round: impl Fn(f32) -> f32, scales: &mut [f32]) {
+    match kind {
+        SuperScale::None | SuperScale::Channel => {}
+        SuperScale::Multiply => {
+            let factor = round(factor);
+            for scale in scales {
+                *scale = round(*scale * factor);
+            }
+        }
+        SuperScale::Divide => {
+            for scale in scales {
+                *scale /= factor;
+            }
+        }
+        SuperScale::Nested { size: _, offset } => {
+            for scale in scales {
+                *scale = *scale * factor + offset;
+            }
+        }
+        SuperScale::Grouped { size: _ } => {
+            for scale in scales {
+                *scale *= factor;
             }
         }
     }
