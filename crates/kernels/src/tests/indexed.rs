@@ -4,7 +4,7 @@ use super::cases::{self, Rows};
 use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Formula, ScaleGrid, StoredCodes, Zeros};
 use crate::{Backend, Codebook, Float, FloatsMut, Minifloat, PORTABLE, Packing, Stores};
 
-/// `(rows, columns, columns of a group)`: around tiles of 8 and 32 rows, blocks of 8 columns, strips of 256 and
+/// `(rows, columns, columns of a group)`: around tiles of 8, 32 and 128 rows, blocks of 8 columns, strips of 256 and
 /// 512.
 const SHAPES: &[(usize, usize, usize)] = &[
     (1, 1, 1),
@@ -14,6 +14,7 @@ const SHAPES: &[(usize, usize, usize)] = &[
     (70, 300, 128),
     (32, 600, 64),
     (64, 257, 300),
+    (161, 40, 16),
 ];
 
 /// An entry for each column, in no order; some entries are used by none.

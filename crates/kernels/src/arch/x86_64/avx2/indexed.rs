@@ -31,6 +31,10 @@ use crate::{Float, Packing, portable};
 /// Rows of a tile: two lines of cache of a stored line of words.
 const ROWS: usize = 32;
 
+/// Rows whose strips follow each other: what is read of a stored line of words lies in one page then, and few pages are
+/// in use.
+const BAND: usize = 128;
+
 /// Bytes of a row of a strip.
 const STRIP: usize = 1024;
 
@@ -144,21 +148,33 @@ impl Job<'_> {
             scales: [[0.0; 8]; ROWS / 8],
             zeros: [[0.0; 8]; ROWS / 8],
         };
-        let mut groups = vec![zero; self.rows.grid.width(columns)];
+        let width = self.rows.grid.width(columns);
+        let mut groups = vec![zero; BAND / ROWS * width];
         let mut strip = vec![0; ROWS * STRIDE];
         let mut words = Box::new(Words([[0; 4 * ROWS]; MOST_WORDS]));
-        for (tile, lines) in out.chunks_mut(ROWS * line_len).enumerate() {
-            let first_row = tile * ROWS;
+        for (band, lines) in out.chunks_mut(BAND * line_len).enumerate() {
+            let tiles = |lines: usize| (band * BAND..).step_by(ROWS).take(lines.div_ceil(ROWS));
             let n_rows = lines.len() / line_len;
-            self.turn(first_row, n_rows, &mut groups);
+            for (first_row, groups) in tiles(n_rows).zip(groups.chunks_exact_mut(width)) {
+                self.turn(
+                    first_row,
+                    ROWS.min(band * BAND + n_rows - first_row),
+                    groups,
+                );
+            }
             for start in (0..columns).step_by(STRIP / size) {
                 let index = &self.index[start..columns.min(start + STRIP / size)];
-                let words = self.words::<BITS>(first_row, n_rows, start, index.len(), &mut words);
-                strip_of::<FLOAT, BITS>(&words, self.zero.1, index, &groups, &mut strip);
-                let strip = strip.chunks_exact(STRIDE);
-                for (line, results) in lines.chunks_exact_mut(line_len).zip(strip) {
-                    let out = &mut line[start * size..(start + index.len()) * size];
-                    self.write(&results[..out.len()], out);
+                let tiles = tiles(n_rows).zip(groups.chunks_exact(width));
+                for ((first_row, groups), lines) in tiles.zip(lines.chunks_mut(ROWS * line_len)) {
+                    let n_rows = lines.len() / line_len;
+                    let words =
+                        self.words::<BITS>(first_row, n_rows, start, index.len(), &mut words);
+                    strip_of::<FLOAT, BITS>(&words, self.zero.1, index, groups, &mut strip);
+                    let strip = strip.chunks_exact(STRIDE);
+                    for (line, results) in lines.chunks_exact_mut(line_len).zip(strip) {
+                        let out = &mut line[start * size..(start + index.len()) * size];
+                        self.write(&results[..out.len()], out);
+                    }
                 }
             }
         }
