@@ -43,29 +43,45 @@ fn formulas(offsets: &[f32]) -> Vec<Formula<'_>> {
     formulas
 }
 
-/// Decodes with every backend and compares, for each output and kind of store; returns the number of comparisons. The
-/// output starts at an odd address, and nothing around it may change.
+/// Decodes with every backend and compares, for each output and kind of store; returns the number of comparisons. Nothing
+/// around the output may change.
 fn check(rows: &CodedRows<'_>, case: &str) -> usize {
     let n = rows.n_rows * rows.n_columns;
     let mut visited = 0;
     for stores in [Stores::Ordinary, Stores::Streaming] {
         for &float in Float::ALL {
+            if !cases::is_chosen() {
+                continue;
+            }
             let len = n * float.size_bytes();
-            let mut expected = vec![0xa5; len + 2];
-            let out = FloatsMut::Bytes(float, &mut expected[1..=len]);
-            (PORTABLE.decode_rows)(rows, out, stores);
-            for backend in Backend::available() {
-                let mut found = vec![0xa5; len + 2];
-                let out = FloatsMut::Bytes(float, &mut found[1..=len]);
+            let mut expected = vec![0xa5; len + 128];
+            let start = start_of(&expected, n);
+            let out = FloatsMut::Bytes(float, &mut expected[start..start + len]);
+            let reference = reference(rows, float);
+            (reference.decode_rows)(rows, out, stores);
+            let around = expected.split_off(start + len);
+            assert!(expected[..start].iter().chain(&around).all(|&b| b == 0xa5));
+            for backend in compared(reference) {
+                let mut found = vec![0xa5; len + 128];
+                let from = start_of(&found, n);
+                let out = FloatsMut::Bytes(float, &mut found[from..from + len]);
                 (backend.decode_rows)(rows, out, stores);
-                let at = found.iter().zip(&expected).position(|(a, b)| a != b);
+                let around = found.split_off(from + len);
+                assert!(found[..from].iter().chain(&around).all(|&b| b == 0xa5));
+                let (found, expected) = (&found[from..], &expected[start..]);
+                let at = found.iter().zip(expected).position(|(a, b)| a != b);
                 assert_eq!(at, None, "{} {case} {float:?} {stores:?}", backend.name);
                 visited += 1;
             }
         }
+        if !cases::is_chosen() {
+            continue;
+        }
         let mut expected = vec![0.0; n];
-        (PORTABLE.decode_rows)(rows, FloatsMut::F32(&mut expected), stores);
-        for backend in Backend::available() {
+        let out = FloatsMut::F32(&mut expected);
+        let reference = reference(rows, Float::F32);
+        (reference.decode_rows)(rows, out, stores);
+        for backend in compared(reference) {
             let mut found = vec![0.0f32; n];
             (backend.decode_rows)(rows, FloatsMut::F32(&mut found), stores);
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
@@ -74,6 +90,37 @@ fn check(rows: &CodedRows<'_>, case: &str) -> usize {
         }
     }
     visited
+}
+
+/// Where the output starts: on a line of the cache if that many results fill lines, so that streaming stores write them
+/// directly, else at an odd address.
+fn start_of(buffer: &[u8], n: usize) -> usize {
+    let line = buffer.as_ptr().align_offset(64);
+    if n.is_multiple_of(64) { line } else { line + 1 }
+}
+
+/// Portable. Bochs 2.7 rounds ties wrongly when it converts to F16, in both backends: where a part of the cases is run, as on
+/// that emulator, results with such a rounding are compared with those of AVX2, which equal portable where a processor runs
+/// these tests.
+fn reference(rows: &CodedRows<'_>, float: Float) -> &'static Backend {
+    let step = match rows.formula {
+        Formula::Product | Formula::Quotient | Formula::ProductTimes(_) => Float::F32,
+        Formula::PlusOffset { step, offsets: _ }
+        | Formula::MinusOffset { step, offsets: _ }
+        | Formula::OffsetFirst { step, offsets: _ } => step,
+    };
+    let has_f16 = [step, rows.first_rounded_to, float].contains(&Float::F16);
+    if has_f16 && !cases::share().is_empty() {
+        Backend::by_name("avx2").unwrap_or(&PORTABLE)
+    } else {
+        &PORTABLE
+    }
+}
+
+/// All backends, or, with another reference than portable, all but portable.
+fn compared(reference: &Backend) -> impl Iterator<Item = &'static Backend> {
+    let is_portable = reference.name == PORTABLE.name;
+    Backend::available().filter(move |backend| is_portable || backend.name != PORTABLE.name)
 }
 
 /// Calls `f` with rows of each shape in each packing that `wants`; the meaning is still to be set.
@@ -158,7 +205,10 @@ fn transposed() {
 fn report(what: &str, visited: usize) {
     let names: Vec<&str> = Backend::available().map(|b| b.name).collect();
     assert!(visited >= 8 * names.len(), "{what}: {visited}");
-    println!("{what}: {names:?} equal portable in {visited} cases");
+    println!(
+        "{what}: {names:?} equal portable in {visited} cases{}",
+        cases::share()
+    );
 }
 
 #[test]
