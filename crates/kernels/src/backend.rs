@@ -121,6 +121,8 @@ pub const PORTABLE: Backend = Backend {
 /// Every backend, fastest first; the last one is portable and always available.
 pub static BACKENDS: &[&Backend] = &[
     #[cfg(target_arch = "x86_64")]
+    &crate::arch::x86_64::avx512::BACKEND,
+    #[cfg(target_arch = "x86_64")]
     &crate::arch::x86_64::avx2::BACKEND,
     &PORTABLE,
 ];
