@@ -9,7 +9,7 @@
 //! Codes that are no finite number are rare: a group with one is looked up in the portable table.
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512i, _mm512_and_si512, _mm512_castsi256_si512, _mm512_castsi512_si256,
+    __m512, __m512i, _mm512_and_si512, _mm512_castsi256_si512, _mm512_castsi512_si256,
     _mm512_cmpeq_epi8_mask, _mm512_cmpge_epu8_mask, _mm512_cvtepi8_epi16, _mm512_cvtepi16_epi8,
     _mm512_cvtph_ps, _mm512_extracti64x4_epi64, _mm512_inserti64x4, _mm512_mul_ps,
     _mm512_permutex2var_epi8, _mm512_permutexvar_epi64, _mm512_set1_epi8, _mm512_set1_epi16,
@@ -67,11 +67,12 @@ pub(super) fn values<const FORMAT: usize>(codes: &[u8; 32]) -> [__m512; 2] {
         let keep = _mm512_set1_epi16(0xbf80_u16.cast_signed());
         _mm512_and_si512(_mm512_slli_epi16::<7>(wide), keep)
     };
-    let halves: [__m256i; 2] = [
-        _mm512_castsi512_si256(halves),
-        _mm512_extracti64x4_epi64::<1>(halves),
-    ];
-    halves.map(|half| _mm512_mul_ps(_mm512_cvtph_ps(half), factor))
+    let low = _mm512_castsi512_si256(halves);
+    let high = _mm512_extracti64x4_epi64::<1>(halves);
+    [
+        _mm512_mul_ps(_mm512_cvtph_ps(low), factor),
+        _mm512_mul_ps(_mm512_cvtph_ps(high), factor),
+    ]
 }
 
 /// The values of 32 codes of any table.

@@ -408,13 +408,18 @@ impl Segment<'_> {
         mut values: impl FnMut(&[u8; 32]) -> [__m512; 2],
     ) {
         let (formula, first) = (self.rows.formula, self.rows.first_rounded_to);
+        // Arrays are written out: `array::map` on vectors of 512 bits stayed a call in release builds.
         let mut results = |codes: &[u8; 32]| {
-            let values = values(codes);
-            values.map(|v| apply(formula, first, entry, v))
+            let [a, b] = values(codes);
+            [
+                apply(formula, first, entry, a),
+                apply(formula, first, entry, b),
+            ]
         };
         if FLOAT == F32 {
             each_block::<32, 2, STREAM>(codes, out, |codes| {
-                results(codes).map(|v| _mm512_castps_si512(v))
+                let [a, b] = results(codes);
+                [_mm512_castps_si512(a), _mm512_castps_si512(b)]
             });
         } else {
             each_block::<32, 1, STREAM>(codes, out, |codes| [words32::<FLOAT>(results(codes))]);
@@ -428,10 +433,12 @@ impl Segment<'_> {
 fn integers(codes: &[u8; 32], flip: u8, zero: i32) -> [__m512; 2] {
     let (flip, zero) = (_mm512_set1_epi32(flip.into()), _mm512_set1_epi32(zero));
     let (halves, _) = codes.as_chunks::<16>();
-    [0, 1].map(|half| {
-        let codes = _mm512_xor_si512(_mm512_cvtepu8_epi32(load16(&halves[half])), flip);
-        _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero))
-    })
+    let low = _mm512_xor_si512(_mm512_cvtepu8_epi32(load16(&halves[0])), flip);
+    let high = _mm512_xor_si512(_mm512_cvtepu8_epi32(load16(&halves[1])), flip);
+    [
+        _mm512_cvtepi32_ps(_mm512_sub_epi32(low, zero)),
+        _mm512_cvtepi32_ps(_mm512_sub_epi32(high, zero)),
+    ]
 }
 
 /// Writes what `block` makes of each `CODES` codes, `N` vectors; the last codes padded.
@@ -446,16 +453,18 @@ fn each_block<const CODES: usize, const N: usize, const STREAM: bool>(
     let (vectors, last) = out.split_at_mut(blocks.len() * N * 64);
     let (vectors, _) = vectors.as_chunks_mut::<64>();
     for (codes, out) in blocks.iter().zip(vectors.as_chunks_mut::<N>().0) {
-        for (out, results) in out.iter_mut().zip(block(codes)) {
-            put::<STREAM>(out, results);
+        let results = block(codes);
+        for at in 0..N {
+            put::<STREAM>(&mut out[at], results[at]);
         }
     }
     if !rest.is_empty() {
         let mut padded = [0; CODES];
         padded[..rest.len()].copy_from_slice(rest);
         let mut bytes = [[0; 64]; N];
-        for (bytes, results) in bytes.iter_mut().zip(block(&padded)) {
-            store(bytes, results);
+        let results = block(&padded);
+        for at in 0..N {
+            store(&mut bytes[at], results[at]);
         }
         last.copy_from_slice(&bytes.as_flattened()[..last.len()]);
     }

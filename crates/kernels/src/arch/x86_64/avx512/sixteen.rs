@@ -196,11 +196,14 @@ fn each_table<const SOURCE: usize, const FLOAT: usize, const STREAM: bool, const
     for ((table, codes), out) in tables.zip(codes.chunks(code_len)).zip(outs) {
         let table = load_table::<FLOAT>(table);
         let (vectors, rest) = out.as_chunks_mut::<64>();
-        for (out, codes) in vectors.iter_mut().zip(codes.chunks_exact(len)) {
-            put::<STREAM>(out, results::<FLOAT, PAIRS>(table, spread.codes(codes)));
+        // Not zipped with `chunks_exact`: in release builds its `next` stayed a call for each vector.
+        let mut codes = codes;
+        for out in vectors {
+            let (block, behind) = codes.split_at(len);
+            codes = behind;
+            put::<STREAM>(out, results::<FLOAT, PAIRS>(table, spread.codes(block)));
         }
         if !rest.is_empty() {
-            let codes = &codes[vectors.len() * len..];
             let mut padded = [0; 32];
             let n = codes.len().min(len);
             padded[..n].copy_from_slice(&codes[..n]);
