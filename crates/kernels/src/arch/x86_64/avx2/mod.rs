@@ -9,6 +9,7 @@
 )]
 
 mod convert;
+mod encode;
 mod formula;
 mod gather;
 mod lanes;
@@ -20,6 +21,7 @@ mod sixteen;
 mod stream;
 mod unpack;
 
+use crate::encode::{CodeRule, Difference, Floats};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
     Backend, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE, Packing,
@@ -47,6 +49,9 @@ pub(crate) static BACKEND: Backend = Backend {
     min_max,
     absmax,
     first_non_finite,
+    extremes,
+    encode: encode_groups,
+    compare,
     copy,
     decode_rows,
     ..PORTABLE
@@ -87,6 +92,9 @@ entries! {
     fn min_max(values: &[f32]) -> (f32, f32) = scan::min_max;
     fn absmax(values: &[f32]) -> f32 = scan::absmax;
     fn first_non_finite(values: &[f32]) -> Option<usize> = again::first_non_finite;
+    fn extremes(source: Floats<'_>, group: usize, out: &mut [(f32, f32)]) = encode::extremes;
+    fn encode_groups(source: Floats<'_>, group: usize, rules: &[CodeRule], out: &mut [u8]) = encode::encode;
+    fn compare(original: Floats<'_>, decoded: Floats<'_>) -> Difference = encode::compare;
     fn copy(from: &[u8], to: &mut [u8], stores: Stores) = stream::copy_bytes;
     fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) = rows::decode_rows;
 }
