@@ -5,7 +5,7 @@
 
 mod awq;
 mod bitsandbytes;
-mod coder;
+mod choice;
 mod comfy_ui;
 mod compressed_tensors;
 mod fine_grained_fp8;
@@ -23,7 +23,7 @@ mod torch_ao;
 use safequant_kernels::Float;
 use safequant_schemes::{Code, ColumnFactor, ScaleDirection, Scheme, SuperScale, ZeroPoint};
 
-pub(crate) use self::coder::Choice;
+pub(crate) use self::choice::Choice;
 pub(crate) use self::ggml::Blocks;
 use crate::{Division, Error, ScaleRule, Target};
 

@@ -87,20 +87,3 @@ pub(super) fn exact_f32(n: i32) -> f32 {
 pub(super) fn nearest_i32(value: f32) -> i32 {
     value.round_ties_even() as i32
 }
-
-/// The nearest integer to a value that will be clamped to less than 512 afterwards, ties to even: the adder rounds at the
-/// last place of 1.5 * 2^23, which is 1. (`round_ties_even` is a call on baseline x86-64.)
-pub(super) fn nearest_of_small(value: f32) -> f32 {
-    const UNIT: f32 = 12_582_912.0;
-    (value.clamp(-1024.0, 1024.0) + UNIT) - UNIT
-}
-
-/// An integer in 0..=255.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped to the codes; the cast saturates"
-)]
-pub(super) fn small_u8(value: f32) -> u8 {
-    value as u8
-}
