@@ -242,7 +242,9 @@ mod tests {
         let found = lines(Granularity::Group { size: 4 }, 7, 2, 100, 10);
         let rows: Vec<_> = found.iter().map(|l| (l.rows.clone(), l.run)).collect();
         assert_eq!(rows, [(0..1, 10), (1..2, 10)]);
-        let short: Vec<_> = (0..found[1].n_groups()).map(|i| found[1].is_short(i)).collect();
+        let short: Vec<_> = (0..found[1].n_groups())
+            .map(|i| found[1].is_short(i))
+            .collect();
         assert_eq!(short, [false, false, true]);
         // A group that is longer than the row is short.
         assert!(lines(Granularity::Group { size: 16 }, 0, 1, 1, 10)[0].is_short(0));

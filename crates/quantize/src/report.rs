@@ -98,9 +98,7 @@ pub fn row_losses(
             losses.push(Loss::of(original, Floats::Bytes(float, bytes), backend));
         }
     };
-    reader
-        .parts(tile, float, each)
-        .map_err(unreadable)?;
+    reader.parts(tile, float, each).map_err(unreadable)?;
     Ok(losses)
 }
 

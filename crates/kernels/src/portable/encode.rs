@@ -172,7 +172,11 @@ fn nearest_of_small(value: f32) -> f32 {
 /// # Panics
 /// If the lengths differ.
 pub fn compare(original: Floats<'_>, decoded: Floats<'_>) -> Difference {
-    assert_eq!(original.len(), decoded.len(), "as many values as there were");
+    assert_eq!(
+        original.len(),
+        decoded.len(),
+        "as many values as there were"
+    );
     let (mut signal, mut noise) = ([0.0; LANES], [0.0; LANES]);
     let mut found = Difference::default();
     let mut buffers = [[0.0; CHUNK]; 2];

@@ -13,7 +13,10 @@ fn each_source(values: fn(usize) -> Vec<f32>, mut check: impl FnMut(&str, Floats
     for &len in LENGTHS {
         for &offset in OFFSETS {
             let values = values(offset + len);
-            check(&format!("f32 {len} {offset}"), Floats::F32(&values[offset..]));
+            check(
+                &format!("f32 {len} {offset}"),
+                Floats::F32(&values[offset..]),
+            );
             for &float in Float::ALL {
                 // The offset is one of bytes here: no load is aligned.
                 let mut bytes = vec![0; offset + len * float.size_bytes()];
@@ -54,7 +57,9 @@ fn with_specials(len: usize) -> Vec<f32> {
 fn extremes() {
     for backend in Backend::available() {
         let mut visited = 0;
-        for values in [cases::weights, cases::floats, with_specials, |len| vec![-0.0; len]] {
+        for values in [cases::weights, cases::floats, with_specials, |len| {
+            vec![-0.0; len]
+        }] {
             visited += each_source(values, |case, source| {
                 for &group in GROUPS {
                     let n = source.len().div_ceil(group);
@@ -62,11 +67,19 @@ fn extremes() {
                     for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
                         (table.extremes)(source, group, out);
                     }
-                    assert_eq!(bits(&outs[0]), bits(&outs[1]), "{} {case} {group}", backend.name);
+                    assert_eq!(
+                        bits(&outs[0]),
+                        bits(&outs[1]),
+                        "{} {case} {group}",
+                        backend.name
+                    );
                 }
             });
         }
-        println!("extremes: {} equals portable in {visited} cases", backend.name);
+        println!(
+            "extremes: {} equals portable in {visited} cases",
+            backend.name
+        );
     }
 }
 
@@ -160,7 +173,11 @@ fn encode() {
                         (table.encode)(source, group, &rules, out);
                     }
                     if outs[0] != outs[1] {
-                        let at = outs[0].iter().zip(&outs[1]).position(|(a, b)| a != b).unwrap();
+                        let at = outs[0]
+                            .iter()
+                            .zip(&outs[1])
+                            .position(|(a, b)| a != b)
+                            .unwrap();
                         panic!(
                             "{} {case} {group}: {:?} of {:?} gives {} not {}",
                             backend.name,
@@ -173,7 +190,10 @@ fn encode() {
                 }
             });
         }
-        println!("encode: {} equals portable in {visited} cases", backend.name);
+        println!(
+            "encode: {} equals portable in {visited} cases",
+            backend.name
+        );
     }
 }
 
@@ -218,13 +238,21 @@ fn compare() {
                     let decoded = Floats::Bytes(float, &bytes);
                     let found = (backend.compare)(original, decoded);
                     let expected = (PORTABLE.compare)(original, decoded);
-                    assert_eq!(bits(found), bits(expected), "{} {case} {float:?}", backend.name);
+                    assert_eq!(
+                        bits(found),
+                        bits(expected),
+                        "{} {case} {float:?}",
+                        backend.name
+                    );
                     let n_finite = wide.iter().filter(|v| v.is_finite()).count();
                     assert_eq!(found.n_values, n_finite as u64, "{case}");
                 }
             });
         }
-        println!("compare: {} equals portable in {visited} cases", backend.name);
+        println!(
+            "compare: {} equals portable in {visited} cases",
+            backend.name
+        );
     }
 }
 

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use safequant_kernels::Float;
+use safequant_kernels::Packing;
 use safequant_kernels::rows::{
     CodeLayout, CodeMeaning, CodedRows, FloatsMut, Formula, ScaleGrid, StoredCodes, Stores, Zeros,
 };
-use safequant_kernels::Packing;
 
 use super::{Dequantizer, RowsOut};
 use crate::storage::{scale_rows, segments, to_usize};

@@ -76,7 +76,7 @@ macro_rules! entries {
 
 entries! {
     fn unpack(packing: Packing, packed: &[u8], out: &mut [u8]) = unpack::unpack;
-    fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = again::pack;
+    fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = encode::pack;
     fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = again::dequantize_integer;
     fn dequantize_table(codes: &[u8], table: &[f32; 256], scale: f32, out: &mut [f32]) = sixteen::dequantize_table;
     fn rotate(values: &mut [f32], group: usize) = again::rotate;

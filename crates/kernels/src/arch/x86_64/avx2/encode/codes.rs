@@ -1,9 +1,10 @@
 //! Codes of groups: a loop per rule.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_andnot_si256, _mm256_cmpeq_epi32, _mm256_cvttps_epi32, _mm256_or_si256, _mm256_setzero_si256, _mm256_div_ps,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_sub_epi32, _mm256_sub_ps,
+    __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_andnot_si256, _mm256_cmpeq_epi32,
+    _mm256_cvttps_epi32, _mm256_div_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
+    _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_sub_epi32,
+    _mm256_sub_ps,
 };
 
 use super::super::lanes::store;
@@ -177,7 +178,11 @@ fn by_portable<const KIND: u8>(source: &[u8], rule: &CodeRule, out: &mut [u8]) {
         _ => Float::Bf16,
     };
     let group = out.len().max(1);
-    let rules = if out.is_empty() { &[] } else { std::slice::from_ref(rule) };
+    let rules = if out.is_empty() {
+        &[]
+    } else {
+        std::slice::from_ref(rule)
+    };
     portable::encode::encode(Floats::Bytes(float, source), group, rules, out);
 }
 
@@ -218,7 +223,10 @@ fn integer<const KIND: u8, const ARITH: u8>(
     out: &mut [u8],
 ) {
     let range = -(1 << 21)..=1 << 21;
-    assert!(range.contains(&min) && range.contains(&max), "codes beyond 2^21");
+    assert!(
+        range.contains(&min) && range.contains(&max),
+        "codes beyond 2^21"
+    );
     assert!(min <= max && max - min <= 255, "codes of more than a byte");
     let divisor = _mm256_set1_ps(divisor);
     let (low, high) = (_mm256_set1_ps(min as f32), _mm256_set1_ps(max as f32));

@@ -15,7 +15,11 @@ use crate::portable;
 /// See [`portable::encode::compare`].
 #[target_feature(enable = "avx2,f16c")]
 pub(in super::super) fn compare(original: Floats<'_>, decoded: Floats<'_>) -> Difference {
-    assert_eq!(original.len(), decoded.len(), "as many values as there were");
+    assert_eq!(
+        original.len(),
+        decoded.len(),
+        "as many values as there were"
+    );
     let (float, bytes) = bytes_of(original);
     let found = match float {
         Float::F32 => with_original::<F32>(bytes, decoded),

@@ -1,7 +1,7 @@
 //! Smallest and largest values of groups, on the bits.
 
 use std::arch::x86_64::{
-    __m256i, _mm_min_epu16, _mm_minpos_epu16, _mm_cvtsi128_si32, _mm_set1_epi16, _mm_xor_si128,
+    __m256i, _mm_cvtsi128_si32, _mm_min_epu16, _mm_minpos_epu16, _mm_set1_epi16, _mm_xor_si128,
     _mm256_and_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_max_epi16,
     _mm256_max_epi32, _mm256_min_epi16, _mm256_min_epi32, _mm256_set1_epi16, _mm256_set1_epi32,
     _mm256_srai_epi16, _mm256_srai_epi32, _mm256_xor_si256,
@@ -71,7 +71,11 @@ fn one<const KIND: u8>(bytes: &[u8]) -> (f32, f32) {
         // Plus zero, whatever the sign.
         return (whole.0 + 0.0, whole.1 + 0.0);
     }
-    let tail = if rest.is_empty() { whole } else { few::<KIND>(rest) };
+    let tail = if rest.is_empty() {
+        whole
+    } else {
+        few::<KIND>(rest)
+    };
     scan::min_max(&[whole.0, whole.1, tail.0, tail.1])
 }
 

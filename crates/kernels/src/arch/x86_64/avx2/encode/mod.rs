@@ -10,8 +10,10 @@ mod compare;
 mod extremes;
 mod lanes;
 mod nearest_entry;
+mod pack;
 mod small_float;
 
 pub(super) use self::codes::encode;
 pub(super) use self::compare::compare;
 pub(super) use self::extremes::extremes;
+pub(super) use self::pack::pack;

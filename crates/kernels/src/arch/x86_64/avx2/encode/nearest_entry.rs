@@ -2,9 +2,9 @@
 //! the ones before it leave.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _CMP_GT_OQ, _mm256_add_epi32, _mm256_cmp_ps,
-    _mm256_or_si256, _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_shuffle_epi8, _mm256_srli_epi32, _mm256_sub_epi32,
+    __m256, __m256i, _CMP_GT_OQ, _mm256_add_epi32, _mm256_cmp_ps, _mm256_or_si256,
+    _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_shuffle_epi8,
+    _mm256_srli_epi32, _mm256_sub_epi32,
 };
 
 use super::super::lanes::{load, load_ps};
