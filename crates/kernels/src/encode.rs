@@ -164,6 +164,21 @@ pub enum CodeRule {
         /// The scale.
         divisor: f32,
     },
+    /// `min((value * factor + offset) as i8, max)`: the sum toward zero, within a signed byte (what is negative then counts
+    /// as a large code); a NaN is 0. ggml's way of rounding.
+    Truncated {
+        /// The reciprocal scale.
+        factor: f32,
+        /// What is added to the product.
+        offset: f32,
+        /// The largest code.
+        max: u8,
+    },
+    /// `128 + (value * factor)` to the nearest integer, ties away from zero, within a signed byte; a NaN is 0.
+    AwayFromZero {
+        /// The reciprocal scale.
+        factor: f32,
+    },
     /// Every value gets this code.
     Constant {
         /// The code.

@@ -198,8 +198,8 @@ pub fn encode(
             |of: fn(&KeptRows) -> &Vec<u8>| kept.as_ref().map(of).cloned().unwrap_or_default();
         for (i, part, stored) in &streamed {
             if let Stored::Blocks(in_blocks) = stored {
-                let cut = blocks::cut_tile(tile, [&codes, &scales, &above]);
-                regions.push(in_blocks.encode(tensor, *i, matrix, &local, &cut)?);
+                let cut = [&codes, &scales, &above];
+                regions.push(in_blocks.encode(tensor, *i, (matrix, &local), tile, cut)?);
                 continue;
             }
             let mut shift = WordShift::None;
@@ -381,10 +381,17 @@ fn stored_scales(
             let bytes = Powers::new(rule);
             each(&|s| bytes.byte(s))
         }
-        ScaleCoding::Minifloat(format) => each(&|s| {
-            let code = format.encode(s, OverflowRule::Saturate, NanRule::Torch);
-            same_bits(format.decode(code), s).then_some(code)
-        }),
+        ScaleCoding::Minifloat(format) => {
+            let (mut codes, table) = (vec![0; scales.len()], format.table());
+            let (overflow, nan) = (OverflowRule::Saturate, NanRule::Torch);
+            (backend.encode_minifloat)(format, overflow, nan, scales, &mut codes);
+            let value = |code: u8| table[usize::from(code)];
+            let mut pairs = codes.iter().zip(scales);
+            match pairs.position(|(&code, &scale)| !same_bits(value(code), scale)) {
+                None => Ok(codes),
+                Some(at) => Err(unstorable(tensor, "scale", scales[at], at, groups)),
+            }
+        }
         ScaleCoding::Integer => each(&|s| {
             let byte = small_u8(s);
             same_bits(f32::from(byte), s).then_some(byte)

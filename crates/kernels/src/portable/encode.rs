@@ -134,6 +134,16 @@ fn run(rule: &CodeRule, values: &mut [f32], codes: &mut [u8]) {
             scale(values, |value| value / divisor);
             nearest(book, values, 1.0, codes);
         }
+        CodeRule::Truncated {
+            factor,
+            offset,
+            max,
+        } => each(values, codes, |value| {
+            ((value * factor + offset) as i8 as u8).min(max)
+        }),
+        CodeRule::AwayFromZero { factor } => each(values, codes, |value| {
+            (value * factor).round() as i8 as u8 ^ 0x80
+        }),
         CodeRule::Constant { code } => codes.fill(code),
     }
 }

@@ -150,6 +150,16 @@ fn rules() -> Vec<CodeRule> {
             }
         }
     }
+    for factor in [7.9, -7.9, 130.0, 0.0, f32::INFINITY] {
+        for (offset, max) in [(8.5, 15), (16.5, 31)] {
+            all.push(CodeRule::Truncated {
+                factor,
+                offset,
+                max,
+            });
+        }
+        all.push(CodeRule::AwayFromZero { factor });
+    }
     for &book in Codebook::ALL {
         all.push(CodeRule::Nearest { book, factor: 0.93 });
         all.push(CodeRule::NearestQuotient { book, divisor: 0.7 });

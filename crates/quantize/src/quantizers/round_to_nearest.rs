@@ -58,17 +58,15 @@ impl Quantizer for RoundToNearest {
         statistics: Option<&Statistics>,
         backend: &'static Backend,
     ) -> Result<CodeTile, Error> {
-        if target.rule == ScaleRule::Ggml {
+        let reference = if target.rule == ScaleRule::Ggml {
             let blocks = Blocks::of(&target.scheme)?;
-            return with_finite(target, &rows, backend, |values| {
-                let values = values.widened(backend);
-                match (backend.first_non_finite)(&values) {
-                    Some(_) => Err(Stop::NonFinite),
-                    None => Ok(blocks.quantize(&rows, &values)?),
-                }
-            });
-        }
-        let reference = reference(target, rows.source)?;
+            match blocks.reference(rows.in_features)? {
+                Some(reference) => reference,
+                None => return quantize_blocks(blocks, target, &rows, backend),
+            }
+        } else {
+            reference(target, rows.source)?
+        };
         let grid = Grid::new(target.scheme.granularity, &rows)?;
         with_finite(target, &rows, backend, |values| {
             let mut tile = Tile {
@@ -92,6 +90,22 @@ impl Quantizer for RoundToNearest {
             Ok(tile.out)
         })
     }
+}
+
+/// Block types whose groups are chosen together.
+fn quantize_blocks(
+    blocks: Blocks,
+    target: &Target,
+    rows: &Rows<'_>,
+    backend: &'static Backend,
+) -> Result<CodeTile, Error> {
+    with_finite(target, rows, backend, |values| {
+        let values = values.widened(backend);
+        match (backend.first_non_finite)(&values) {
+            Some(_) => Err(Stop::NonFinite),
+            None => Ok(blocks.quantize(rows, &values)?),
+        }
+    })
 }
 
 /// A tile on the way to its codes.
@@ -125,12 +139,10 @@ impl Tile<'_> {
         };
         self.rules.clear();
         for i in 0..line.n_groups() {
-            let (low, high) = self.extremes[i];
-            let group = known.unwrap_or(Group {
-                low,
-                high,
-                is_short: line.is_short(i),
-            });
+            let mut group = known.unwrap_or_else(|| Group::new(self.extremes[i], line.is_short(i)));
+            if self.reference.needs_first_extreme() && group.has_two_extremes() {
+                group.extreme = self.first_extreme(line, i, values);
+            }
             let choice = self.reference.choose(group, above);
             let choice = choice.map_err(|scale| {
                 self.overflow(line, i, scale, stored_dtype(self.target.scheme.scale))
@@ -143,6 +155,16 @@ impl Tile<'_> {
             (self.backend.encode)(values.cut(run), line.group, &self.rules, codes);
         }
         Ok(())
+    }
+
+    /// The first value of largest magnitude in a group of a line that is one run.
+    fn first_extreme(&self, line: &Line, i: usize, values: Floats<'_>) -> f32 {
+        let start = line.rows.start * self.rows.in_features + i * line.group;
+        let end = (start + line.group).min(line.rows.end * self.rows.in_features);
+        let largest = self.extremes[i].1;
+        let values = values.cut(start..end).widened(self.backend);
+        let found = values.iter().find(|value| value.abs() >= largest);
+        found.copied().unwrap_or(largest)
     }
 
     /// The scale of the scales of the matrix, 1 where there is none.
@@ -247,12 +269,8 @@ fn stored_dtype(scale: ScaleCoding) -> &'static str {
 fn known_extremes(statistics: Option<&Statistics>, matrix: u64) -> Result<Group, Error> {
     let index = usize::try_from(matrix).unwrap_or(usize::MAX);
     let known = statistics.and_then(|s| s.extremes.get(index)).copied();
-    let (low, high) = known.ok_or(Error::MissingStatistics { matrix })?;
-    Ok(Group {
-        low,
-        high,
-        is_short: false,
-    })
+    let extremes = known.ok_or(Error::MissingStatistics { matrix })?;
+    Ok(Group::new(extremes, false))
 }
 
 /// Calls `work` with the values that are quantized: finite, and in the scheme's basis. Values are looked at one by one only

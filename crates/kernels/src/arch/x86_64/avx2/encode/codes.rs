@@ -1,16 +1,18 @@
 //! Codes of groups: a loop per rule.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_andnot_si256, _mm256_cmpeq_epi32,
-    _mm256_cvttps_epi32, _mm256_div_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
-    _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_sub_epi32,
-    _mm256_sub_ps,
+    __m256, __m256i, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256,
+    _mm256_andnot_si256, _mm256_cmpeq_epi32, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_max_ps,
+    _mm256_min_epi32, _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_sub_epi32, _mm256_sub_ps,
 };
 
-use super::super::lanes::store;
-use super::lanes::{BF16, F16, F32, bits, bytes_of, load8, nearest, pack32, size_of, store8};
+use super::super::lanes::{nan_lanes, store, store16};
+use super::lanes::{
+    BF16, F16, F32, bits, bytes_of, load8, nearest, pack16, pack32, size_of, store8,
+};
 use super::nearest_entry::Book;
-use super::small_float::{Small, toward_zero, zero_lanes};
+use super::small_float::{Small, e2m1_even, toward_zero, zero_lanes};
 use crate::encode::{CodeRule, Floats};
 use crate::{E2M1Rule, Float, portable};
 
@@ -166,6 +168,12 @@ fn one<const KIND: u8>(source: &[u8], rule: &CodeRule, out: &mut [u8]) {
             let divisor = _mm256_set1_ps(divisor);
             each::<KIND>(source, out, |v| book.codes(_mm256_div_ps(v, divisor)));
         }
+        CodeRule::Truncated {
+            factor,
+            offset,
+            max,
+        } => truncated::<KIND>(source, (factor, offset), max, out),
+        CodeRule::AwayFromZero { factor } => away_from_zero::<KIND>(source, factor, out),
         CodeRule::Constant { code } => out.fill(code),
     }
 }
@@ -196,6 +204,15 @@ fn each<const KIND: u8>(source: &[u8], out: &mut [u8], codes: impl Fn(__m256) ->
     for (out, source) in turns.iter_mut().zip(&mut sources) {
         let at = |i: usize| codes(load8::<KIND>(&source[i * eight..]));
         store(out, pack32([at(0), at(1), at(2), at(3)]));
+    }
+    let (sixteens, rest) = rest.as_chunks_mut::<16>();
+    let mut sources = sources.remainder().chunks_exact(2 * eight);
+    for (out, source) in sixteens.iter_mut().zip(&mut sources) {
+        let (low, high) = source.split_at(eight);
+        store16(
+            out,
+            pack16([codes(load8::<KIND>(low)), codes(load8::<KIND>(high))]),
+        );
     }
     let (eights, last) = rest.as_chunks_mut::<8>();
     let mut sources = sources.remainder().chunks_exact(eight);
@@ -363,13 +380,12 @@ fn e2m1<const KIND: u8, const ARITH: u8>(
     out: &mut [u8],
 ) {
     let divisor = _mm256_set1_ps(divisor);
-    let small = Small::E2M1.vectors();
     let quotient = |v| nearest::<ARITH>(_mm256_div_ps(v, divisor));
     match rule {
-        E2M1Rule::EvenSigned => each::<KIND>(source, out, |v| small.codes(quotient(v))),
+        E2M1Rule::EvenSigned => each::<KIND>(source, out, |v| e2m1_even(quotient(v))),
         E2M1Rule::EvenPlusZero => each::<KIND>(source, out, |v| {
             let quotient = quotient(v);
-            _mm256_andnot_si256(zero_lanes(quotient), small.codes(quotient))
+            _mm256_andnot_si256(zero_lanes(quotient), e2m1_even(quotient))
         }),
         E2M1Rule::TowardZeroMinusZero => each::<KIND>(source, out, |v| {
             let quotient = quotient(v);
@@ -382,4 +398,37 @@ fn e2m1<const KIND: u8, const ARITH: u8>(
             _mm256_andnot_si256(is_zero, signed)
         }),
     }
+}
+
+/// A signed byte, toward zero; a NaN becomes 0.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn signed_byte(v: __m256) -> __m256i {
+    let clamped = clamp(v, _mm256_set1_ps(-128.0), _mm256_set1_ps(127.0));
+    let integer = _mm256_cvttps_epi32(clamped);
+    _mm256_andnot_si256(nan_lanes(v), integer)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn truncated<const KIND: u8>(source: &[u8], (factor, offset): (f32, f32), max: u8, out: &mut [u8]) {
+    let (factor, offset) = (_mm256_set1_ps(factor), _mm256_set1_ps(offset));
+    let (byte, max) = (_mm256_set1_epi32(0xff), _mm256_set1_epi32(max.into()));
+    each::<KIND>(source, out, |v| {
+        let sum = _mm256_add_ps(_mm256_mul_ps(v, factor), offset);
+        _mm256_min_epi32(_mm256_and_si256(signed_byte(sum), byte), max)
+    });
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn away_from_zero<const KIND: u8>(source: &[u8], factor: f32, out: &mut [u8]) {
+    let factor = _mm256_set1_ps(factor);
+    // Just below a half: a half itself, added to what is just below a half, would round up to one.
+    let half = _mm256_set1_ps(0.5_f32.next_down());
+    let sign = _mm256_set1_ps(-0.0);
+    each::<KIND>(source, out, |v| {
+        let product = _mm256_mul_ps(v, factor);
+        let half = _mm256_or_ps(half, _mm256_and_ps(product, sign));
+        let code = signed_byte(_mm256_add_ps(product, half));
+        _mm256_add_epi32(code, _mm256_set1_epi32(128))
+    });
 }

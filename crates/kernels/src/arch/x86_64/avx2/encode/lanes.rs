@@ -1,7 +1,7 @@
 //! Eight values of a dense float type in, eight codes out; and rounding in between.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_storel_epi64, _mm256_and_si256,
+    __m128i, __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_storel_epi64, _mm256_and_si256,
     _mm256_blendv_epi8, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_castsi256_si128,
     _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_packus_epi16,
     _mm256_packus_epi32, _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_setr_epi32,
@@ -75,6 +75,13 @@ pub(super) fn nearest<const KIND: u8>(v: __m256) -> __m256 {
 pub(super) fn pack32([a, b, c, d]: [__m256i; 4]) -> __m256i {
     let halves = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d));
     _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+}
+
+/// 16 codes in 32-bit lanes, in order, to bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn pack16([a, b]: [__m256i; 2]) -> __m128i {
+    _mm256_castsi256_si128(pack32([a, b, a, b]))
 }
 
 /// Eight codes in 32-bit lanes to bytes.

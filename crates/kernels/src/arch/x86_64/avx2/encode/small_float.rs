@@ -19,8 +19,6 @@ pub(super) struct Small {
 }
 
 impl Small {
-    pub(super) const E2M1: Self = Self::of(Minifloat::E2M1, Layout::E2M1);
-
     const fn of(format: Minifloat, layout: Layout) -> Self {
         let codes = format.special_codes(OverflowRule::Saturate, NanRule::Torch);
         // The NaN with the other sign differs in the sign alone: the formats of `new` are those of which this holds.
@@ -112,6 +110,37 @@ impl Vectors {
     }
 }
 
+/// [`Vectors::codes`] of E2M1, with its numbers as constants: groups of 16 values do not pay for preparing them. The largest
+/// code is also that of a NaN.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn e2m1_even(v: __m256) -> __m256i {
+    const SHIFT: i32 = 22;
+    let magnitude = magnitude(v);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<SHIFT>(magnitude), _mm256_set1_epi32(1));
+    let half = _mm256_set1_epi32((1 << (SHIFT - 1)) - 1);
+    let rounded = _mm256_add_epi32(_mm256_add_epi32(magnitude, half), odd);
+    let normal = _mm256_sub_epi32(
+        _mm256_srli_epi32::<SHIFT>(rounded),
+        _mm256_set1_epi32(126 << 1),
+    );
+    // The last place of 2^22 is a half, the smallest subnormal.
+    let unit = _mm256_set1_epi32(4_194_304.0_f32.to_bits().cast_signed());
+    let sum = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_castsi256_ps(unit));
+    let subnormal = _mm256_sub_epi32(bits(sum), unit);
+    let one = _mm256_set1_epi32(1.0_f32.to_bits().cast_signed());
+    let code = _mm256_blendv_epi8(normal, subnormal, _mm256_cmpgt_epi32(one, magnitude));
+    let code = _mm256_min_epi32(code, _mm256_set1_epi32(7));
+    _mm256_or_si256(code, sign_of_four_bits(v))
+}
+
+/// The sign as the highest of four bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sign_of_four_bits(v: __m256) -> __m256i {
+    _mm256_and_si256(_mm256_srli_epi32::<28>(bits(v)), _mm256_set1_epi32(8))
+}
+
 #[target_feature(enable = "avx2")]
 #[inline]
 fn magnitude(v: __m256) -> __m256i {
@@ -136,6 +165,5 @@ pub(super) fn toward_zero(v: __m256) -> (__m256i, __m256i) {
         // A mask is -1.
         code = _mm256_sub_epi32(code, _mm256_cmpgt_epi32(magnitude, bound));
     }
-    let sign = _mm256_and_si256(_mm256_srli_epi32::<28>(bits(v)), _mm256_set1_epi32(8));
-    (code, _mm256_or_si256(code, sign))
+    (code, _mm256_or_si256(code, sign_of_four_bits(v)))
 }
