@@ -8,6 +8,7 @@
 //!
 //! and one line in [`BACKENDS`]. Tests and benches loop over [`Backend::available`].
 
+use crate::encode::{CodeRule, Difference, Floats};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
     BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes,
@@ -83,6 +84,12 @@ pub struct Backend {
     pub absmax: fn(&[f32]) -> f32,
     /// Index of the first value that is NaN or infinite. [`portable::scan::first_non_finite`].
     pub first_non_finite: fn(&[f32]) -> Option<usize>,
+    /// Smallest and largest value of each group of consecutive values. [`portable::encode::extremes`].
+    pub extremes: fn(Floats<'_>, group: usize, out: &mut [(f32, f32)]),
+    /// Codes of groups of consecutive values, each by its own rule. [`portable::encode::encode`].
+    pub encode: fn(Floats<'_>, group: usize, rules: &[CodeRule], out: &mut [u8]),
+    /// What became of a weight. [`portable::encode::compare`].
+    pub compare: fn(original: Floats<'_>, decoded: Floats<'_>) -> Difference,
     /// Copies bytes, past the caches or not: for what passes through unchanged, and the limit that benches compare with.
     /// [`portable::rows::copy`].
     pub copy: fn(from: &[u8], to: &mut [u8], Stores),
@@ -119,6 +126,9 @@ pub const PORTABLE: Backend = Backend {
     min_max: portable::scan::min_max,
     absmax: portable::scan::absmax,
     first_non_finite: portable::scan::first_non_finite,
+    extremes: portable::encode::extremes,
+    encode: portable::encode::encode,
+    compare: portable::encode::compare,
     copy: portable::rows::copy,
     decode_rows: portable::rows::decode,
     decode_indexed: portable::indexed::decode,

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use safequant_container::{Checkpoint, FileWriter, TensorRef};
-use safequant_kernels::{Backend, Float};
+use safequant_kernels::{Backend, Float, Floats, PORTABLE};
 use safequant_quantize::report::row_losses;
 use safequant_quantize::{Loss, Quantizer, Rows, Statistics};
 use safequant_schemes::{
@@ -36,6 +36,23 @@ enum Reader<'p> {
     Plain(TensorRef<'p>, Option<Float>),
     Quantized(Box<Decoder<'p>>),
     Carried(Box<Decoder<'p>>, Box<Transcoder<'p>>),
+}
+
+/// Rows of a weight to quantize.
+enum Dense {
+    /// As the file has them.
+    Stored(Float, Vec<u8>),
+    /// Of a weight that is quantized already.
+    Decoded(Vec<f32>),
+}
+
+impl Dense {
+    fn floats(&self) -> Floats<'_> {
+        match self {
+            Dense::Stored(float, bytes) => Floats::Bytes(*float, bytes),
+            Dense::Decoded(values) => Floats::F32(values),
+        }
+    }
 }
 
 /// Bytes of an output, written and ready to be digested.
@@ -189,13 +206,13 @@ impl<'p> StepContext<'p> {
             return Ok(Done::default());
         };
         let values = self.rows(work, span)?;
-        let rows = self.as_rows(work, span, &values)?;
+        let rows = self.as_rows(work, span, values.floats())?;
         let codes = quantizer
             .quantize(&work.target, rows, self.statistics.as_deref(), self.backend)
             .map_err(|e| self.refused(e))?;
         let losses =
             row_losses(&work.layout, &rows, &codes, self.backend).map_err(|e| self.refused(e))?;
-        let n_zero_scales = zero_scales(&work.layout, &codes.scales, &values);
+        let n_zero_scales = zero_scales(&work.layout, &codes.scales, values.floats());
         drop(values);
         let regions = encode::encode(&work.layout, &codes, self.backend)?;
         drop(codes);
@@ -237,7 +254,7 @@ impl<'p> StepContext<'p> {
             return Ok(Statistics::default());
         }
         let values = self.rows(work, span)?;
-        let rows = self.as_rows(work, span, &values)?;
+        let rows = self.as_rows(work, span, values.floats())?;
         quantizer
             .observe(&work.target, rows, self.backend)
             .map_err(|e| self.refused(e))
@@ -289,7 +306,7 @@ impl<'p> StepContext<'p> {
         &self,
         work: &QuantizeWork,
         span: &Range<u64>,
-        values: &'v [f32],
+        values: Floats<'v>,
     ) -> Result<Rows<'v>, Error> {
         Ok(Rows {
             values,
@@ -301,11 +318,18 @@ impl<'p> StepContext<'p> {
     }
 
     /// Rows of a weight to quantize, in the order in which they are written.
-    fn rows(&self, work: &QuantizeWork, span: &Range<u64>) -> Result<Vec<f32>, Error> {
+    fn rows(&self, work: &QuantizeWork, span: &Range<u64>) -> Result<Dense, Error> {
         let columns = work.layout.in_features();
+        if let (Reader::Plain(tensor, Some(float)), rows) = self.member(span) {
+            let row = columns * float.size_bytes() as u64;
+            let mut bytes = self.buffer((span.end - span.start) * row)?;
+            tensor.read_exact_at(rows.start * row, &mut bytes)?;
+            self.reorder(&mut bytes, span);
+            return Ok(Dense::Stored(*float, bytes));
+        }
         let mut values = self.floats(columns, span)?;
         self.reorder(&mut values, span);
-        Ok(values)
+        Ok(Dense::Decoded(values))
     }
 
     /// Rows as the source has them.
@@ -386,7 +410,7 @@ impl<'p> StepContext<'p> {
 
 /// Scales of zero, but for those of groups of zeros (ggml gives them such a scale) and for integers below a super-scale, to which
 /// small groups are rounded by design.
-fn zero_scales(layout: &QuantizedTensor, scales: &[f32], values: &[f32]) -> u64 {
+fn zero_scales(layout: &QuantizedTensor, scales: &[f32], values: Floats<'_>) -> u64 {
     let scheme = &layout.scheme;
     if scheme.scale == ScaleCoding::Integer {
         return 0;
@@ -405,11 +429,16 @@ fn zero_scales(layout: &QuantizedTensor, scales: &[f32], values: &[f32]) -> u64 
             return scales.iter().filter(|s| **s == 0.0).count() as u64;
         }
     };
-    let rows = values.chunks_exact(columns);
-    let groups = rows.flat_map(|row| row.chunks(size.max(1)));
-    let is_lost =
-        |(scale, group): &(&f32, &[f32])| **scale == 0.0 && group.iter().any(|v| *v != 0.0);
-    scales.iter().zip(groups).filter(is_lost).count() as u64
+    let size = size.max(1);
+    let per_row = columns.div_ceil(size);
+    let is_lost = |i: usize| {
+        let (row, start) = (i / per_row * columns, i % per_row * size);
+        let group = row + start..row + (start + size).min(columns);
+        let values = values.cut(group).widened(&PORTABLE);
+        values.iter().any(|v| *v != 0.0)
+    };
+    let zeros = scales.iter().enumerate().filter(|(_, s)| **s == 0.0);
+    zeros.filter(|(i, _)| is_lost(*i)).count() as u64
 }
 
 /// The reader of a weight whose codes stay.
@@ -513,7 +542,7 @@ mod tests {
         values[0] = 1e-12;
         values[127] = 1.0;
         let scales = [0.0, 0.0, 0.0, 0.5];
-        assert_eq!(zero_scales(&layout, &scales, &values), 1);
-        assert_eq!(zero_scales(&layout, &scales, &[0.0; 128]), 0);
+        assert_eq!(zero_scales(&layout, &scales, Floats::F32(&values)), 1);
+        assert_eq!(zero_scales(&layout, &scales, Floats::F32(&[0.0; 128])), 0);
     }
 }

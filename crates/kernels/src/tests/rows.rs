@@ -97,13 +97,6 @@ fn check(rows: &CodedRows<'_>, case: &str) -> usize {
     visited
 }
 
-/// Where the output starts: on a line of the cache if that many results fill lines, so that streaming stores write them
-/// directly, else at an odd address.
-fn start_of(buffer: &[u8], n: usize) -> usize {
-    let line = buffer.as_ptr().align_offset(64);
-    if n.is_multiple_of(64) { line } else { line + 1 }
-}
-
 /// Portable. Bochs 2.7 rounds ties wrongly when it converts to F16, in both backends: where a part of the cases is run, as on
 /// that emulator, results with such a rounding are compared with those of AVX2, which equal portable where a processor runs
 /// these tests.
