@@ -10,10 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::source::describe;
+use crate::source::{advise, describe};
 
 /// The operations of a file system that writing a checkpoint needs.
 pub trait Disk: Send + Sync {
@@ -99,6 +99,9 @@ pub trait DiskFile: crate::ReadAt {
     /// # Errors
     /// The system's answer.
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+    /// Lets the system begin to write out these bytes, without waiting for it: so that [`DiskFile::sync`] finds little left,
+    /// and memory does not fill with bytes that wait for the disk. A hint: what goes wrong shows in [`DiskFile::sync`].
+    fn start_writeback(&self, offset: u64, len_bytes: u64);
     /// Makes data and length durable.
     ///
     /// # Errors
@@ -232,6 +235,13 @@ impl DiskFile for OsFile {
         self.file.set_len(len_bytes)?;
         self.len_bytes.store(len_bytes, Ordering::Release);
         Ok(())
+    }
+
+    fn start_writeback(&self, offset: u64, len_bytes: u64) {
+        // Linux begins to write the dirty pages of a range that is no longer needed, and keeps them until they are clean
+        // (mm/fadvise.c): what sync_file_range(SYNC_FILE_RANGE_WRITE) does, by a call that every system has. An error of
+        // such a write is kept for fsync.
+        advise(&self.file, offset, len_bytes, Advice::DontNeed);
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -60,6 +60,10 @@ impl ReadAt for MmapSource {
         self.source.read_exact_at(offset, out)
     }
 
+    fn will_need(&self, offset: u64, len_bytes: u64) {
+        self.source.will_need(offset, len_bytes);
+    }
+
     fn verify_unchanged(&self) -> io::Result<()> {
         self.source.verify_unchanged()
     }

@@ -6,12 +6,13 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 /// A finite, immutable run of bytes that can be read at any offset from several threads at once.
@@ -35,6 +36,10 @@ pub trait ReadAt: Send + Sync {
     fn verify_unchanged(&self) -> io::Result<()> {
         Ok(())
     }
+
+    /// Says that these bytes will be read soon, so that the medium can begin to fetch them. Costs next to nothing if they
+    /// are at hand already. A hint: what goes wrong shows when they are read.
+    fn will_need(&self, _offset: u64, _len_bytes: u64) {}
 
     /// What tells this object from a later one of the same length, cheaply (a modification time, an `ETag`); `None` where
     /// nothing does. Equal stamps make equal content likely, never certain.
@@ -199,6 +204,10 @@ impl ReadAt for FileSource {
         self.file.read_exact_at(out, offset)
     }
 
+    fn will_need(&self, offset: u64, len_bytes: u64) {
+        advise(&self.file, offset, len_bytes, Advice::WillNeed);
+    }
+
     fn stamp(&self) -> Option<String> {
         let Identity {
             device,
@@ -230,6 +239,16 @@ impl ReadAt for FileSource {
             Some(difference) => Err(io::Error::other(difference)),
         }
     }
+}
+
+/// Tells the system what will become of a range of a file. The answer is of no interest: nothing depends on it.
+pub(crate) fn advise(file: &File, offset: u64, len_bytes: u64, advice: Advice) {
+    #[cfg(not(target_vendor = "apple"))]
+    if let Some(len) = NonZeroU64::new(len_bytes) {
+        let _ = rustix::fs::fadvise(file, offset, Some(len), advice);
+    }
+    #[cfg(target_vendor = "apple")]
+    let _ = (file, offset, len_bytes, advice);
 }
 
 /// Bytes in memory.

@@ -413,6 +413,17 @@ impl FileWriter {
         read.map_err(|source| self.io_error(tensor, source))
     }
 
+    /// Lets the system begin to write out bytes of a tensor.
+    ///
+    /// # Panics
+    /// As [`FileWriter::write_at`].
+    pub fn start_writeback(&self, tensor: usize, range: std::ops::Range<u64>) {
+        let len_bytes = range.end.saturating_sub(range.start);
+        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        let start = self.position(tensor, range.start, len);
+        self.file.start_writeback(start, len_bytes);
+    }
+
     fn position(&self, tensor: usize, offset: u64, len: usize) -> u64 {
         let info = &self.plan.tensors[tensor];
         let end = offset.checked_add(len as u64);

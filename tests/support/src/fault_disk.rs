@@ -248,6 +248,11 @@ impl DiskFile for FaultFile {
         self.file.set_len(len_bytes)
     }
 
+    fn start_writeback(&self, offset: u64, len_bytes: u64) {
+        // It has no answer that could be a fault: what goes wrong shows in `sync`.
+        self.file.start_writeback(offset, len_bytes);
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.disk.step("sync", &self.path)?;
         self.file.sync()
