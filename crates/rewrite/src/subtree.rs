@@ -119,10 +119,11 @@ impl Segment {
                 self.subtree_bytes(at, left)
             };
             let (now, later) = bytes.split_at(usize::try_from(n).unwrap_or(usize::MAX));
-            self.leaves.push(if n < CHUNK_BYTES || self.tensor_bytes <= CHUNK_BYTES {
-                Leaf::Bytes(now.to_vec())
-            } else {
+            let is_subtree = n >= CHUNK_BYTES && self.tensor_bytes > CHUNK_BYTES;
+            self.leaves.push(if is_subtree {
                 Leaf::Subtree(n, subtree(at, now))
+            } else {
+                Leaf::Bytes(now.to_vec())
             });
             (at, bytes) = (at + n, later);
         }
@@ -189,12 +190,10 @@ impl Digest {
         }
         self.n_bytes += segment.n_bytes;
         self.at = match (self.at, segment.span) {
-            (Some(at), Some(span)) if at == span.start => {
-                segment
-                    .leaves
-                    .into_iter()
-                    .fold(Some(at), |at, leaf| self.take(at?, leaf))
-            }
+            (Some(at), Some(span)) if at == span.start => segment
+                .leaves
+                .into_iter()
+                .fold(Some(at), |at, leaf| self.take(at?, leaf)),
             (Some(_) | None, _) => None,
         };
     }
@@ -285,8 +284,8 @@ mod tests {
     fn however_bytes_are_cut_the_digest_is_that_of_all() {
         // Around chunks, around what is gathered, around powers of two, and rows as weights have them.
         let lengths = [
-            0, 1, 1023, 1024, 1025, 2047, 2048, 2049, 3072, 4096, 5000, 16_383, 16_384, 16_385, 32_768,
-            65_536, 65_537, 100_000, 131_072, 200_704,
+            0, 1, 1023, 1024, 1025, 2047, 2048, 2049, 3072, 4096, 5000, 16_383, 16_384, 16_385,
+            32_768, 65_536, 65_537, 100_000, 131_072, 200_704,
         ];
         let cuts: [&[usize]; 7] = [
             &[1 << 20],
