@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +40,11 @@ pub trait ReadAt: Send + Sync {
     /// Says that these bytes will be read soon, so that the medium can begin to fetch them. Costs next to nothing if they
     /// are at hand already. A hint: what goes wrong shows when they are read.
     fn will_need(&self, _offset: u64, _len_bytes: u64) {}
+
+    /// The descriptor of the file that these bytes are, if they are one: for copies that the system makes by itself.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// What tells this object from a later one of the same length, cheaply (a modification time, an `ETag`); `None` where
     /// nothing does. Equal stamps make equal content likely, never certain.
@@ -206,6 +211,10 @@ impl ReadAt for FileSource {
 
     fn will_need(&self, offset: u64, len_bytes: u64) {
         advise(&self.file, offset, len_bytes, Advice::WillNeed);
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
     fn stamp(&self) -> Option<String> {

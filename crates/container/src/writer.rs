@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::header::{METADATA, size_bytes};
-use crate::{BlockType, DiskFile, Dtype, Error, TensorInfo};
+use crate::{BlockType, DiskFile, Dtype, Error, TensorInfo, TensorRef};
 
 /// A tensor that a file is going to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -398,6 +398,35 @@ impl FileWriter {
         let start = self.position(tensor, offset, bytes.len());
         let written = self.file.write_all_at(start, bytes);
         written.map_err(|source| self.io_error(tensor, source))
+    }
+
+    /// Copies bytes of a source's tensor, which were read, to `offset` within tensor number `tensor`: within the system where it
+    /// can do that, else by writing them.
+    ///
+    /// # Errors
+    /// As [`FileWriter::write_at`].
+    ///
+    /// # Panics
+    /// As [`FileWriter::write_at`].
+    pub fn copy_at(
+        &self,
+        tensor: usize,
+        offset: u64,
+        source: (TensorRef<'_>, u64),
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let (from, from_offset) = source;
+        let start = self.position(tensor, offset, bytes.len());
+        let from_start = from.info.range.start + from_offset;
+        let file = &self.file;
+        let source = from.shard.source.as_ref();
+        let copied = file.copy_from(start, source, from_start, bytes.len() as u64);
+        let copied = copied.map_err(|source| self.io_error(tensor, source))?;
+        let rest = usize::try_from(copied).map_or(&[][..], |n| bytes.get(n..).unwrap_or_default());
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.write_at(tensor, offset + copied, rest)
     }
 
     /// Reads back bytes of a tensor, to digest or verify what the file holds.

@@ -155,11 +155,18 @@ impl<'p> StepContext<'p> {
 
     fn copy(&self, run: &Range<u64>, scratch: &mut Scratch, done: &mut Done) -> Result<(), Error> {
         let bytes = scratch.encoded.lend(self.fits(run.end - run.start)?);
-        match self.member(run) {
-            (Reader::Plain(tensor, _), _) => tensor.read_exact_at(run.start, bytes)?,
-            (Reader::Nothing | Reader::Quantized(_) | Reader::Carried(..), _) => bytes.fill(0),
+        let (Reader::Plain(tensor, _), _) = self.member(run) else {
+            bytes.fill(0);
+            return self.write(0, run.start, bytes, done);
+        };
+        // They are read for their digest; the system copies them once less than writing them would.
+        tensor.read_exact_at(run.start, bytes)?;
+        if let Some(writer) = &self.writer {
+            let (_, output) = self.step.outputs[0].at;
+            writer.copy_at(output, run.start, (*tensor, run.start), bytes)?;
         }
-        self.write(0, run.start, bytes, done)
+        done.segments[0].add(Some(run.start), bytes);
+        Ok(())
     }
 
     fn dense(
@@ -367,7 +374,13 @@ impl<'p> StepContext<'p> {
     }
 
     /// Writes bytes that lie together, and digests them.
-    fn write(&self, output: usize, offset: u64, bytes: &[u8], done: &mut Done) -> Result<(), Error> {
+    fn write(
+        &self,
+        output: usize,
+        offset: u64,
+        bytes: &[u8],
+        done: &mut Done,
+    ) -> Result<(), Error> {
         self.put(output, offset, bytes)?;
         done.segments[output].add(Some(offset), bytes);
         Ok(())
