@@ -86,6 +86,14 @@ impl<'a> TensorRef<'a> {
         self.read_checked(offset, out)
     }
 
+    /// Says that bytes from `offset` on will be read soon; what lies outside the tensor is left out.
+    pub fn will_need(self, offset: u64, len_bytes: u64) {
+        let all = self.info.len_bytes();
+        let (start, end) = (offset.min(all), offset.saturating_add(len_bytes).min(all));
+        let source = &self.shard.source;
+        source.will_need(self.info.range.start + start, end - start);
+    }
+
     fn check_range(self, offset: u64, len_bytes: u64) -> Result<(), Error> {
         let end = offset.checked_add(len_bytes);
         if end.is_some_and(|end| end <= self.info.len_bytes()) {
