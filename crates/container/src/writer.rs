@@ -84,9 +84,9 @@ impl FilePlan {
                 size_bytes(name, &tensor, dtype, &shape)?,
             )?;
             placed.push(TensorInfo {
-                name: tensor,
+                name: tensor.into(),
                 dtype,
-                shape,
+                shape: shape.into(),
                 range: start..end,
                 block,
             });
@@ -426,7 +426,7 @@ impl FileWriter {
     }
 
     fn io_error(&self, tensor: usize, source: std::io::Error) -> Error {
-        let tensor = self.plan.tensors[tensor].name.clone();
+        let tensor = self.plan.tensors[tensor].name.to_string();
         Error::TensorIo {
             file: self.plan.name.clone(),
             tensor,
