@@ -257,9 +257,10 @@ fn shards(criterion: &mut Criterion) {
         .collect();
     group.bench_function("safequant/read", |bencher| {
         bencher.iter(|| {
-            let read =
-                |path| ours(&safequant_container::FileSource::open(path).expect("it is there"));
-            paths.iter().map(read).collect::<Vec<_>>()
+            let read = |path: &Path| {
+                ours(&safequant_container::FileSource::open(path).expect("it is there"))
+            };
+            paths.iter().map(|path| read(path)).collect::<Vec<_>>()
         });
     });
     group.bench_function("safetensors/read", |bencher| {
