@@ -1,6 +1,5 @@
 //! Parse and validate a safetensors header, once (specs/container/safetensors.md, clauses R1-R16).
 
-use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 
@@ -219,7 +218,7 @@ fn parse(file: &str, text: &str, limits: &Limits) -> Result<Header, Error> {
         if reserve_one(&mut tensors).is_err() {
             return Err(reader.out_of_memory(tensors.len() * size_of::<TensorInfo>()));
         }
-        tensors.push(parse_entry(reader, file, name, &mut names)?);
+        tensors.push(parse_entry(reader, file, &name, &mut names)?);
         Ok(())
     })?;
     reader.end()?;
@@ -268,12 +267,12 @@ fn parse_metadata(
 fn parse_entry(
     reader: &mut Reader<'_>,
     file: &str,
-    name: Cow<'_, str>,
+    name: &str,
     names: &mut Names,
 ) -> Result<TensorInfo, Error> {
     let wrong = |field, expected| Error::Field {
         file: file.to_owned(),
-        tensor: name.clone().into_owned(),
+        tensor: name.to_owned(),
         field,
         expected,
     };
@@ -283,7 +282,7 @@ fn parse_entry(
     let (mut dtype, mut shape, mut offsets) = (None, None, None);
     reader.object(|reader, key| {
         match &*key {
-            "dtype" => dtype = Some(parse_dtype(reader, file, &name)?),
+            "dtype" => dtype = Some(parse_dtype(reader, file, name)?),
             "shape" => {
                 let expected = "a list of plain integers from 0 to 2^64 - 1";
                 shape = Some(parse_shape(reader)?.ok_or_else(|| wrong("shape", expected))?);
@@ -299,7 +298,7 @@ fn parse_entry(
     })?;
     let missing = |field| Error::FieldMissing {
         file: file.to_owned(),
-        tensor: name.clone().into_owned(),
+        tensor: name.to_owned(),
         field,
     };
     let dtype = dtype.ok_or_else(|| missing("dtype"))?;

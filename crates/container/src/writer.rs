@@ -322,7 +322,11 @@ pub(crate) fn split_groups(
 fn index_json(files: &[FilePlan]) -> Vec<u8> {
     let mut weight_map = BTreeMap::new();
     for file in files {
-        weight_map.extend(file.tensors.iter().map(|tensor| (&tensor.name, &file.name)));
+        weight_map.extend(
+            file.tensors
+                .iter()
+                .map(|tensor| (tensor.name.as_str(), &file.name)),
+        );
     }
     let total = files
         .iter()

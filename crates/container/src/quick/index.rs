@@ -79,6 +79,10 @@ fn member(cursor: &mut Cursor<'_>) -> Option<Member> {
 }
 
 /// `metadata` behind its brace: the total size, if there is one.
+#[expect(
+    clippy::option_option,
+    reason = "plain or not, and then: stated or not"
+)]
 fn metadata(cursor: &mut Cursor<'_>) -> Option<Option<u64>> {
     let mut keys: Vec<&[u8]> = Vec::new();
     let mut total_size = None;

@@ -241,7 +241,7 @@ fn every_style_in_use_is_plain() {
 #[test]
 fn long_headers_are_read_in_pieces_in_any_order_of_names() {
     for step in [1, 7919] {
-        let n_tensors = 20_011;
+        let n_tensors = 20_011_u64;
         let entries: Vec<String> = (0..n_tensors)
             .map(|i| {
                 let name = format!("model.layers.{:05}.weight", i * step % n_tensors);
@@ -253,12 +253,12 @@ fn long_headers_are_read_in_pieces_in_any_order_of_names() {
             .collect();
         let text = format!("{{{}}}", entries.join(","));
         assert!(text.len() > 4 * WINDOW_BYTES);
-        let source = file(text.as_bytes(), n_tensors as u64);
+        let source = file(text.as_bytes(), n_tensors);
         let (header, was_plain) = read(&source, &Limits::default(), Some(WINDOW_BYTES));
         assert!(was_plain);
         assert_eq!(header, read(&source, &Limits::default(), None).0);
         let twice = text.replace("model.layers.00003.", "model.layers.00004.");
-        let source = file(twice.as_bytes(), n_tensors as u64);
+        let source = file(twice.as_bytes(), n_tensors);
         let (header, was_plain) = read(&source, &Limits::default(), Some(WINDOW_BYTES));
         assert!(!was_plain && header.unwrap_err().contains("DuplicateKey"));
     }
