@@ -167,13 +167,13 @@ impl Entry {
             cursor.peek()?;
             if cursor.take_text(b"\"dtype\"") {
                 cursor.take(b':')?;
-                is_first(&dtype.replace(take_dtype(cursor, likely)?))?;
+                is_first(dtype.replace(take_dtype(cursor, likely)?).as_ref())?;
             } else if cursor.take_text(b"\"shape\"") {
                 cursor.take(b':')?;
-                is_first(&shape.replace(take_shape(cursor)?))?;
+                is_first(shape.replace(take_shape(cursor)?).as_ref())?;
             } else if cursor.take_text(b"\"data_offsets\"") {
                 cursor.take(b':')?;
-                is_first(&range.replace(take_offsets(cursor)?))?;
+                is_first(range.replace(take_offsets(cursor)?).as_ref())?;
             } else {
                 return None;
             }
@@ -190,7 +190,7 @@ impl Entry {
 }
 
 /// Whether a field had no value before.
-fn is_first<T>(before: &Option<T>) -> Option<()> {
+fn is_first<T>(before: Option<&T>) -> Option<()> {
     before.is_none().then_some(())
 }
 
