@@ -84,9 +84,9 @@ impl FilePlan {
                 size_bytes(name, &tensor, dtype, &shape)?,
             )?;
             placed.push(TensorInfo {
-                name: tensor,
+                name: tensor.into(),
                 dtype,
-                shape,
+                shape: shape.into(),
                 range: start..end,
                 block,
             });
@@ -322,7 +322,11 @@ pub(crate) fn split_groups(
 fn index_json(files: &[FilePlan]) -> Vec<u8> {
     let mut weight_map = BTreeMap::new();
     for file in files {
-        weight_map.extend(file.tensors.iter().map(|tensor| (&tensor.name, &file.name)));
+        weight_map.extend(
+            file.tensors
+                .iter()
+                .map(|tensor| (tensor.name.as_str(), &file.name)),
+        );
     }
     let total = files
         .iter()
@@ -466,7 +470,7 @@ impl FileWriter {
     }
 
     fn io_error(&self, tensor: usize, source: std::io::Error) -> Error {
-        let tensor = self.plan.tensors[tensor].name.clone();
+        let tensor = self.plan.tensors[tensor].name.to_string();
         Error::TensorIo {
             file: self.plan.name.clone(),
             tensor,
