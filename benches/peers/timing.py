@@ -102,7 +102,7 @@ def measure(case, rounds):
     """Rounds over all peers, so that a disturbance meets everyone; slow peers run in three of them."""
     for at in range(rounds):
         for peer in case.peers:
-            if at < 3 or peer.median() < 1.0:
+            if at < 3 or peer.median() < 0.5:
                 peer.seconds.append(once(peer))
 
 
