@@ -43,7 +43,7 @@ def arguments():
 def ggml_folders(given):
     """Builds named on the command line, or llama-cpp-python's own."""
     if given:
-        return [tuple(text.split("=", 1)) for text in given]
+        return [tuple(text.rsplit("=", 1)) for text in given]
     package = work.load("llama_cpp")
     return [("ggml (llama-cpp-python)", os.path.dirname(package.__file__))] if package else []
 

@@ -74,7 +74,7 @@ def markdown(where, cases):
         f"{where['date']}, {where['processor']} ({'AVX-512' if where['avx512'] else 'no AVX-512'}), one thread, safequant's backend {where['backend']}.",
         f"Python {where['python']}, {versions}.",
         "",
-        "Medians of interleaved rounds in one run. *times* says how many times longer a peer takes than safequant per weight; the target is",
+        "CPU time, medians of interleaved rounds in one run. *times* says how many times longer a peer takes than safequant per weight; the target is",
         "8 for a library's own path, 2 for C kernels called directly and for the table loop, 5 for quantizing. *answer* compares the peer's",
         "output with safequant's. Peers that take seconds work on a slice of the rows.",
         "",
@@ -136,7 +136,8 @@ def svg(where, cases):
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" role="img" '
             'aria-label="Weights per second of safequant, a streaming copy and other libraries">',
             f"<style>{STYLE}</style>",
-            '<text class="head" x="12" y="20">Billions of weights per second, one thread, 4096 x 14336 (longer is better)</text>',
+            '<text class="head" x="12" y="20">Billions of weights per second, one thread, '
+            f'{cases[0]["rows"]} x {cases[0]["columns"]} (longer is better)</text>',
             f'<text class="note" x="12" y="38">{escape(note)}</text>',
             *body,
             "</svg>\n",

@@ -1,6 +1,6 @@
 //! safequant, its Rust neighbors and two plain loops behind one C function, so that `peers.py` can time them in one run with
-//! the Python libraries, on the same arrays. Each call times the work alone: what is prepared before it and copied out
-//! afterwards does not count.
+//! the Python libraries, on the same arrays. Each call gives the seconds of the work alone; `peers.py`, which counts CPU time,
+//! counts what is prepared for it as well (candle copies the codes into a tensor: a few percent of its time).
 
 use std::ffi::{CStr, c_char};
 use std::hint::black_box;
