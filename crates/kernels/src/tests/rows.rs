@@ -44,7 +44,7 @@ fn formulas(offsets: &[f32]) -> Vec<Formula<'_>> {
 }
 
 /// Decodes with every backend and compares, for each output and kind of store; returns the number of comparisons. The
-/// output starts at an odd address, and nothing around it may change.
+/// output starts at an odd address, for streaming stores on a line of cache too; nothing around it may change.
 fn check(rows: &CodedRows<'_>, case: &str) -> usize {
     let n = rows.n_rows * rows.n_columns;
     let mut visited = 0;
@@ -54,13 +54,26 @@ fn check(rows: &CodedRows<'_>, case: &str) -> usize {
             let mut expected = vec![0xa5; len + 2];
             let out = FloatsMut::Bytes(float, &mut expected[1..=len]);
             (PORTABLE.decode_rows)(rows, out, stores);
+            let skews: &[usize] = match stores {
+                Stores::Ordinary => &[1],
+                Stores::Streaming => &[1, 0],
+            };
             for backend in Backend::available() {
-                let mut found = vec![0xa5; len + 2];
-                let out = FloatsMut::Bytes(float, &mut found[1..=len]);
-                (backend.decode_rows)(rows, out, stores);
-                let at = found.iter().zip(&expected).position(|(a, b)| a != b);
-                assert_eq!(at, None, "{} {case} {float:?} {stores:?}", backend.name);
-                visited += 1;
+                for &skew in skews {
+                    let mut found = vec![0xa5; len + 130];
+                    let first = found.as_ptr().align_offset(64) + skew;
+                    let out = FloatsMut::Bytes(float, &mut found[first..first + len]);
+                    (backend.decode_rows)(rows, out, stores);
+                    let at = found[first..first + len]
+                        .iter()
+                        .zip(&expected[1..=len])
+                        .position(|(a, b)| a != b);
+                    let name = backend.name;
+                    assert_eq!(at, None, "{name} {case} {float:?} {stores:?} {skew}");
+                    let around = found[..first].iter().chain(&found[first + len..]);
+                    assert!(around.copied().all(|byte| byte == 0xa5), "{name} {case}");
+                    visited += 1;
+                }
             }
         }
         let mut expected = vec![0.0; n];
@@ -102,7 +115,8 @@ fn each_shape(wants: impl Fn(Packing) -> bool, mut f: impl FnMut(CodedRows<'_>, 
     }
 }
 
-/// Layouts that store the transpose, around the tiles of 8, 16 and 32 rows and columns.
+/// Layouts that store the transpose, around the blocks of 8, 16 and 32 rows and columns, the chunks of 128 columns and the
+/// tiles of 1024 rows.
 #[test]
 fn transposed() {
     let mut visited = 0;
@@ -114,6 +128,10 @@ fn transposed() {
         (31, 2100, 2100),
         (67, 300, 128),
         (32, 2240, 64),
+        (72, 256, 128),
+        (41, 192, 32),
+        (64, 320, 320),
+        (1100, 64, 64),
     ] {
         let numbers = Rows::new(n_rows, n_columns, group);
         for packing in packings() {

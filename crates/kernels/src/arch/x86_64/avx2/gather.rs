@@ -9,7 +9,6 @@ use std::arch::x86_64::{
 };
 
 use super::lanes::{load, load16, store, store16};
-use super::sixteen::{AWQ, HIGH_FIRST, LOW_FIRST, nibbles, split16};
 use super::unpack;
 use crate::Packing;
 
@@ -25,7 +24,7 @@ pub(super) fn words(
 ) {
     let (whole_rows, whole_words) = (n_rows / 8 * 8, n_words / 8 * 8);
     for word in (0..whole_words).step_by(8) {
-        prefetch(lines, stride.saturating_mul(word + 16), stride, 4 * n_rows);
+        prefetch::<8>(lines, stride.saturating_mul(word + 16), stride, 4 * n_rows);
         for row in (0..whole_rows).step_by(8) {
             let line = |i: usize| vector_at(lines, (word + i) * stride + 4 * row);
             let block = transpose8(std::array::from_fn(line));
@@ -52,7 +51,7 @@ pub(super) fn words(
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn vector_at(bytes: &[u8], at: usize) -> __m256i {
+pub(super) fn vector_at(bytes: &[u8], at: usize) -> __m256i {
     match bytes[at..].first_chunk() {
         Some(vector) => load(vector),
         None => unreachable!("eight words of a line are there"),
@@ -63,7 +62,7 @@ fn vector_at(bytes: &[u8], at: usize) -> __m256i {
 #[target_feature(enable = "avx2")]
 #[inline]
 #[expect(clippy::many_single_char_names, reason = "eight columns, in order")]
-fn transpose8(r: [__m256i; 8]) -> [__m256i; 8] {
+pub(super) fn transpose8(r: [__m256i; 8]) -> [__m256i; 8] {
     let pairs: [[__m256i; 2]; 4] = [0, 2, 4, 6].map(|i| {
         [
             _mm256_unpacklo_epi32(r[i], r[i + 1]),
@@ -93,15 +92,15 @@ fn transpose8(r: [__m256i; 8]) -> [__m256i; 8] {
     ]
 }
 
-/// Asks for `len` bytes of eight lines. The stride is beyond what the processor looks ahead for by itself.
+/// Asks for `len` bytes of `N` lines. The stride is beyond what the processor looks ahead for by itself.
 #[allow(
     unused_unsafe,
     reason = "the intrinsic became safe after our oldest compiler"
 )]
 #[target_feature(enable = "avx2")]
 #[inline]
-fn prefetch(lines: &[u8], first: usize, stride: usize, len: usize) {
-    for line in 0..8 {
+pub(super) fn prefetch<const N: usize>(lines: &[u8], first: usize, stride: usize, len: usize) {
+    for line in 0..N {
         let start = first.saturating_add(stride.saturating_mul(line));
         for at in (0..len).step_by(64) {
             if let Some(byte) = lines.get(start.saturating_add(at)) {
@@ -128,20 +127,14 @@ pub(super) fn codes(
 ) {
     let (unit_codes, unit_bytes) = packing.codes_per_unit();
     for column in (0..n_columns).step_by(16) {
-        prefetch(lines, stride.saturating_mul(column + 32), stride, 64);
-        prefetch(lines, stride.saturating_mul(column + 40), stride, 64);
+        prefetch::<8>(lines, stride.saturating_mul(column + 32), stride, 64);
+        prefetch::<8>(lines, stride.saturating_mul(column + 40), stride, 64);
         for row in (0..n_rows).step_by(ROWS) {
             let first = column * stride + row / unit_codes * unit_bytes;
             let size = ((n_rows - row).min(ROWS), (n_columns - column).min(16));
             let lines = &lines[first..];
             let out = &mut out[row * row_len + column..];
-            let halves = match nibbles(packing) {
-                Some(LOW_FIRST) => nibble_lines::<LOW_FIRST>(lines, stride, size),
-                Some(HIGH_FIRST) => nibble_lines::<HIGH_FIRST>(lines, stride, size),
-                Some(_) => nibble_lines::<AWQ>(lines, stride, size),
-                None => None,
-            };
-            let halves = halves.unwrap_or_else(|| unpack_lines(packing, lines, stride, size));
+            let halves = unpack_lines(packing, lines, stride, size);
             for (half, codes) in halves.iter().enumerate().take(size.0.div_ceil(16)) {
                 let size = (size.0 - 16 * half, size.1);
                 put_columns(codes, size, &mut out[16 * half * row_len..], row_len);
@@ -150,28 +143,7 @@ pub(super) fn codes(
     }
 }
 
-/// The first and the second sixteen codes of sixteen lines, where there are so many.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn nibble_lines<const SOURCE: usize>(
-    lines: &[u8],
-    stride: usize,
-    size: (usize, usize),
-) -> Option<[[__m128i; 16]; 2]> {
-    if size != (ROWS, 16) {
-        return None;
-    }
-    let mut halves = [[_mm_setzero_si128(); 16]; 2];
-    for column in 0..16 {
-        let packed = load16(lines[column * stride..].first_chunk()?);
-        let codes = split16::<SOURCE>(packed);
-        halves[0][column] = codes[0];
-        halves[1][column] = codes[1];
-    }
-    Some(halves)
-}
-
-/// The same of any packing and up to 16 lines.
+/// The first and the second sixteen codes of up to 16 lines.
 #[target_feature(enable = "avx2,f16c")]
 fn unpack_lines(
     packing: Packing,

@@ -2,10 +2,11 @@
 //! combinations of instructions that several modules share.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _CMP_UNORD_Q, _mm_loadu_si128, _mm_storeu_si128, _mm256_add_epi32,
-    _mm256_and_si256, _mm256_castps_si256, _mm256_cmp_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_or_si256, _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_set1_epi32,
-    _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_stream_si256,
+    __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch,
+    _mm_storeu_si128, _mm256_add_epi32, _mm256_and_si256, _mm256_castps_si256, _mm256_cmp_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_or_si256, _mm256_packus_epi32,
+    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
+    _mm256_storeu_si256, _mm256_stream_si256,
 };
 
 #[target_feature(enable = "avx2")]
@@ -13,6 +14,22 @@ use std::arch::x86_64::{
 pub(super) fn load(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: 32 readable bytes; the load needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// How far ahead of what is decoded the stored bytes are asked for. The processor looks ahead by itself, but not beyond a
+/// page, and computing fills its window with other work.
+const AHEAD: usize = 2048;
+
+/// Asks for bytes that lie [`AHEAD`] of these. Beyond the end of the slice it asks in vain.
+#[allow(
+    unused_unsafe,
+    reason = "the intrinsic became safe after our oldest compiler"
+)]
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn prefetch_ahead(bytes: *const u8) {
+    // SAFETY: a prefetch reads nothing and takes any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast()) }
 }
 
 #[target_feature(enable = "avx2")]

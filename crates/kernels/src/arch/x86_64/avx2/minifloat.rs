@@ -22,7 +22,7 @@ use std::arch::x86_64::{
 };
 
 use super::lanes::{bf16_no_nan, load, load_ps, load16};
-use super::sixteen::planes_of_words;
+use super::tables::planes_of_words;
 use crate::Minifloat;
 
 /// The FP8 formats, as constants of functions.

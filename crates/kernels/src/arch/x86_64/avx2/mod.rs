@@ -9,6 +9,7 @@
 )]
 
 mod convert;
+mod e2m1;
 mod formula;
 mod gather;
 mod lanes;
@@ -18,6 +19,8 @@ mod rows;
 mod scan;
 mod sixteen;
 mod stream;
+mod tables;
+mod transposed;
 mod unpack;
 
 use crate::rows::{CodedRows, FloatsMut, Stores};

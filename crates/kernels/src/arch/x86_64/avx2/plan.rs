@@ -3,11 +3,16 @@
 use std::ops::Range;
 
 use super::gather;
-use crate::Packing;
+use super::sixteen::nibbles;
+use super::tables::is_plain;
 use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Zeros};
+use crate::{Minifloat, Packing};
 
-/// Codes that are decoded at once: 4 or 8 KiB of results.
+/// The most codes that are decoded at once by way of memory: 4 or 8 KiB of results.
 pub(super) const SEGMENT: usize = 2048;
+
+/// Codes that are unpacked at once: few, so that unpacking and the stores of results overlap.
+const UNPACKED: usize = 512;
 
 /// How a row is cut.
 #[derive(Clone, Copy)]
@@ -16,6 +21,8 @@ pub(super) struct Plan {
     pub(super) packing: Packing,
     /// Whether sixteen results are all there are for a group.
     pub(super) is_sixteen: bool,
+    /// Whether they are products of E2M1 values.
+    pub(super) is_e2m1: bool,
     /// Columns of a group; no more than a row has.
     pub(super) group: usize,
     /// Rows that are decoded together.
@@ -24,6 +31,17 @@ pub(super) struct Plan {
     pub(super) segment: usize,
     /// How groups lie in blocks of 64 codes.
     pub(super) sharing: Sharing,
+    /// How streamed results reach the output.
+    pub(super) way: Way,
+}
+
+/// How results reach the output.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By stores of whole vectors.
+    Direct,
+    /// From a buffer in L1: past the caches to where no vector lies on its boundary.
+    Buffered,
 }
 
 /// How groups lie in blocks of 64 codes.
@@ -41,7 +59,7 @@ pub(super) enum Sharing {
 
 impl Plan {
     /// `None` for what is left to portable.
-    pub(super) fn new(rows: &CodedRows<'_>) -> Option<Self> {
+    pub(super) fn new(rows: &CodedRows<'_>, way: Way) -> Option<Self> {
         if rows.n_columns == 0 || rows.n_rows == 0 || !zeros_are_small(rows) {
             return None;
         }
@@ -62,9 +80,25 @@ impl Plan {
             return None;
         }
         let is_table = matches!(rows.value, CodeMeaning::Table16(_));
+        let is_sixteen = is_table || stored.bits() <= 4;
+        let sharing = match group {
+            _ if is_whole => Sharing::Blocks(group.next_multiple_of(64)),
+            16 => Sharing::Sixteen,
+            32 => Sharing::ThirtyTwo,
+            size if size.is_multiple_of(64) => Sharing::Blocks(size),
+            _ => Sharing::Other,
+        };
+        let needs_no_memory = match nibbles(packing) {
+            Some(_) => is_sixteen && sharing != Sharing::Other,
+            None => matches!(packing, Packing::Bytes | Packing::LsbFirst { bits: 8 }),
+        };
         // Of a stored line, a tile takes one or two lines of the cache; what is gathered for it is a part of L2.
         let (tile, most) = match rows.codes.layout {
-            CodeLayout::Rows(_) => (1, SEGMENT),
+            CodeLayout::Rows(_) => match way {
+                Way::Direct if needs_no_memory => (1, usize::MAX),
+                Way::Direct => (1, UNPACKED),
+                Way::Buffered => (1, SEGMENT),
+            },
             CodeLayout::WordsOfRows(_) => (32, SEGMENT),
             CodeLayout::Columns(_) => (128, SEGMENT / 4),
         };
@@ -74,17 +108,14 @@ impl Plan {
         };
         Some(Self {
             packing,
-            is_sixteen: is_table || stored.bits() <= 4,
+            is_sixteen,
+            is_e2m1: matches!(rows.value, CodeMeaning::Minifloat(Minifloat::E2M1))
+                && is_plain(rows),
             group,
             tile,
             segment,
-            sharing: match group {
-                _ if is_whole => Sharing::Blocks(SEGMENT),
-                16 => Sharing::Sixteen,
-                32 => Sharing::ThirtyTwo,
-                size if size.is_multiple_of(64) => Sharing::Blocks(size),
-                _ => Sharing::Other,
-            },
+            sharing,
+            way,
         })
     }
 }
@@ -106,9 +137,11 @@ impl Plan {
     pub(super) fn segment(&self, start: usize, n_columns: usize) -> (Range<usize>, usize) {
         let entry = start / self.group;
         let end = if self.segment > self.group {
-            start + self.segment
+            start.saturating_add(self.segment)
         } else {
-            (start + self.segment).min((entry + 1) * self.group)
+            start
+                .saturating_add(self.segment)
+                .min((entry + 1) * self.group)
         };
         (start..end.min(n_columns), entry)
     }

@@ -1,12 +1,16 @@
 //! Stored codes to rows of floats in one go: see [`crate::rows`].
 //!
-//! A row is cut into *segments* of at most [`SEGMENT`] codes, so that what does not stay in registers stays in L1: codes
-//! that had to be unpacked first, and results on their way past the caches. A segment holds whole groups or lies within
-//! one.
+//! What does not stay in registers is cut into *segments* of at most [`SEGMENT`] codes, so that it stays in L1: codes that
+//! had to be unpacked first, and results on their way past the caches to where no vector lies on its boundary. A segment
+//! holds whole groups or lies within one; where nothing goes by way of memory, it is a row.
+//!
+//! Stored bytes are asked for ahead of time ([`super::lanes::prefetch_ahead`]). Without that, all of this reached 0.5 to 0.7
+//! of the rate: the processor's window is full of arithmetic and sees the next miss too late.
 //!
 //! | codes | formula | way |
 //! |---|---|---|
-//! | two to a byte, 16-bit output | any | [`super::sixteen`], from the stored bytes to the output in registers |
+//! | two to a byte | any | [`super::sixteen`], from the stored bytes to the output in registers |
+//! | two to a byte, transposed | any | [`super::transposed`], the same |
 //! | at most 4 bits | any | unpacked in L1, then the same |
 //! | FP8 to BF16 | product, scale in the normal range | [`super::minifloat::ScaledFp8`] |
 //! | FP8 | any | widened by F16C, formula in F32, rounded |
@@ -22,31 +26,30 @@ use std::arch::x86_64::{
 use std::ops::Range;
 
 use super::formula::{BF16, F16, F32, apply, words16, words32};
-use super::lanes::{put, store};
+use super::lanes::{prefetch_ahead, put, store};
 use super::minifloat::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Met, ScaledFp8, from_table, values};
-use super::plan::{Plan, SEGMENT, Sharing};
-use super::sixteen::{
-    AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, build, is_plain, look_up, nibbles, table_len,
+use super::plan::{Plan, SEGMENT, Sharing, Way};
+use super::sixteen::{AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, look_up, nibbles, size_of_result};
+use super::tables::{Tables, is_plain};
+use super::{gather, stream, transposed, unpack};
+use crate::rows::{
+    CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, ScaleGrid, StoredCodes, Stores,
 };
-use super::{gather, stream, unpack};
-use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, StoredCodes, Stores};
 use crate::{Float, Minifloat, Packing, portable};
 
 /// Bytes from one gathered row to the next: not a power of two, or all rows would fall into the same sets of the cache.
 const GATHERED: usize = SEGMENT + 64;
 
-/// The smallest group that has a table of results.
-const SMALLEST_GROUP: usize = 16;
-
-/// A line of cache: results that are streamed from it go in whole lines.
+/// Results on their way past the caches, in whole lines.
 #[repr(align(64))]
-struct Aligned<const N: usize>([u8; N]);
+struct Aligned([u8; SEGMENT * 4]);
 
 /// See [`portable::rows::decode`].
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) {
     rows.check(&out);
-    let Some(plan) = Plan::new(rows) else {
+    let way = way_of(rows, &out, stores);
+    let Some(plan) = Plan::new(rows, way) else {
         return portable::rows::decode(rows, out, stores);
     };
     match out {
@@ -64,6 +67,25 @@ pub(super) fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stor
     }
 }
 
+/// Vectors are streamed directly where all rows and groups begin on a boundary.
+fn way_of(rows: &CodedRows<'_>, out: &FloatsMut<'_>, stores: Stores) -> Way {
+    let (start, size) = match out {
+        FloatsMut::F32(values) => (values.as_ptr().addr(), 4),
+        FloatsMut::Bytes(float, bytes) => (bytes.as_ptr().addr(), float.size_bytes()),
+    };
+    let is_whole = |n: usize| (n * size).is_multiple_of(32);
+    let group = rows.grid.columns.min(rows.n_columns);
+    match stores {
+        Stores::Ordinary => Way::Direct,
+        Stores::Streaming
+            if start.is_multiple_of(32) && is_whole(rows.n_columns) && is_whole(group) =>
+        {
+            Way::Direct
+        }
+        Stores::Streaming => Way::Buffered,
+    }
+}
+
 /// Floats as the bytes that they are.
 fn bytes_of(values: &mut [f32]) -> &mut [u8] {
     let len = size_of_val(values);
@@ -73,10 +95,55 @@ fn bytes_of(values: &mut [f32]) -> &mut [u8] {
 
 #[target_feature(enable = "avx2,f16c")]
 fn decode<const FLOAT: usize>(rows: &CodedRows<'_>, plan: Plan, out: &mut [u8], stores: Stores) {
-    let mut scratch = Scratch::new();
+    let n_done = transposed::decode::<FLOAT>(rows, &plan, out, stores);
+    if n_done < rows.n_rows {
+        let line_len = rows.n_columns * size_of_result::<FLOAT>();
+        let rows = without_first(rows, n_done);
+        decode_tiles::<FLOAT>(&rows, plan, &mut out[n_done * line_len..], stores);
+    }
+    if stores == Stores::Streaming {
+        stream::fence();
+    }
+}
+
+/// All rows but the first ones.
+fn without_first<'a>(rows: &CodedRows<'a>, n: usize) -> CodedRows<'a> {
+    let StoredCodes {
+        bytes,
+        stride,
+        layout,
+    } = rows.codes;
+    let before = match layout {
+        CodeLayout::Rows(_) => n * stride,
+        CodeLayout::WordsOfRows(_) => 4 * n,
+        CodeLayout::Columns(packing) => byte_of(packing, n),
+    };
+    CodedRows {
+        n_rows: rows.n_rows - n,
+        codes: StoredCodes {
+            bytes: &bytes[before..],
+            ..rows.codes
+        },
+        grid: ScaleGrid {
+            rows_before: rows.grid.rows_before.saturating_add(n),
+            ..rows.grid
+        },
+        ..*rows
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn decode_tiles<const FLOAT: usize>(
+    rows: &CodedRows<'_>,
+    plan: Plan,
+    out: &mut [u8],
+    stores: Stores,
+) {
+    let mut scratch = Scratch::new(rows, &plan);
     let tile = plan.tile;
     let mut gathered = vec![0; if tile == 1 { 0 } else { tile * GATHERED }];
-    let line_len = rows.n_columns * size_of_result::<FLOAT>();
+    let size = size_of_result::<FLOAT>();
+    let line_len = rows.n_columns * size;
     for (at, lines) in out.chunks_mut(tile * line_len).enumerate() {
         let first_row = at * tile;
         let n_rows = lines.len() / line_len;
@@ -91,21 +158,17 @@ fn decode<const FLOAT: usize>(rows: &CodedRows<'_>, plan: Plan, out: &mut [u8], 
             let (codes, stride) =
                 pieces(rows, first_row..first_row + n_rows, &columns, &mut gathered);
             for (row, line) in lines.chunks_exact_mut(line_len).enumerate() {
+                let first = rows.grid.line(first_row + row) * rows.grid.width(rows.n_columns);
                 let segment = Segment {
                     rows,
                     plan,
                     codes: &codes[row * stride..],
-                    entry: rows.grid.line(first_row + row) * rows.grid.width(rows.n_columns)
-                        + entry,
+                    entry: first + entry,
                 };
-                let size = size_of_result::<FLOAT>();
                 let out = &mut line[columns.start * size..columns.end * size];
                 segment.write::<FLOAT>(&mut scratch, stores, out);
             }
         }
-    }
-    if stores == Stores::Streaming {
-        stream::fence();
     }
 }
 
@@ -158,10 +221,6 @@ fn byte_of(packing: Packing, code: usize) -> usize {
     code / unit_codes * unit_bytes
 }
 
-const fn size_of_result<const FLOAT: usize>() -> usize {
-    if FLOAT == F32 { 4 } else { 2 }
-}
-
 /// Codes of one row: whole groups, or a part of one.
 struct Segment<'a> {
     rows: &'a CodedRows<'a>,
@@ -172,17 +231,38 @@ struct Segment<'a> {
     entry: usize,
 }
 
-/// Memory for one segment at a time.
-struct Scratch {
-    out: Aligned<{ SEGMENT * 4 }>,
-    work: Work,
+/// Memory for one segment at a time; of what the plan does not use, there is none.
+struct Scratch<'a> {
+    out: Option<Box<Aligned>>,
+    work: Work<'a>,
 }
 
 /// What stands between stored codes and results.
-struct Work {
-    codes: Aligned<SEGMENT>,
-    tables: Aligned<{ SEGMENT / SMALLEST_GROUP * 64 }>,
+struct Work<'a> {
+    codes: Vec<u8>,
+    tables: Tables<'a>,
     shared: Shared,
+}
+
+impl<'a> Scratch<'a> {
+    #[target_feature(enable = "avx2")]
+    fn new(rows: &'a CodedRows<'a>, plan: &Plan) -> Self {
+        Self {
+            out: None,
+            work: Work {
+                codes: vec![
+                    0;
+                    if plan.segment == usize::MAX {
+                        0
+                    } else {
+                        SEGMENT
+                    }
+                ],
+                tables: Tables::new(rows),
+                shared: Shared::default(),
+            },
+        }
+    }
 }
 
 /// FP8 to BF16 with blocks: what all rows of a block share, calculated once for the line of the grid.
@@ -237,33 +317,19 @@ impl Shared {
     }
 }
 
-impl Scratch {
-    fn new() -> Self {
-        Self {
-            out: Aligned([0; SEGMENT * 4]),
-            work: Work {
-                codes: Aligned([0; SEGMENT]),
-                tables: Aligned([0; SEGMENT / SMALLEST_GROUP * 64]),
-                shared: Shared::default(),
-            },
-        }
-    }
-}
-
 impl Segment<'_> {
     /// Decodes to memory, past the caches or not.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn write<const FLOAT: usize>(&self, scratch: &mut Scratch, stores: Stores, out: &mut [u8]) {
-        // Blocks stay aligned from one group to the next.
-        let group_len = self.plan.group * size_of_result::<FLOAT>();
-        let is_aligned = group_len.is_multiple_of(32) && out.as_ptr().addr().is_multiple_of(32);
-        match stores {
-            Stores::Ordinary => self.decode::<FLOAT, false>(&mut scratch.work, out),
-            Stores::Streaming if is_aligned => self.decode::<FLOAT, true>(&mut scratch.work, out),
-            Stores::Streaming => {
-                let buffer = &mut scratch.out.0[..out.len()];
-                self.decode::<FLOAT, false>(&mut scratch.work, buffer);
+    fn write<const FLOAT: usize>(&self, scratch: &mut Scratch<'_>, stores: Stores, out: &mut [u8]) {
+        let Scratch { out: buffer, work } = scratch;
+        match (stores, self.plan.way) {
+            (Stores::Ordinary, _) => self.decode::<FLOAT, false>(work, out),
+            (Stores::Streaming, Way::Direct) => self.decode::<FLOAT, true>(work, out),
+            (Stores::Streaming, Way::Buffered) => {
+                let buffer = buffer.get_or_insert_with(|| Box::new(Aligned([0; SEGMENT * 4])));
+                let buffer = &mut buffer.0[..out.len()];
+                self.decode::<FLOAT, false>(work, buffer);
                 // SAFETY: `decode`, the only caller, ends with the fence.
                 unsafe { stream::copy(buffer, out) }
             }
@@ -272,49 +338,82 @@ impl Segment<'_> {
 
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn decode<const FLOAT: usize, const STREAM: bool>(&self, work: &mut Work, out: &mut [u8]) {
+    fn decode<const FLOAT: usize, const STREAM: bool>(&self, work: &mut Work<'_>, out: &mut [u8]) {
+        let n = out.len() / size_of_result::<FLOAT>();
+        if self.plan.is_sixteen && self.plan.sharing != Sharing::Other {
+            if FLOAT != F32 && self.plan.is_e2m1 {
+                self.by_source::<FLOAT, STREAM, true>(n, work, out);
+            } else {
+                self.by_source::<FLOAT, STREAM, false>(n, work, out);
+            }
+            return;
+        }
+        let Work {
+            codes,
+            tables: _,
+            shared,
+        } = work;
+        let codes = self.unpacked(n, codes);
+        match self.rows.value {
+            CodeMeaning::Minifloat(format) => match format {
+                Minifloat::E4M3 => self.fp8::<E4M3, FLOAT, STREAM>(shared, codes, out),
+                Minifloat::E5M2 => self.fp8::<E5M2, FLOAT, STREAM>(shared, codes, out),
+                Minifloat::E4M3Fnuz => self.fp8::<E4M3_FNUZ, FLOAT, STREAM>(shared, codes, out),
+                Minifloat::E5M2Fnuz => self.fp8::<E5M2_FNUZ, FLOAT, STREAM>(shared, codes, out),
+                Minifloat::E8M0 | Minifloat::E2M3 | Minifloat::E3M2 | Minifloat::E2M1 => {
+                    self.looked_up::<FLOAT, STREAM>(format.table(), codes, out);
+                }
+            },
+            CodeMeaning::Integer { flip, zero: _ } => {
+                self.integers::<FLOAT, STREAM>(flip, codes, out)
+            }
+            CodeMeaning::Table16(table) => {
+                let table = std::array::from_fn(|code| table[code % 16]);
+                self.looked_up::<FLOAT, STREAM>(&table, codes, out);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn by_source<const FLOAT: usize, const STREAM: bool, const E2M1: bool>(
+        &self,
+        n: usize,
+        work: &mut Work<'_>,
+        out: &mut [u8],
+    ) {
         let Work {
             codes,
             tables,
-            shared,
+            shared: _,
         } = work;
-        let n = out.len() / size_of_result::<FLOAT>();
-        if self.plan.is_sixteen && self.plan.sharing != Sharing::Other {
-            let n_tables = n.div_ceil(self.plan.group);
-            let tables = &mut tables.0[..n_tables * table_len::<FLOAT>()];
-            build::<FLOAT>(self.rows, self.entry, tables);
-            return match nibbles(self.plan.packing) {
-                Some(LOW_FIRST) => {
-                    self.sixteen::<LOW_FIRST, FLOAT, STREAM>(self.codes, tables, out);
-                }
-                Some(HIGH_FIRST) => {
-                    self.sixteen::<HIGH_FIRST, FLOAT, STREAM>(self.codes, tables, out);
-                }
-                Some(_) => self.sixteen::<AWQ, FLOAT, STREAM>(self.codes, tables, out),
-                None => {
-                    let codes = self.unpacked(n, codes);
-                    self.sixteen::<BYTES, FLOAT, STREAM>(codes, tables, out);
-                }
-            };
-        }
-        let codes = self.unpacked(n, codes);
-        let outs = out.chunks_mut(self.plan.group * size_of_result::<FLOAT>());
-        for (at, (codes, out)) in codes.chunks(self.plan.group).zip(outs).enumerate() {
-            self.group::<FLOAT, STREAM>(shared, self.entry + at, codes, out);
+        tables.turn_to::<FLOAT, E2M1>(self.entry, n.div_ceil(self.plan.group));
+        match nibbles(self.plan.packing) {
+            Some(LOW_FIRST) => {
+                self.sixteen::<LOW_FIRST, FLOAT, STREAM, E2M1>(self.codes, tables, out);
+            }
+            Some(HIGH_FIRST) => {
+                self.sixteen::<HIGH_FIRST, FLOAT, STREAM, E2M1>(self.codes, tables, out);
+            }
+            Some(_) => self.sixteen::<AWQ, FLOAT, STREAM, E2M1>(self.codes, tables, out),
+            None => {
+                let codes = self.unpacked(n, codes);
+                self.sixteen::<BYTES, FLOAT, STREAM, E2M1>(codes, tables, out);
+            }
         }
     }
 
     /// One code per byte.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn unpacked<'s>(&'s self, n: usize, scratch: &'s mut Aligned<SEGMENT>) -> &'s [u8] {
+    fn unpacked<'s>(&'s self, n: usize, scratch: &'s mut [u8]) -> &'s [u8] {
         if matches!(
             self.plan.packing,
             Packing::Bytes | Packing::LsbFirst { bits: 8 }
         ) {
             return &self.codes[..n];
         }
-        let codes = &mut scratch.0[..n];
+        let codes = &mut scratch[..n];
+        prefetch_ahead(self.codes.as_ptr());
         unpack::unpack(self.plan.packing, self.codes, codes);
         codes
     }
@@ -322,52 +421,39 @@ impl Segment<'_> {
     /// Groups of 16, 32, or whole blocks of 64.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn sixteen<const SOURCE: usize, const FLOAT: usize, const STREAM: bool>(
+    fn sixteen<const SOURCE: usize, const FLOAT: usize, const STREAM: bool, const E2M1: bool>(
         &self,
         codes: &[u8],
-        tables: &[u8],
+        tables: &Tables<'_>,
         out: &mut [u8],
     ) {
+        let first = self.entry;
         match self.plan.sharing {
-            Sharing::Sixteen => look_up::<SOURCE, 16, FLOAT, STREAM>(codes, 16, tables, out),
-            Sharing::ThirtyTwo => look_up::<SOURCE, 32, FLOAT, STREAM>(codes, 32, tables, out),
-            Sharing::Blocks(n) => look_up::<SOURCE, MANY, FLOAT, STREAM>(codes, n, tables, out),
+            Sharing::Sixteen => {
+                look_up::<SOURCE, 16, FLOAT, STREAM, E2M1>((codes, 16), tables, first, out);
+            }
+            Sharing::ThirtyTwo => {
+                look_up::<SOURCE, 32, FLOAT, STREAM, E2M1>((codes, 32), tables, first, out);
+            }
+            Sharing::Blocks(n) => {
+                look_up::<SOURCE, MANY, FLOAT, STREAM, E2M1>((codes, n), tables, first, out);
+            }
             Sharing::Other => {}
         }
     }
 
-    /// One group of wider codes.
+    /// Each group's entry of the grid, codes and output.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn group<const FLOAT: usize, const STREAM: bool>(
+    fn each_group<const FLOAT: usize>(
         &self,
-        shared: &Shared,
-        at: usize,
         codes: &[u8],
         out: &mut [u8],
+        mut group: impl FnMut(usize, &[u8], &mut [u8]),
     ) {
-        let entry = self.rows.entry(at);
-        match self.rows.value {
-            CodeMeaning::Minifloat(format) => match format {
-                Minifloat::E4M3 => self.fp8::<E4M3, FLOAT, STREAM>(shared, at, codes, out),
-                Minifloat::E5M2 => self.fp8::<E5M2, FLOAT, STREAM>(shared, at, codes, out),
-                Minifloat::E4M3Fnuz => self.fp8::<E4M3_FNUZ, FLOAT, STREAM>(shared, at, codes, out),
-                Minifloat::E5M2Fnuz => self.fp8::<E5M2_FNUZ, FLOAT, STREAM>(shared, at, codes, out),
-                Minifloat::E8M0 | Minifloat::E2M3 | Minifloat::E3M2 | Minifloat::E2M1 => {
-                    self.looked_up::<FLOAT, STREAM>(format, entry, codes, out);
-                }
-            },
-            CodeMeaning::Integer { flip, zero: _ } => {
-                self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
-                    integers(codes, flip, entry.zero)
-                });
-            }
-            CodeMeaning::Table16(table) => {
-                let table = std::array::from_fn(|code| table[code % 16]);
-                self.blocks::<FLOAT, STREAM, true>(entry, codes, out, |codes| {
-                    from_table(&table, codes)
-                });
-            }
+        let outs = out.chunks_mut(self.plan.group * size_of_result::<FLOAT>());
+        for (at, (codes, out)) in codes.chunks(self.plan.group).zip(outs).enumerate() {
+            group(self.entry + at, codes, out);
         }
     }
 
@@ -375,42 +461,60 @@ impl Segment<'_> {
     fn fp8<const FORMAT: usize, const FLOAT: usize, const STREAM: bool>(
         &self,
         shared: &Shared,
-        at: usize,
         codes: &[u8],
         out: &mut [u8],
     ) {
-        let entry = self.rows.entry(at);
         let mut met = Met::none();
-        let scaled = match shared.of(at) {
-            Some(scaled) => Some(*scaled),
-            None if FLOAT == BF16 && is_plain(self.rows) => ScaledFp8::new::<FORMAT>(entry.scale),
-            None => None,
-        };
-        match scaled {
-            Some(scaled) => each_block::<2, STREAM>(codes, out, |codes| {
-                met.look::<FORMAT>(codes);
-                scaled.block::<FORMAT>(codes)
-            }),
-            None => self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
-                met.look::<FORMAT>(codes);
-                values::<FORMAT>(codes)
-            }),
-        }
+        let is_plain = is_plain(self.rows);
+        self.each_group::<FLOAT>(codes, out, |at, codes, out| {
+            let entry = self.rows.entry(at);
+            let scaled = match shared.of(at) {
+                Some(scaled) => Some(*scaled),
+                None if FLOAT == BF16 && is_plain => ScaledFp8::new::<FORMAT>(entry.scale),
+                None => None,
+            };
+            match scaled {
+                Some(scaled) => each_block::<2, STREAM>(codes, out, |codes| {
+                    met.look::<FORMAT>(codes);
+                    scaled.block::<FORMAT>(codes)
+                }),
+                None => self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
+                    met.look::<FORMAT>(codes);
+                    values::<FORMAT>(codes)
+                }),
+            }
+        });
         if met.any() {
-            self.looked_up::<FLOAT, STREAM>(Minifloat::ALL[FORMAT], entry, codes, out);
+            self.looked_up::<FLOAT, STREAM>(Minifloat::ALL[FORMAT].table(), codes, out);
         }
     }
 
     #[target_feature(enable = "avx2,f16c")]
     fn looked_up<const FLOAT: usize, const STREAM: bool>(
         &self,
-        format: Minifloat,
-        entry: Entry,
+        table: &[f32; 256],
         codes: &[u8],
         out: &mut [u8],
     ) {
-        let table = format.table();
-        self.blocks::<FLOAT, STREAM, true>(entry, codes, out, |codes| from_table(table, codes));
+        self.each_group::<FLOAT>(codes, out, |at, codes, out| {
+            let entry = self.rows.entry(at);
+            self.blocks::<FLOAT, STREAM, true>(entry, codes, out, |codes| from_table(table, codes));
+        });
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn integers<const FLOAT: usize, const STREAM: bool>(
+        &self,
+        flip: u8,
+        codes: &[u8],
+        out: &mut [u8],
+    ) {
+        self.each_group::<FLOAT>(codes, out, |at, codes, out| {
+            let entry = self.rows.entry(at);
+            self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
+                integers(codes, flip, entry.zero)
+            });
+        });
     }
 
     /// Values (which may be NaN, or not), formula, output.
@@ -476,6 +580,7 @@ fn each_block<const N: usize, const STREAM: bool>(
     let (vectors, last) = out.split_at_mut(blocks.len() * N * 32);
     let (vectors, _) = vectors.as_chunks_mut::<32>();
     for (codes, out) in blocks.iter().zip(vectors.as_chunks_mut::<N>().0) {
+        prefetch_ahead(codes.as_ptr());
         for (out, results) in out.iter_mut().zip(block(codes)) {
             put::<STREAM>(out, results);
         }

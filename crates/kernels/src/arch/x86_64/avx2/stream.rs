@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::{_mm_sfence, _mm256_stream_si256};
 
-use super::lanes::load;
+use super::lanes::{load, prefetch_ahead};
 use crate::Stores;
 
 /// Bytes of a non-temporal store, and their alignment.
@@ -31,6 +31,7 @@ pub(super) unsafe fn copy(from: &[u8], to: &mut [u8]) {
     let (vectors, rest) = to.as_chunks_mut::<VECTOR>();
     let (sources, last) = from.as_chunks::<VECTOR>();
     for (to, from) in vectors.iter_mut().zip(sources) {
+        prefetch_ahead(from.as_ptr());
         // SAFETY: 32 writable bytes, on a boundary of 32 since `head` bytes were split off; the caller orders the store.
         unsafe { _mm256_stream_si256(to.as_mut_ptr().cast(), load(from)) }
     }
