@@ -65,5 +65,6 @@ class Rust:
 
 def bytes_of(tensor):
     """A copy of a tensor's bytes."""
-    at = view(tensor.detach().contiguous())
+    kept = tensor.detach().contiguous()  # until it is copied: a transposed tensor becomes a new one here
+    at = view(kept)
     return ctypes.string_at(at.at, at.len)
