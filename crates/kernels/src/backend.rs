@@ -10,7 +10,8 @@
 
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, Tile, portable,
+    BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes,
+    Tile, portable,
 };
 
 /// The operations that `schemes` and `quantize` call. Lengths are checked by the functions themselves, which panic with a
@@ -87,6 +88,10 @@ pub struct Backend {
     pub copy: fn(from: &[u8], to: &mut [u8], Stores),
     /// Rows of stored codes to rows of floats, in one go. [`portable::rows::decode`].
     pub decode_rows: fn(&CodedRows<'_>, FloatsMut<'_>, Stores),
+    /// As `decode_rows`, where each column names its entry of the grid. [`portable::indexed::decode`].
+    pub decode_indexed: fn(&CodedRows<'_>, index: &[u32], FloatsMut<'_>, Stores),
+    /// Whole blocks of ggml to floats, in one go. [`BlockFormat::decode`].
+    pub decode_blocks: fn(BlockFormat, blocks: &[u8], FloatsMut<'_>, Stores),
 }
 
 /// Plain Rust: the reference, available everywhere.
@@ -116,6 +121,8 @@ pub const PORTABLE: Backend = Backend {
     first_non_finite: portable::scan::first_non_finite,
     copy: portable::rows::copy,
     decode_rows: portable::rows::decode,
+    decode_indexed: portable::indexed::decode,
+    decode_blocks: BlockFormat::decode,
 };
 
 /// Every backend, fastest first; the last one is portable and always available.

@@ -273,6 +273,19 @@ impl CodedRows<'_> {
         self.check_codes();
     }
 
+    /// Panics unless everything has the length that it needs, with an entry of the grid for each column.
+    pub(crate) fn check_index(&self, index: &[u32], out: &FloatsMut<'_>) {
+        self.check(out);
+        assert_eq!(index.len(), self.n_columns, "an entry for each column");
+        let width = if index.is_empty() {
+            0
+        } else {
+            self.grid.width(self.n_columns)
+        };
+        let outside = index.iter().find(|&&entry| entry as usize >= width);
+        assert_eq!(outside, None, "a line has {width} entries");
+    }
+
     fn check_codes(&self) {
         let StoredCodes {
             bytes,

@@ -287,21 +287,20 @@ impl Dequantizer {
             }
         }
         let mut offsets: Vec<f32> = tile.offsets.iter().map(|&o| round(o)).collect();
-        if self.scheme.super_scale != SuperScale::None {
-            self.each_scale(tile, |i, s| {
-                let factor = tile.supers[s];
-                factors[i] = match self.scheme.super_scale {
-                    SuperScale::None | SuperScale::Channel => factors[i],
-                    SuperScale::Multiply => round(factors[i] * round(factor)),
-                    SuperScale::Divide => factors[i] / factor,
-                    SuperScale::Nested { size: _, offset } => factors[i] * factor + offset,
-                    SuperScale::Grouped { size: _ } => factor * factors[i],
-                };
-                if let Some(&factor) = tile.offset_supers.get(s) {
-                    offsets[i] *= factor;
+        self.each_super(tile, |scales, above| {
+            let kind = self.scheme.super_scale;
+            apply_super(
+                kind,
+                tile.supers[above],
+                round,
+                &mut factors[scales.clone()],
+            );
+            if let Some(&factor) = tile.offset_supers.get(above) {
+                for offset in &mut offsets[scales] {
+                    *offset *= factor;
                 }
-            })?;
-        }
+            }
+        })?;
         Ok(Prepared {
             tile,
             factors,
@@ -311,32 +310,48 @@ impl Dequantizer {
         })
     }
 
-    /// Calls `f` with each entry of the tile's scale grid and its super-scale in the tile.
-    fn each_scale(&self, tile: &CodeTile, mut f: impl FnMut(usize, usize)) -> Result<(), Error> {
+    /// Calls `f` with each run of entries of the tile's scale grid that have one super-scale, and with that in the tile.
+    fn each_super(
+        &self,
+        tile: &CodeTile,
+        mut f: impl FnMut(Range<usize>, usize),
+    ) -> Result<(), Error> {
         let kind = self.scheme.super_scale;
-        let (mut scale, mut above) = (0, 0);
+        if kind == SuperScale::None {
+            return Ok(());
+        }
+        let (mut first, mut above) = (0, 0);
         for (_, local) in segments(&self.module, &tile.rows, self.out_features)? {
             let groups = scale_rows(self.scheme.granularity, &local, self.in_features);
-            let supers = super_rows(kind, &groups, self.n_groups);
-            for row in groups.clone() {
-                for column in 0..self.n_groups {
-                    let at = match kind {
-                        SuperScale::None | SuperScale::Multiply | SuperScale::Divide => 0,
-                        SuperScale::Nested { size, offset: _ } => {
-                            (row * self.n_groups + column) / length(size) - supers.start
-                        }
-                        SuperScale::Grouped { size } => {
-                            (row - groups.start) * self.n_supers + column / length(size)
-                        }
-                        SuperScale::Channel => row - groups.start,
-                    };
-                    f(scale, above + at);
-                    scale += 1;
-                }
+            let n = groups.len() * self.n_groups;
+            let (mut at, mut run) = (0, above);
+            while at < n {
+                let end = at.saturating_add(self.sharing(at, groups.start)).min(n);
+                f(first + at..first + end, run);
+                at = end;
+                run += 1;
             }
-            above += supers.len() * self.n_supers;
+            first += n;
+            above += super_rows(kind, &groups, self.n_groups).len() * self.n_supers;
         }
         Ok(())
+    }
+
+    /// How many entries of the scale grid have one super-scale, from the `at`-th behind the beginning of row `row` on.
+    fn sharing(&self, at: usize, row: usize) -> usize {
+        let n = self.n_groups;
+        match self.scheme.super_scale {
+            SuperScale::None | SuperScale::Multiply | SuperScale::Divide => usize::MAX,
+            SuperScale::Nested { size, offset: _ } => {
+                let size = length(size);
+                size - (row * n + at) % size
+            }
+            SuperScale::Grouped { size } => {
+                let (size, column) = (length(size), at % n);
+                (size - column % size).min(n - column)
+            }
+            SuperScale::Channel => n - at % n,
+        }
     }
 
     /// Calls `f` with each row of the tile.
@@ -544,6 +559,34 @@ impl Dequantizer {
                 .filter(|(v, _)| v.is_nan())
             {
                 *bytes = BF16_NAN;
+            }
+        }
+    }
+}
+
+/// Applies a super-scale to the scales that have it.
+fn apply_super(kind: SuperScale, factor: f32, round: impl Fn(f32) -> f32, scales: &mut [f32]) {
+    match kind {
+        SuperScale::None | SuperScale::Channel => {}
+        SuperScale::Multiply => {
+            let factor = round(factor);
+            for scale in scales {
+                *scale = round(*scale * factor);
+            }
+        }
+        SuperScale::Divide => {
+            for scale in scales {
+                *scale /= factor;
+            }
+        }
+        SuperScale::Nested { size: _, offset } => {
+            for scale in scales {
+                *scale = *scale * factor + offset;
+            }
+        }
+        SuperScale::Grouped { size: _ } => {
+            for scale in scales {
+                *scale *= factor;
             }
         }
     }

@@ -6,15 +6,15 @@ mod sparse;
 use std::ops::Range;
 
 use safequant_container::{Checkpoint, TensorRef};
-use safequant_kernels::rows::StoredCodes;
-use safequant_kernels::{Backend, Float};
+use safequant_kernels::rows::{CodeLayout, StoredCodes};
+use safequant_kernels::{Backend, BlockFormat, Float, Packing};
 
 pub(crate) use self::parts::float_dtype;
 use self::parts::{SmallParts, check_scale_dtype, locate};
 use self::sparse::{SparseParts, SparseRows};
 use crate::arithmetic::{Dequantizer, Extras, code_bytes};
 use crate::storage::{
-    Stored, WordShift, grid_of, scale_rows, segments, super_rows, to_u64, to_usize,
+    Stored, WordShift, blocks, grid_of, scale_rows, segments, super_rows, to_u64, to_usize,
 };
 use crate::{
     Code, CodeTile, Error, Granularity, IntegerEncoding, Kept, Part, QuantizedTensor, Role,
@@ -41,8 +41,36 @@ pub struct Decoder<'a> {
     in_features: usize,
     /// Columns of the scale grid.
     n_groups: usize,
-    /// What turns stored codes into the unsigned form, where rows are decoded in one go.
-    flip: Option<u8>,
+    way: Way,
+}
+
+/// How rows are decoded.
+#[derive(Clone, Copy)]
+enum Way {
+    /// To codes, then step by step.
+    Tile,
+    /// In one go: from the stored bytes, where backends know how codes lie in them and `flip` turns those into the unsigned
+    /// form, else from codes that are read first.
+    Rows { flip: Option<u8> },
+    /// In one go, from blocks that hold everything.
+    Blocks(BlockFormat),
+}
+
+impl Way {
+    fn new(tensor: &QuantizedTensor, codes: &Located<'_>, is_fused: bool) -> Self {
+        // A second level outside of the blocks is a formula of its own.
+        if let Some(format) = blocks::of(tensor)
+            && tensor.scheme == blocks::scheme_of(format)
+        {
+            return Way::Blocks(format);
+        }
+        if !is_fused {
+            return Way::Tile;
+        }
+        Way::Rows {
+            flip: flip(tensor, codes.part).filter(|_| codes.stored.is_raw()),
+        }
+    }
 }
 
 /// What of a tile is read.
@@ -120,12 +148,12 @@ impl<'a> Decoder<'a> {
         };
         let sparse = SparseParts::new(tensor, checkpoint)?;
         let dequantizer = Dequantizer::new(tensor, reader.extras()?, backend)?;
-        let is_fused = sparse.is_none() && codes.stored.is_raw() && dequantizer.is_fused();
+        let is_fused = sparse.is_none() && dequantizer.is_fused();
         Ok(Self {
             tensor,
             checkpoint,
             backend,
-            flip: flip(tensor, codes.part).filter(|_| is_fused),
+            way: Way::new(tensor, &codes, is_fused),
             codes,
             sparse,
             scale,
@@ -342,20 +370,22 @@ impl<'a> Decoder<'a> {
         matrix: u64,
         rows: &Range<usize>,
     ) -> Result<Vec<f32>, Error> {
-        let of_bytes = |decode: &dyn Fn(u8) -> f32| -> Result<Vec<f32>, Error> {
+        let bytes = || {
             let stored = &scale.stored;
-            let raw = stored.read(scale.bytes, matrix, rows, self.backend, WordShift::None)?;
-            Ok(raw.into_iter().map(decode).collect())
+            stored.read(scale.bytes, matrix, rows, self.backend, WordShift::None)
         };
         match self.tensor.scheme.scale {
             ScaleCoding::Float(_) => self.read_floats(scale, matrix, rows),
-            ScaleCoding::E8M0(rule) => of_bytes(&|b| rule.decode(b)),
-            ScaleCoding::Minifloat(format) => of_bytes(&|b| format.table()[usize::from(b)]),
-            ScaleCoding::StoredTable => {
-                let table = self.scale_table.as_deref();
-                of_bytes(&|b| table.map_or(f32::NAN, |t| t[usize::from(b)]))
+            ScaleCoding::E8M0(rule) => Ok(decoded(&bytes()?, |b| rule.decode(b))),
+            ScaleCoding::Minifloat(format) => {
+                let table = format.table();
+                Ok(decoded(&bytes()?, |b| table[usize::from(b)]))
             }
-            ScaleCoding::Integer => of_bytes(&|b| f32::from(b)),
+            ScaleCoding::StoredTable => {
+                let table = self.scale_table.as_deref().unwrap_or(&[f32::NAN; 256]);
+                Ok(decoded(&bytes()?, |b| table[usize::from(b)]))
+            }
+            ScaleCoding::Integer => Ok(decoded(&bytes()?, f32::from)),
             ScaleCoding::One => Ok(Vec::new()),
         }
     }
@@ -430,35 +460,48 @@ impl<'a> Decoder<'a> {
     /// # Panics
     /// If `out` has not exactly the length of the rows.
     pub fn rows(&self, rows: Range<u64>, out: RowsOut<'_>) -> Result<(), Error> {
-        let Some(flip) = self.flip else {
+        if let Way::Tile = self.way {
             let tile = self.codes(rows)?;
             return self.dequantizer.tile(&tile, out);
-        };
+        }
         let mut out = out;
         let mut at = 0;
         for (matrix, local) in segments(&self.tensor.module, &rows, self.tensor.out_features())? {
             let cut = at * self.in_features..(at + local.len()) * self.in_features;
             at += local.len();
-            self.segment(matrix, &local, flip, out.cut(cut))?;
+            self.segment(matrix, &local, out.cut(cut))?;
         }
         out.expect_len(at * self.in_features);
         Ok(())
     }
 
-    /// Rows of one matrix, in one go where they begin with a stored unit.
-    fn segment(
-        &self,
-        matrix: u64,
-        local: &Range<usize>,
-        flip: u8,
-        out: RowsOut<'_>,
-    ) -> Result<(), Error> {
+    /// Rows of one matrix in one go.
+    fn segment(&self, matrix: u64, local: &Range<usize>, out: RowsOut<'_>) -> Result<(), Error> {
         let first = matrix * self.tensor.out_features();
         let rows = first + to_u64(local.start)..first + to_u64(local.end);
-        let raw = self.codes.stored.raw(self.codes.bytes, matrix, local)?;
-        let Some(raw) = raw.filter(|_| !local.is_empty()) else {
+        let codes = &self.codes;
+        let raw = match (self.way, &codes.stored) {
+            (Way::Blocks(format), Stored::Blocks(blocks)) => {
+                let bytes = blocks.bytes(codes.bytes, matrix, local)?;
+                let (out, stores) = out.into_floats();
+                (self.backend.decode_blocks)(format, &bytes, out, stores);
+                return Ok(());
+            }
+            (Way::Rows { flip: Some(flip) }, stored) => {
+                let raw = stored.raw(codes.bytes, matrix, local)?;
+                raw.map(|raw| (raw, flip))
+            }
+            (Way::Rows { flip: None } | Way::Blocks(_) | Way::Tile, _) => None,
+        };
+        let Some((raw, flip)) = raw else {
+            // Codes that were read one by one are rows of bytes.
             let tile = self.codes(rows)?;
-            return self.dequantizer.tile(&tile, out);
+            let codes = StoredCodes {
+                bytes: &tile.codes,
+                stride: self.in_features,
+                layout: CodeLayout::Rows(Packing::Bytes),
+            };
+            return self.dequantizer.decode(&tile, (codes, 0), local, out);
         };
         let tile = self.scales(rows)?;
         let codes = StoredCodes {
@@ -468,6 +511,11 @@ impl<'a> Decoder<'a> {
         };
         self.dequantizer.decode(&tile, (codes, flip), local, out)
     }
+}
+
+/// The numbers that bytes stand for. A loop for each `decode`: there may be a byte for every sixteen codes.
+fn decoded(bytes: &[u8], decode: impl Fn(u8) -> f32) -> Vec<f32> {
+    bytes.iter().map(|&byte| decode(byte)).collect()
 }
 
 /// What turns stored codes into the unsigned form by an exclusive or; `None` where they must be read one by one.

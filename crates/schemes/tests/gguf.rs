@@ -10,7 +10,7 @@ use safequant_container::{
     BytesSource, Checkpoint, Dtype, GgmlType, GgufMetadata, GgufTensor, Limits, ReadAt,
     write_gguf_header,
 };
-use safequant_kernels::Backend;
+use safequant_kernels::{Backend, Float};
 use safequant_schemes::encode::encode;
 use safequant_schemes::{
     Axis, Code, Decoder, Error, Model, QuantizedTensor, Role, RowsOut, Selection, Storage,
@@ -109,6 +109,29 @@ fn blocks_come_again_from_the_neutral_form() {
         }
     }
     assert_eq!((n_coded, n_values), (16, 8));
+}
+
+/// Decoding blocks in one go gives what their codes and scales give step by step, in every output, from any row on.
+#[test]
+fn blocks_in_one_go_are_those_of_the_neutral_form() {
+    let checkpoint = open("gguf-zoo/zoo.gguf");
+    let model = Model::bind(&checkpoint).unwrap();
+    let mut n_tensors = 0;
+    for tensor in &model.quantized {
+        let decoder = Decoder::new(tensor, &checkpoint, Backend::detect()).unwrap();
+        let tile = decoder.codes(3..8).unwrap();
+        for &float in Float::ALL {
+            let n = 5 * usize::try_from(tensor.in_features()).unwrap() * float.size_bytes();
+            let (mut found, mut expected) = (vec![0xa5; n], vec![0x5a; n]);
+            let out = RowsOut::Bytes(float, &mut found);
+            decoder.rows(3..8, out).unwrap();
+            let out = RowsOut::Bytes(float, &mut expected);
+            decoder.dequantizer().tile(&tile, out).unwrap();
+            assert!(found == expected, "{} {float:?}", tensor.weight);
+        }
+        n_tensors += 1;
+    }
+    assert_eq!(n_tensors, 25);
 }
 
 /// A file with one tensor of blocks and the F32 tensors given, all bytes from `data`.

@@ -152,7 +152,7 @@ fn safequant(what: &str, matrix: Matrix<'_>, out: &mut [u8]) -> Result<f64, Refu
     if let Some(format) = BlockFormat::from_name(what) {
         let values = FloatsMut::Bytes(matrix.float, out);
         return Ok(timed(|| {
-            decode_blocks(backend, format, matrix.codes, values, stores)
+            (backend.decode_blocks)(format, matrix.codes, values, stores)
         }));
     }
     let sample = SAMPLES
@@ -162,22 +162,6 @@ fn safequant(what: &str, matrix: Matrix<'_>, out: &mut [u8]) -> Result<f64, Refu
     let rows = sample.rows(matrix.rows, matrix.columns, matrix.codes, matrix.scales);
     let values = FloatsMut::Bytes(matrix.float, out);
     Ok(timed(|| (backend.decode_rows)(&rows, values, stores)))
-}
-
-fn decode_blocks(
-    _backend: &Backend,
-    format: BlockFormat,
-    blocks: &[u8],
-    out: FloatsMut<'_>,
-    _stores: Stores,
-) {
-    let mut values = vec![0.0; out.len()];
-    format.dequantize(blocks, &mut values);
-    if let FloatsMut::Bytes(_, bytes) = out {
-        for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
-            to.copy_from_slice(&value.to_le_bytes());
-        }
-    }
 }
 
 /// Into an array that is allocated for it.

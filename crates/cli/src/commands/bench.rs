@@ -14,8 +14,6 @@ use crate::signals::Listener;
 mod measure;
 mod report;
 
-use measure::Measurement;
-
 /// Measures and prints.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use super::layout::{BlockLayout, BlockOffset, BlockScale, CodeStore, CodeValue, 
 use super::scales::ScaleStore;
 
 /// E2M1 doubled; code 8, the negative zero of E2M1, is plus zero here.
-pub(super) static VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) static VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 pub(super) static MXFP4: BlockLayout = BlockLayout {
     elements: 32,
@@ -47,7 +47,7 @@ pub(super) static NVFP4: BlockLayout = BlockLayout {
 };
 
 /// `ggml_e8m0_to_fp32_half`: 2^(code - 128), subnormal for 0 and 1; 255 is 2^127, not NaN.
-pub(super) fn half_e8m0(code: u8) -> f32 {
+pub(crate) fn half_e8m0(code: u8) -> f32 {
     f32::from_bits(match code {
         0 | 1 => 0x0020_0000 << code,
         _ => (u32::from(code) - 1) << 23,

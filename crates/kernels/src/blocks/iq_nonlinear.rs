@@ -4,7 +4,7 @@ use super::layout::{BlockLayout, BlockOffset, BlockScale, CodeStore, CodeValue, 
 use super::scales::ScaleStore;
 
 /// `kvalues_iq4nl`: denser near zero than an even grid.
-pub(super) static VALUES: [i8; 16] = [
+pub(crate) static VALUES: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
 

@@ -107,9 +107,9 @@ pub struct BlockLayout {
     pub(super) codes: CodeStore,
     pub(super) scales: ScaleStore,
     /// Byte offset of `d`.
-    pub(super) d: Option<usize>,
+    pub(crate) d: Option<usize>,
     /// Byte offset of `m`.
-    pub(super) m: Option<usize>,
+    pub(crate) m: Option<usize>,
 }
 
 /// The neutral form of one or more blocks, all arrays in the order of the elements.

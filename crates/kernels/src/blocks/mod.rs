@@ -27,7 +27,14 @@ pub mod quantize;
 mod scales;
 mod ternary;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use float4::{VALUES as E2M1_DOUBLED, half_e8m0};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use iq_nonlinear::VALUES as IQ4_NL;
 pub use layout::{BlockFields, BlockLayout, BlockOffset, BlockScale, CodeValue};
+
+use crate::portable::convert;
+use crate::{Float, FloatsMut, Stores};
 
 /// Declares [`BlockFormat`] and everything that is a list of block types.
 macro_rules! block_formats {
@@ -144,13 +151,7 @@ impl BlockFormat {
     /// # Panics
     /// If `blocks` is not the bytes of `out.len() / elements()` blocks.
     pub fn dequantize(self, blocks: &[u8], out: &mut [f32]) {
-        let n_blocks = out.len() / self.elements();
-        assert_eq!(out.len(), n_blocks * self.elements(), "whole blocks");
-        assert_eq!(
-            blocks.len(),
-            n_blocks * self.bytes(),
-            "bytes of {n_blocks} blocks"
-        );
+        self.check(blocks, out.len());
         let pairs = blocks
             .chunks_exact(self.bytes())
             .zip(out.chunks_exact_mut(self.elements()));
@@ -158,6 +159,60 @@ impl BlockFormat {
             Coded(layout) => pairs.for_each(|(block, out)| layout.dequantize_block(block, out)),
             Lattice(values) => pairs.for_each(|(block, out)| values(block, out)),
         }
+    }
+
+    /// [`BlockFormat::dequantize`], then one rounding to the output: the reference of [`crate::Backend::decode_blocks`].
+    ///
+    /// F32 has the values themselves. Where an operation meets two NaN, F32 and F16 results are *some* NaN; every NaN is
+    /// FFFF in BF16.
+    ///
+    /// # Panics
+    /// If `blocks` is not the bytes of `out.len() / elements()` blocks.
+    pub fn decode(self, blocks: &[u8], out: FloatsMut<'_>, _stores: Stores) {
+        self.check(blocks, out.len());
+        match out {
+            FloatsMut::F32(values) => self.dequantize(blocks, values),
+            FloatsMut::Bytes(float, bytes) => {
+                self.decode_with(blocks, float, bytes, |values, bytes| {
+                    convert::round(float, values, bytes);
+                });
+            }
+        }
+    }
+
+    /// The same, block after block, with another function that rounds.
+    pub(crate) fn decode_with(
+        self,
+        blocks: &[u8],
+        float: Float,
+        out: &mut [u8],
+        round: impl Fn(&[f32], &mut [u8]),
+    ) {
+        let mut values = [0.0; MAX_ELEMENTS];
+        let values = &mut values[..self.elements()];
+        let outs = out.chunks_exact_mut(self.elements() * float.size_bytes());
+        for (block, out) in blocks.chunks_exact(self.bytes()).zip(outs) {
+            self.dequantize(block, values);
+            round(values, out);
+            if float == Float::Bf16 {
+                for (value, bytes) in values.iter().zip(out.as_chunks_mut().0) {
+                    if value.is_nan() {
+                        *bytes = [0xff; 2];
+                    }
+                }
+            }
+        }
+    }
+
+    /// Panics unless `blocks` is the bytes of whole blocks of `n` elements in all.
+    pub(crate) fn check(self, blocks: &[u8], n: usize) {
+        let n_blocks = n / self.elements();
+        assert_eq!(n, n_blocks * self.elements(), "whole blocks");
+        assert_eq!(
+            blocks.len(),
+            n_blocks * self.bytes(),
+            "bytes of {n_blocks} blocks"
+        );
     }
 }
 

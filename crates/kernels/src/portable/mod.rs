@@ -5,6 +5,7 @@
 
 pub mod affine;
 pub mod convert;
+pub mod indexed;
 pub mod lookup;
 pub mod minifloat;
 pub mod quantize;

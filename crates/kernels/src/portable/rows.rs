@@ -26,10 +26,7 @@ pub fn decode(rows: &CodedRows<'_>, out: FloatsMut<'_>, _stores: Stores) {
     }
     let columns = rows.n_columns;
     let mut codes = vec![0; columns];
-    let transposed = match rows.codes.layout {
-        CodeLayout::Columns(packing) => from_columns(rows, packing),
-        CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => Vec::new(),
-    };
+    let transposed = transposed(rows);
     match out {
         FloatsMut::F32(values) => {
             for (row, out) in values.chunks_exact_mut(columns).enumerate() {
@@ -49,8 +46,16 @@ pub fn decode(rows: &CodedRows<'_>, out: FloatsMut<'_>, _stores: Stores) {
     }
 }
 
+/// The codes of all rows where lines are columns, else nothing.
+pub(super) fn transposed(rows: &CodedRows<'_>) -> Vec<u8> {
+    match rows.codes.layout {
+        CodeLayout::Columns(packing) => from_columns(rows, packing),
+        CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => Vec::new(),
+    }
+}
+
 /// One code per byte; `transposed` has all of them where lines are columns.
-fn read_row(rows: &CodedRows<'_>, row: usize, transposed: &[u8], codes: &mut [u8]) {
+pub(super) fn read_row(rows: &CodedRows<'_>, row: usize, transposed: &[u8], codes: &mut [u8]) {
     let stored = rows.codes;
     let lines = |at: usize| &stored.bytes[at * stored.stride..];
     match stored.layout {
@@ -84,11 +89,7 @@ fn from_columns(rows: &CodedRows<'_>, packing: Packing) -> Vec<u8> {
 
 /// The values of a row. Turns the codes into unsigned form.
 fn row_values(rows: &CodedRows<'_>, row: usize, codes: &mut [u8], out: &mut [f32]) {
-    if let CodeMeaning::Integer { flip, zero: _ } = rows.value {
-        for code in &mut *codes {
-            *code ^= flip;
-        }
-    }
+    to_unsigned(rows, codes);
     let size = rows.grid.columns;
     let first = rows.grid.line(row) * rows.grid.width(codes.len());
     for (at, (codes, out)) in codes.chunks(size).zip(out.chunks_mut(size)).enumerate() {
@@ -96,8 +97,17 @@ fn row_values(rows: &CodedRows<'_>, row: usize, codes: &mut [u8], out: &mut [f32
     }
 }
 
+/// Turns the codes into unsigned form.
+pub(super) fn to_unsigned(rows: &CodedRows<'_>, codes: &mut [u8]) {
+    if let CodeMeaning::Integer { flip, zero: _ } = rows.value {
+        for code in codes {
+            *code ^= flip;
+        }
+    }
+}
+
 /// The values of one group.
-fn group(rows: &CodedRows<'_>, entry: Entry, codes: &[u8], out: &mut [f32]) {
+pub(super) fn group(rows: &CodedRows<'_>, entry: Entry, codes: &[u8], out: &mut [f32]) {
     let Entry {
         scale,
         zero,
@@ -134,7 +144,7 @@ fn group(rows: &CodedRows<'_>, entry: Entry, codes: &[u8], out: &mut [f32]) {
 }
 
 /// Rounds a row, twice where the formula says so.
-fn round(first: Float, float: Float, values: &mut [f32], out: &mut [u8]) {
+pub(super) fn round(first: Float, float: Float, values: &mut [f32], out: &mut [u8]) {
     if first != Float::F32 {
         for value in &mut *values {
             *value = first.nearest(*value);

@@ -356,7 +356,7 @@ impl Tile {
         }
     }
 
-    fn check(self, packed: usize, entries: usize) {
+    pub(crate) fn check(self, packed: usize, entries: usize) {
         assert_eq!(packed, self.len_bytes(), "bytes of a packed {self:?} tile");
         let expected = self.n_entries() * self.entry_bytes();
         assert_eq!(entries, expected, "bytes of an unpacked {self:?} tile");

@@ -1,12 +1,10 @@
 //! Rows decoded in one go: the formula of a tensor as plain data for [`Backend::decode_rows`], wherever it is one of those
-//! that backends know. What is not (rotations, activation order, second levels inside the formula) goes the long way.
+//! that backends know. What is not (rotations, second levels inside the formula) goes the long way.
 
 use std::ops::Range;
 
 use safequant_kernels::Float;
-use safequant_kernels::rows::{
-    CodeMeaning, CodedRows, FloatsMut, Formula, ScaleGrid, StoredCodes, Stores, Zeros,
-};
+use safequant_kernels::rows::{CodeMeaning, CodedRows, Formula, ScaleGrid, StoredCodes, Zeros};
 
 use super::{Dequantizer, OVER_127, Prepared, RowsOut, length, negated_product};
 use crate::{
@@ -46,10 +44,11 @@ impl Dequantizer {
         local: &Range<usize>,
         out: RowsOut<'_>,
     ) -> Result<(), Error> {
-        let (float, out) = match out {
-            RowsOut::F32(values) => (None, FloatsMut::F32(values)),
-            RowsOut::Bytes(float, bytes) => (Some(float), FloatsMut::Bytes(float, bytes)),
+        let float = match out {
+            RowsOut::F32(_) => None,
+            RowsOut::Bytes(float, _) => Some(float),
         };
+        let (out, stores) = out.into_floats();
         let prepared = self.prepare(tile, float.and_then(|float| self.step(float)))?;
         let kind = self.kind().expect("the caller has asked");
         let grid = self.grid(local).expect("the caller has asked");
@@ -65,10 +64,6 @@ impl Dequantizer {
             | Arithmetic::ScaleOver127
             | Arithmetic::Probed(_)
             | Arithmetic::Int8Grid(_) => Float::F32,
-        };
-        let len_bytes = match &out {
-            FloatsMut::F32(values) => size_of_val(&**values),
-            FloatsMut::Bytes(_, bytes) => bytes.len(),
         };
         let rows = CodedRows {
             n_rows: local.len(),
@@ -89,7 +84,10 @@ impl Dequantizer {
             formula: formula(kind, &offsets, prepared.step.unwrap_or(Float::F32)),
             first_rounded_to: first,
         };
-        (self.backend.decode_rows)(&rows, out, Stores::for_len(len_bytes));
+        match &self.index {
+            Some(groups) => (self.backend.decode_indexed)(&rows, &groups.index, out, stores),
+            None => (self.backend.decode_rows)(&rows, out, stores),
+        }
         Ok(())
     }
 
@@ -101,7 +99,7 @@ impl Dequantizer {
                 scheme.basis.columns,
                 ColumnFactor::None | ColumnFactor::Inputs
             );
-        let is_known = self.index.is_none() && scheme.super_scale != SuperScale::Channel;
+        let is_known = scheme.super_scale != SuperScale::Channel;
         let has_values = match scheme.code {
             Code::Minifloat(format) => matches!(format.bits(), 4 | 8),
             Code::Dense(_) => false,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use safequant_kernels::Float;
+use safequant_kernels::{Float, FloatsMut, Stores};
 
 /// Where decoded rows go.
 pub enum RowsOut<'a> {
@@ -11,6 +11,22 @@ pub enum RowsOut<'a> {
     /// Little-endian bytes of a dense float type. In the tensor's `reference_dtype` they are the reference's bits; in
     /// another one the F32 values, rounded once.
     Bytes(Float, &'a mut [u8]),
+}
+
+impl<'a> RowsOut<'a> {
+    /// The same for kernels, and what stores suit it.
+    pub(crate) fn into_floats(self) -> (FloatsMut<'a>, Stores) {
+        match self {
+            RowsOut::F32(values) => {
+                let stores = Stores::for_len(size_of_val(&*values));
+                (FloatsMut::F32(values), stores)
+            }
+            RowsOut::Bytes(float, bytes) => {
+                let stores = Stores::for_len(bytes.len());
+                (FloatsMut::Bytes(float, bytes), stores)
+            }
+        }
+    }
 }
 
 impl RowsOut<'_> {

@@ -165,7 +165,8 @@ impl Blocks {
         n_rows.saturating_mul(to_u64(self.row_len).saturating_add(columns.saturating_mul(6)))
     }
 
-    fn bytes(
+    /// The blocks of rows.
+    pub(crate) fn bytes(
         &self,
         tensor: TensorRef<'_>,
         matrix: u64,

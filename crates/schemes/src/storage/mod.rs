@@ -319,9 +319,9 @@ impl Stored {
     ) -> Result<Vec<u8>, Error> {
         match self {
             Self::Matrix(m) => m.read(tensor, matrix, rows, backend, shift),
-            Self::Tiled(t) => t.read(tensor, matrix, rows),
+            Self::Tiled(t) => t.read(tensor, matrix, rows, backend),
             Self::Flat(f) => f.read(tensor, matrix, rows, backend),
-            Self::Planes(p) => p.read(tensor, matrix, rows),
+            Self::Planes(p) => p.read(tensor, matrix, rows, backend),
             Self::LowHigh(l) => l.read(tensor, matrix, rows, backend),
             Self::Blocks(b) => b.read(tensor, matrix, rows),
         }
@@ -339,9 +339,9 @@ impl Stored {
     ) -> Vec<EncodedRegion> {
         match self {
             Self::Matrix(m) => m.write(part, matrix, rows, entries, backend, shift),
-            Self::Tiled(t) => t.write(part, matrix, rows, entries),
+            Self::Tiled(t) => t.write(part, matrix, rows, entries, backend),
             Self::Flat(f) => f.write(part, matrix, rows, entries, backend),
-            Self::Planes(p) => p.write(part, matrix, rows, entries),
+            Self::Planes(p) => p.write(part, matrix, rows, entries, backend),
             Self::LowHigh(l) => l.write(part, matrix, rows, entries, backend),
             // Blocks hold more than entries: `encode` writes them from the whole tile.
             Self::Blocks(_) => Vec::new(),

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use safequant_container::TensorRef;
-use safequant_kernels::Planes;
+use safequant_kernels::{Backend, Planes};
 
 use super::{grid_of, part_bytes, to_u64, to_usize, wrong_size};
 use crate::encode::EncodedRegion;
@@ -67,6 +67,7 @@ impl InPlanes {
         tensor: TensorRef<'_>,
         matrix: u64,
         rows: &Range<usize>,
+        backend: &Backend,
     ) -> Result<Vec<u8>, Error> {
         let word = self.planes.word_bytes();
         let base = matrix * to_u64(self.len * word);
@@ -78,8 +79,8 @@ impl InPlanes {
             let n = (self.len - at).min(codes.len() - done);
             let mut words = vec![0; n * word];
             tensor.read_exact_at(base + to_u64(at * word), &mut words)?;
-            self.planes
-                .unpack(plane, &words, &mut codes[done..done + n]);
+            let codes = &mut codes[done..done + n];
+            (backend.unpack_plane)(self.planes, plane, &words, codes);
             done += n;
         }
         Ok(codes)
@@ -91,11 +92,12 @@ impl InPlanes {
         matrix: u64,
         rows: &Range<usize>,
         codes: &[u8],
+        backend: &Backend,
     ) -> Vec<EncodedRegion> {
         let word = self.planes.word_bytes();
         if self.is_in_order() {
             let mut bytes = vec![0; codes.len() * word];
-            self.planes.pack(0, codes, &mut bytes);
+            (backend.pack_plane)(self.planes, 0, codes, &mut bytes);
             let base = matrix * to_u64(self.rows);
             let row_len = to_u64(self.columns * word);
             return vec![EncodedRegion {
@@ -109,8 +111,8 @@ impl InPlanes {
         assert_eq!(*rows, 0..self.rows, "planes are written all at once");
         let mut bytes = vec![0; self.len * word];
         for (plane, codes) in codes.chunks(self.len.max(1)).enumerate() {
-            self.planes
-                .pack(plane, codes, &mut bytes[..codes.len() * word]);
+            let words = &mut bytes[..codes.len() * word];
+            (backend.pack_plane)(self.planes, plane, codes, words);
         }
         let row_len = to_u64(bytes.len());
         vec![EncodedRegion {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use safequant_container::TensorRef;
-use safequant_kernels::{Tile, TileOrder};
+use safequant_kernels::{Backend, Tile, TileOrder};
 
 use super::{Grid, entry_bytes, extent_of, part_bytes, part_grid, to_u64, wrong_size};
 use crate::encode::EncodedRegion;
@@ -157,6 +157,7 @@ impl Tiled {
         tensor: TensorRef<'_>,
         matrix: u64,
         rows: &Range<usize>,
+        backend: &Backend,
     ) -> Result<Vec<u8>, Error> {
         let rows = &self.lying(rows);
         if rows.is_empty() || self.grid.columns == 0 {
@@ -174,9 +175,9 @@ impl Tiled {
         for row in 0..n {
             for column in 0..self.tiles.columns {
                 let at = self.place(row, column, n) * size;
-                self.tile.unpack(&stored[at..at + size], &mut unpacked);
+                (backend.unpack_tile)(self.tile, &stored[at..at + size], &mut unpacked);
                 self.each_line(tile_rows.start + row, column, rows, |tile, matrix| {
-                    out[matrix].copy_from_slice(&unpacked[tile]);
+                    copy(&unpacked[tile], &mut out[matrix]);
                 });
             }
         }
@@ -189,6 +190,7 @@ impl Tiled {
         matrix: u64,
         rows: &Range<usize>,
         entries: &[u8],
+        backend: &Backend,
     ) -> Vec<EncodedRegion> {
         let rows = &self.lying(rows);
         if rows.is_empty() || self.grid.columns == 0 {
@@ -206,10 +208,10 @@ impl Tiled {
             for column in 0..self.tiles.columns {
                 unpacked.fill(0);
                 self.each_line(tile_rows.start + row, column, rows, |tile, matrix| {
-                    unpacked[tile].copy_from_slice(&entries[matrix]);
+                    copy(&entries[matrix], &mut unpacked[tile]);
                 });
                 let at = self.place(row, column, n) * size;
-                self.tile.pack(&unpacked, &mut bytes[at..at + size]);
+                (backend.pack_tile)(self.tile, &unpacked, &mut bytes[at..at + size]);
             }
         }
         let (row_len, rows, columns) = self.rectangle(matrix, &tile_rows);
@@ -249,5 +251,18 @@ impl Tiled {
             let to = ((row - rows.start) * self.grid.columns + left) * entry;
             f(from..from + width * entry, to..to + width * entry);
         }
+    }
+}
+
+/// Copies a line, most of which have 16 or 64 bytes: in pieces whose length the compiler knows, since a call for each line
+/// takes as long as unpacking it.
+fn copy(from: &[u8], to: &mut [u8]) {
+    let (pieces, rest) = from.as_chunks::<16>();
+    let (to, last) = to.as_chunks_mut::<16>();
+    for (to, piece) in to.iter_mut().zip(pieces) {
+        *to = *piece;
+    }
+    if !rest.is_empty() {
+        last.copy_from_slice(rest);
     }
 }

@@ -113,16 +113,17 @@ impl Run<'_> {
         let parts = out.chunks_mut(self.work.out_len(self.rows, FLOAT));
         let start = Barrier::new(parts.len());
         // Each thread looks at the clock itself: who waits for it may be woken long after.
+        let work = |(at, part): (usize, &mut [u8])| {
+            let first = at * self.rows;
+            start.wait();
+            let begun = Instant::now();
+            for _ in 0..times {
+                kernel(first..(first + self.rows).min(self.n_rows), part);
+            }
+            (begun, Instant::now())
+        };
+        let work = &work;
         let spans: Vec<(Instant, Instant)> = thread::scope(|scope| {
-            let work = &|(at, part): (usize, &mut [u8])| {
-                let first = at * self.rows;
-                start.wait();
-                let begun = Instant::now();
-                for _ in 0..times {
-                    kernel(first..(first + self.rows).min(self.n_rows), part);
-                }
-                (begun, Instant::now())
-            };
             let threads: Vec<_> = parts
                 .enumerate()
                 .map(|part| scope.spawn(move || work(part)))

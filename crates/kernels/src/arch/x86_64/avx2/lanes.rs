@@ -3,10 +3,11 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch,
-    _mm_storeu_si128, _mm256_add_epi32, _mm256_and_si256, _mm256_castps_si256, _mm256_cmp_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_or_si256, _mm256_packus_epi32,
-    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
-    _mm256_storeu_si256, _mm256_stream_si256,
+    _mm_storeu_si128, _mm_stream_si128, _mm256_add_epi32, _mm256_and_si256, _mm256_castps_si256,
+    _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_extracti128_si256, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_or_si256, _mm256_packus_epi32, _mm256_permute4x64_epi64,
+    _mm256_set1_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_stream_si256,
 };
 
 #[target_feature(enable = "avx2")]
@@ -46,15 +47,24 @@ pub(super) fn store(out: &mut [u8; 32], vector: __m256i) {
     unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), vector) }
 }
 
-/// Stores past the caches where `STREAM` says so and the address allows it; then the caller orders the store with
-/// [`super::stream::fence`] before anyone else sees the memory.
+/// Stores past the caches where `STREAM` says so and the address allows it, at multiples of 16 in two halves (allocators
+/// give no more); then the caller orders the store with [`super::stream::fence`] before anyone else sees the memory.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn put<const STREAM: bool>(out: &mut [u8; 32], vector: __m256i) {
     let to: *mut __m256i = out.as_mut_ptr().cast();
+    let [first, second]: [*mut __m128i; 2] = [to.cast(), to.cast::<__m128i>().wrapping_add(1)];
     if STREAM && to.is_aligned() {
         // SAFETY: 32 writable bytes at a multiple of 32. All callers are below `rows::decode`, which ends with the fence.
         unsafe { _mm256_stream_si256(to, vector) }
+    } else if STREAM && first.is_aligned() {
+        let upper = _mm256_extracti128_si256::<1>(vector);
+        // SAFETY: twice 16 writable bytes at multiples of 16. All callers are below `rows::decode`, which ends with the
+        // fence.
+        unsafe {
+            _mm_stream_si128(first, _mm256_castsi256_si128(vector));
+            _mm_stream_si128(second, upper);
+        }
     } else {
         store(out, vector);
     }

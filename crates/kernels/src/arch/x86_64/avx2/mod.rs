@@ -8,10 +8,12 @@
     reason = "instruction sets are entered, and memory is accessed, by intrinsics"
 )]
 
+mod blocks;
 mod convert;
 mod e2m1;
 mod formula;
 mod gather;
+mod indexed;
 mod lanes;
 mod minifloat;
 mod plan;
@@ -20,13 +22,14 @@ mod scan;
 mod sixteen;
 mod stream;
 mod tables;
+mod tiles;
 mod transposed;
 mod unpack;
 
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    Backend, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE, Packing,
-    portable,
+    Backend, BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE,
+    Packing, Planes, Tile, portable,
 };
 
 /// The backend.
@@ -35,6 +38,9 @@ pub(crate) static BACKEND: Backend = Backend {
     is_available,
     unpack,
     pack,
+    unpack_tile,
+    unpack_plane,
+    pack_plane,
     dequantize_integer,
     dequantize_table,
     rotate,
@@ -52,6 +58,8 @@ pub(crate) static BACKEND: Backend = Backend {
     first_non_finite,
     copy,
     decode_rows,
+    decode_indexed,
+    decode_blocks,
     ..PORTABLE
 };
 
@@ -75,6 +83,9 @@ macro_rules! entries {
 entries! {
     fn unpack(packing: Packing, packed: &[u8], out: &mut [u8]) = unpack::unpack;
     fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = again::pack;
+    fn unpack_tile(tile: Tile, packed: &[u8], out: &mut [u8]) = tiles::unpack_tile;
+    fn unpack_plane(planes: Planes, plane: usize, words: &[u8], out: &mut [u8]) = again::unpack_plane;
+    fn pack_plane(planes: Planes, plane: usize, codes: &[u8], words: &mut [u8]) = again::pack_plane;
     fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = again::dequantize_integer;
     fn dequantize_table(codes: &[u8], table: &[f32; 256], scale: f32, out: &mut [f32]) = sixteen::dequantize_table;
     fn rotate(values: &mut [f32], group: usize) = again::rotate;
@@ -92,11 +103,15 @@ entries! {
     fn first_non_finite(values: &[f32]) -> Option<usize> = again::first_non_finite;
     fn copy(from: &[u8], to: &mut [u8], stores: Stores) = stream::copy_bytes;
     fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) = rows::decode_rows;
+    fn decode_indexed(rows: &CodedRows<'_>, index: &[u32], out: FloatsMut<'_>, stores: Stores) = indexed::decode_indexed;
+    fn decode_blocks(format: BlockFormat, blocks: &[u8], out: FloatsMut<'_>, stores: Stores) = blocks::decode_blocks;
 }
 
 /// The portable functions, compiled with AVX2 allowed.
 mod again {
-    use super::{Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, portable};
+    use super::{
+        Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, portable,
+    };
 
     macro_rules! again {
         ($(fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? = $portable:path;)*) => {$(
@@ -110,6 +125,8 @@ mod again {
 
     again! {
         fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = Packing::pack;
+        fn unpack_plane(planes: Planes, plane: usize, words: &[u8], out: &mut [u8]) = Planes::unpack;
+        fn pack_plane(planes: Planes, plane: usize, codes: &[u8], words: &mut [u8]) = Planes::pack;
         fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = portable::affine::dequantize_integer;
         fn rotate(values: &mut [f32], group: usize) = portable::rotate::rotate;
         fn rotate_rounded(float: Float, values: &[f32], group: usize, out: &mut [f32]) = portable::rotate::rotate_rounded;

@@ -67,7 +67,7 @@ pub(super) fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stor
     }
 }
 
-/// Vectors are streamed directly where all rows and groups begin on a boundary.
+/// Vectors are streamed directly where all rows and groups begin on a boundary, of half a vector at least.
 fn way_of(rows: &CodedRows<'_>, out: &FloatsMut<'_>, stores: Stores) -> Way {
     let (start, size) = match out {
         FloatsMut::F32(values) => (values.as_ptr().addr(), 4),
@@ -78,7 +78,7 @@ fn way_of(rows: &CodedRows<'_>, out: &FloatsMut<'_>, stores: Stores) -> Way {
     match stores {
         Stores::Ordinary => Way::Direct,
         Stores::Streaming
-            if start.is_multiple_of(32) && is_whole(rows.n_columns) && is_whole(group) =>
+            if start.is_multiple_of(16) && is_whole(rows.n_columns) && is_whole(group) =>
         {
             Way::Direct
         }
@@ -87,7 +87,7 @@ fn way_of(rows: &CodedRows<'_>, out: &FloatsMut<'_>, stores: Stores) -> Way {
 }
 
 /// Floats as the bytes that they are.
-fn bytes_of(values: &mut [f32]) -> &mut [u8] {
+pub(super) fn bytes_of(values: &mut [f32]) -> &mut [u8] {
     let len = size_of_val(values);
     // SAFETY: the same memory, borrowed for as long; bytes need no alignment, and any bytes are floats.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }

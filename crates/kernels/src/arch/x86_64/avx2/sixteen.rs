@@ -15,10 +15,12 @@
 //! A group of sixteen codes has a half of a register to itself, and results are brought into order at the end.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_loadl_epi64, _mm256_and_si256, _mm256_blendv_ps, _mm256_castsi256_ps,
-    _mm256_cvtepu8_epi32, _mm256_mul_ps, _mm256_permute2x128_si256, _mm256_permute4x64_epi64,
-    _mm256_permutevar8x32_epi32, _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_ps,
-    _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_srli_epi16,
+    __m128i, __m256, __m256i, _mm_and_si128, _mm_loadl_epi64, _mm_set1_epi8, _mm_setr_epi8,
+    _mm_shuffle_epi8, _mm_srli_epi16, _mm_unpackhi_epi8, _mm_unpacklo_epi8, _mm256_and_si256,
+    _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cvtepu8_epi32, _mm256_mul_ps,
+    _mm256_permute2x128_si256, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
+    _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_ps, _mm256_setr_epi8,
+    _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_srli_epi16,
     _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
 };
 
@@ -314,6 +316,26 @@ pub(super) fn unpack<const SOURCE: usize>(packed: &[u8; 32], out: &mut [u8; 64])
     for (out, codes) in out.iter_mut().zip(split::<SOURCE>(packed)) {
         store(out, codes);
     }
+}
+
+/// 32 codes, two to a byte, to one per byte, in order.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn split16<const SOURCE: usize>(packed: __m128i) -> [__m128i; 2] {
+    let mask = _mm_set1_epi8(15);
+    let low = _mm_and_si128(packed, mask);
+    let high = _mm_and_si128(_mm_srli_epi16::<4>(packed), mask);
+    let (even, odd) = if SOURCE == HIGH_FIRST {
+        (high, low)
+    } else {
+        (low, high)
+    };
+    let codes = [_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd)];
+    if SOURCE != AWQ {
+        return codes;
+    }
+    let order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    codes.map(|codes| _mm_shuffle_epi8(codes, order))
 }
 
 /// See [`portable::affine::dequantize_table`]. Codes that are all below 16 are looked up in registers.
