@@ -1,8 +1,8 @@
-//! Small floats and 16-bit floats to F32 and back.
+//! 16-bit floats to F32, and F32 to them and to small floats (`decode_rows` has the way back).
 #![expect(clippy::float_cmp, reason = "answers are defined to the last bit")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use safequant_benches::{SIZES, bytes, copy, group, kernel, weights};
+use safequant_benches::{SIZES, copy, group, kernel, weights};
 use safequant_kernels::{Backend, Float, Minifloat, NanRule, OverflowRule};
 
 const FORMATS: &[(&str, Minifloat)] = &[
@@ -13,31 +13,12 @@ const FORMATS: &[(&str, Minifloat)] = &[
 const FLOATS: &[(&str, Float)] = &[("bf16", Float::Bf16), ("f16", Float::F16)];
 const RULES: (OverflowRule, NanRule) = (OverflowRule::Saturate, NanRule::Torch);
 
-fn decode(criterion: &mut Criterion) {
-    let mut group = group(criterion, "decode");
+fn widen(criterion: &mut Criterion) {
+    let mut group = group(criterion, "widen");
     for &(place, n) in SIZES {
-        copy(&mut group, ("1 to 4 bytes", place), n, 4 * n);
         copy(&mut group, ("2 to 4 bytes", place), 2 * n, 4 * n);
         for backend in Backend::available() {
             let mut out = vec![0.0f32; n];
-            for &(case, format) in FORMATS {
-                let codes: Vec<u8> = bytes(n).iter().map(|b| b % 120).collect();
-                kernel(
-                    &mut group,
-                    (backend.name, case, place),
-                    &codes,
-                    &mut out,
-                    |i, o| {
-                        (backend.dequantize_table)(i, format.table(), 1.0, o);
-                    },
-                );
-                assert!(
-                    codes
-                        .iter()
-                        .zip(&out)
-                        .all(|(&c, v)| format.decode(c).to_bits() == v.to_bits())
-                );
-            }
             for &(case, float) in FLOATS {
                 let mut halves = vec![0; 2 * n];
                 (backend.round)(float, &weights(n), &mut halves);
@@ -106,5 +87,5 @@ fn encode(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(codecs, decode, encode);
+criterion_group!(codecs, widen, encode);
 criterion_main!(codecs);

@@ -4,14 +4,17 @@
 //! that kernel / copy says how far from the memory limit the kernel is, on any machine.
 
 use std::hint::black_box;
+use std::ops::Range;
+use std::thread;
 use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
+use safequant_kernels::samples::copy_traffic;
 use safequant_kernels::{Backend, Stores};
 
 /// Where the data lies, and how many elements that takes for 1 to 8 bytes each.
-pub const SIZES: &[(&str, usize)] = &[("L2", 64 << 10), ("DRAM", 16 << 20)];
+pub const SIZES: &[(&str, usize)] = &[("L2", 64 << 10), ("DRAM", 32 << 20)];
 
 /// A group with short runs: the numbers are compared within one run, not between machines.
 pub fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
@@ -43,39 +46,16 @@ pub fn kernel<I, O>(
     );
 }
 
-/// Measures the streaming copy of `n_in` bytes read and `n_out` bytes written, under `copy/case/place`.
-pub fn copy(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    (case, place): (&str, &str),
-    n_in: usize,
-    n_out: usize,
-) {
-    let input = vec![1u8; n_in];
-    let mut output = vec![0u8; n_out];
-    group.throughput(Throughput::Bytes((n_in + n_out) as u64));
-    group.bench_function(BenchmarkId::new(format!("copy/{case}"), place), |bencher| {
-        bencher.iter(|| stream(black_box(&input), black_box(&mut output)));
-    });
+/// [`twin`] with the kind of stores that suits the output.
+///
+/// # Panics
+/// As `twin`.
+pub fn copy(group: &mut BenchmarkGroup<'_, WallTime>, id: (&str, &str), n_in: usize, n_out: usize) {
+    twin(group, id, (n_in, n_out), Stores::for_len(n_out));
 }
 
-/// Copies what both have, then reads the rest of the input or writes the rest of the output; interleaved in blocks of
-/// 4 KiB so that both streams run at once, as in a kernel.
-fn stream(input: &[u8], output: &mut [u8]) {
-    let blocks = input.len().max(output.len()).div_ceil(4096).max(1);
-    let cut = |len: usize, i: usize| len * i / blocks;
-    for i in 0..blocks {
-        let source = &input[cut(input.len(), i)..cut(input.len(), i + 1)];
-        let range = cut(output.len(), i)..cut(output.len(), i + 1);
-        let target = &mut output[range];
-        let both = source.len().min(target.len());
-        target[..both].copy_from_slice(&source[..both]);
-        target[both..].fill(1);
-        black_box(source[both..].iter().fold(0u8, |sum, &byte| sum ^ byte));
-    }
-}
-
-/// Measures the copy that a decoder is compared with: as many bytes in and out, the same kind of stores, no arithmetic. A
-/// block of the input is copied to the output as often as the output is longer.
+/// Measures the copy that a kernel is compared with, under `copy/case/place`: as many bytes in and out, the same kind of
+/// stores, no arithmetic ([`copy_traffic`]).
 ///
 /// # Panics
 /// If the copy leaves a part of the output unwritten.
@@ -88,24 +68,33 @@ pub fn twin(
     let backend = Backend::detect();
     let input = vec![1u8; n_in];
     let mut output = vec![0u8; n_out];
-    let copy = |input: &[u8], output: &mut [u8]| {
-        let blocks = n_in.div_ceil(4096).max(1);
-        let cut = |len: usize, i: usize| len * i / blocks..len * (i + 1) / blocks;
-        for i in 0..blocks {
-            let block = &input[cut(n_in, i)];
-            for out in output[cut(n_out, i)].chunks_mut(block.len().max(1)) {
-                (backend.copy)(&block[..out.len()], out, stores);
-            }
-        }
-    };
-    copy(&input, &mut output);
+    copy_traffic(backend, &input, &mut output, stores);
     assert!(
         output.iter().all(|&byte| byte == 1),
         "every byte is written"
     );
     group.throughput(Throughput::Bytes((n_in + n_out) as u64));
     group.bench_function(BenchmarkId::new(format!("copy/{case}"), place), |bencher| {
-        bencher.iter(|| copy(black_box(&input), black_box(&mut output)));
+        bencher.iter(|| copy_traffic(backend, black_box(&input), black_box(&mut output), stores));
+    });
+}
+
+/// One thread per core, each with its own rows; `out_row` is the length of a row of `out`.
+///
+/// # Panics
+/// If there are no rows.
+pub fn on_all_cores(
+    n_rows: usize,
+    (out, out_row): (&mut [u8], usize),
+    kernel: impl Fn(Range<usize>, &mut [u8]) + Sync,
+) {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let rows = n_rows.div_ceil(cores).next_multiple_of(8);
+    thread::scope(|scope| {
+        for (at, out) in out.chunks_mut(rows * out_row).enumerate() {
+            let kernel = &kernel;
+            scope.spawn(move || kernel(at * rows..((at + 1) * rows).min(n_rows), out));
+        }
     });
 }
 

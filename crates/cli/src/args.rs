@@ -76,6 +76,12 @@ pub(crate) enum Verb {
     /// docs/conversions.md shows what goes where.
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
+    /// Measure the kernels on this machine
+    ///
+    /// Each format is decoded to BF16, in cache and from memory, on one thread and on all; its rate stands beside that of a
+    /// copy of the same traffic and beside the portable code, in one run. Every result is compared with portable's.
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(BenchArgs),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(CompletionsArgs),
@@ -159,6 +165,26 @@ pub(crate) struct ConvertArgs {
     pub(crate) ignore: Vec<String>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
+}
+
+/// `bench`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Only formats that match: a glob (`int4*`), or `re:` and a regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) only: Vec<String>,
+    /// Fewer rounds, and one thread unless --threads says otherwise
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Threads that share the work [default: one, and then one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) threads: Option<u16>,
+    /// Print JSON (specs/cli/bench.schema.json)
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress on stderr
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 /// `completions`, as typed.
@@ -324,6 +350,12 @@ Examples:
   safequant convert model-w4a16 -o model-v2 --to gptq_v2
   safequant convert model-w4a16 -o model-e4m3 --to fp8 --allow-lossy
   safequant convert model-w4a16 -o model-v2 --to gptq_v2 --force --json --quiet";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  safequant bench --quick
+  safequant bench --only 'int4*' --only 'gptq*'
+  safequant bench --only fp8_block --threads 2 --json --quiet";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

@@ -58,6 +58,10 @@ fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
             let job = plan::convert(args).map_err(|failure| (failure, record))?;
             commands::job::run(&job, output).map_err(|failure| (failure, record))
         }
+        Verb::Bench(args) => {
+            let record = record(args.json);
+            commands::bench::run(&args, output).map_err(|failure| (failure, record))
+        }
         Verb::Completions(args) => {
             commands::completions::run(&args).map_err(|failure| (failure, Record::None))
         }

@@ -163,10 +163,17 @@ fn preset(name: &str, group_size: Option<i64>) -> Result<Preset, Failure> {
 
 /// Patterns that do not compile are found before anything is opened.
 fn check_patterns(option: &str, patterns: &[String]) -> Result<(), Failure> {
-    for pattern in patterns {
-        Pattern::new(pattern).map_err(|e| refused(&format!("{option}: {e}"), PATTERN_HELP))?;
-    }
-    Ok(())
+    patterns
+        .iter()
+        .try_for_each(|text| pattern(option, text).map(drop))
+}
+
+/// The compiled form of an option's pattern.
+///
+/// # Errors
+/// If it does not compile.
+pub(crate) fn pattern(option: &str, text: &str) -> Result<Pattern, Failure> {
+    Pattern::new(text).map_err(|e| refused(&format!("{option}: {e}"), PATTERN_HELP))
 }
 
 /// The compiled form of `--filter`.
@@ -174,9 +181,9 @@ fn check_patterns(option: &str, patterns: &[String]) -> Result<(), Failure> {
 /// # Errors
 /// If it does not compile.
 pub(crate) fn filter(pattern: Option<&str>) -> Result<Option<Pattern>, Failure> {
-    let compile =
-        |text| Pattern::new(text).map_err(|e| refused(&format!("--filter: {e}"), PATTERN_HELP));
-    pattern.map(compile).transpose()
+    pattern
+        .map(|text| self::pattern("--filter", text))
+        .transpose()
 }
 
 const PATTERN_HELP: &str =

@@ -15,11 +15,11 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Begins to listen.
+    /// Begins to listen; the first signal is answered with `note`.
     ///
     /// # Errors
     /// If the system does not let us.
-    pub(crate) fn install(cancel: CancelToken) -> Result<Self, Failure> {
+    pub(crate) fn install(cancel: CancelToken, note: &'static str) -> Result<Self, Failure> {
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Failure::Signals)?;
         let handle = signals.handle();
         let listen = move || {
@@ -28,9 +28,7 @@ impl Listener {
                     leave_at_once();
                 }
                 cancel.cancel();
-                output::note(
-                    "stopping at the next tile; once more to stop at once. What is done is kept for --resume",
-                );
+                output::note(note);
             }
         };
         thread::Builder::new()

@@ -33,6 +33,7 @@ pub mod packing;
 pub mod planes;
 pub mod portable;
 pub mod rows;
+pub mod samples;
 pub mod tile;
 
 #[cfg(test)]

@@ -33,7 +33,10 @@ fn carry_out(job: &Job, plan: &Plan<'_>, output: Output) -> Result<(), Failure> 
         progress.remark(note);
     }
     let cancel = CancelToken::default();
-    let listener = Listener::install(cancel.clone())?;
+    let listener = Listener::install(
+        cancel.clone(),
+        "stopping at the next tile; once more to stop at once. What is done is kept for --resume",
+    )?;
     let result = rewrite::run(plan, &OsDisk, &progress, &cancel);
     drop(listener);
     progress.finish();

@@ -2,11 +2,12 @@
 
 use crate::support::{command, run, workplace};
 
-const VERBS: [&str; 5] = [
+const VERBS: [&str; 6] = [
     "inspect",
     "quantize",
     "dequantize",
     "convert",
+    "bench",
     "completions",
 ];
 
@@ -40,7 +41,7 @@ fn every_example_of_every_verb_runs() {
             n_run += 1;
         }
     }
-    assert_eq!(n_run, 19);
+    assert_eq!(n_run, 22);
 }
 
 #[test]

@@ -1,0 +1,134 @@
+//! `bench`: what the kernels of this machine reach, each beside a copy of the same traffic and beside portable, in one run.
+
+use safequant::Backend;
+use safequant::kernels::samples::{SAMPLES, Sample};
+use safequant::rewrite::CancelToken;
+use safequant::schemes::Pattern;
+
+use crate::args::BenchArgs;
+use crate::exit::Failure;
+use crate::output::{self, Output};
+use crate::plan;
+use crate::signals::Listener;
+
+mod measure;
+mod report;
+
+/// Measures and prints.
+///
+/// # Errors
+/// A pattern that matches no format, an answer that is not portable's, or Ctrl-C.
+pub(crate) fn run(args: &BenchArgs, output: Output) -> Result<(), Failure> {
+    let samples = chosen(args)?;
+    let plan = Plan::new(args);
+    let cancel = CancelToken::default();
+    let listener = Listener::install(
+        cancel.clone(),
+        "stopping after this format; once more to stop at once",
+    )?;
+    let mut measurements = Vec::new();
+    for (at, sample) in samples.iter().enumerate() {
+        if !args.quiet {
+            let done = format!("{}/{} {}", at + 1, samples.len(), sample.name);
+            output::note(&done);
+        }
+        measurements.extend(measure::measure(sample, &plan, &cancel)?);
+    }
+    drop(listener);
+    if args.json {
+        Ok(output::json(&report::record(&plan, &measurements))?)
+    } else {
+        Ok(report::print(&plan, &measurements, output)?)
+    }
+}
+
+/// What is measured of every format.
+struct Plan {
+    backend: &'static Backend,
+    places: &'static [Place],
+    threads: Vec<usize>,
+    rounds: usize,
+}
+
+/// Where the data lies.
+#[derive(Debug)]
+struct Place {
+    name: &'static str,
+    /// Rows of each thread's matrix, or of all threads' matrix.
+    rows: Rows,
+    n_columns: usize,
+}
+
+/// How many rows there are, for how many threads.
+#[derive(Clone, Copy, Debug)]
+enum Rows {
+    /// Each thread has its own cache.
+    PerThread(usize),
+    /// All share the memory.
+    InAll(usize),
+}
+
+impl Place {
+    fn n_rows(&self, threads: usize) -> usize {
+        match self.rows {
+            Rows::PerThread(n) => n * threads,
+            Rows::InAll(n) => n,
+        }
+    }
+}
+
+/// In L2: codes, scales and BF16 results take 260 KiB at most. From memory: a matrix of Llama 3's 8B.
+static PLACES: &[Place] = &[
+    Place {
+        name: "L2",
+        rows: Rows::PerThread(16),
+        n_columns: 4096,
+    },
+    Place {
+        name: "DRAM",
+        rows: Rows::InAll(4096),
+        n_columns: 14336,
+    },
+];
+
+impl Plan {
+    fn new(args: &BenchArgs) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut threads = match args.threads {
+            Some(n) => vec![usize::from(n)],
+            None if args.quick => vec![1],
+            None => vec![1, cores],
+        };
+        threads.dedup();
+        Self {
+            backend: Backend::detect(),
+            places: PLACES,
+            threads,
+            rounds: if args.quick { 3 } else { 9 },
+        }
+    }
+}
+
+/// The formats that `--only` asks for.
+fn chosen(args: &BenchArgs) -> Result<Vec<&'static Sample>, Failure> {
+    let compiled = args.only.iter().map(|text| plan::pattern("--only", text));
+    let patterns = compiled.collect::<Result<Vec<Pattern>, Failure>>()?;
+    let mut samples = Vec::new();
+    for sample in SAMPLES {
+        let mut is_asked_for = patterns.is_empty();
+        for pattern in &patterns {
+            is_asked_for |= pattern.is_match(sample.name)?;
+        }
+        if is_asked_for {
+            samples.push(sample);
+        }
+    }
+    if samples.is_empty() {
+        let names: Vec<&str> = SAMPLES.iter().map(|sample| sample.name).collect();
+        return Err(Failure::usage(
+            "--only matches no format",
+            format!("there are {}", names.join(", ")),
+        ));
+    }
+    Ok(samples)
+}
