@@ -42,7 +42,27 @@ fn blocks(format: BlockFormat, n: usize) -> Vec<u8> {
             BlockFormat::Q3K => block[108..110].copy_from_slice(&[0x12, 0x24]),
             BlockFormat::Q6K => block[208..210].copy_from_slice(&[0x12, 0x24]),
             BlockFormat::Mxfp4 => block[0] = 121,
-            _ => block[..4].copy_from_slice(&[0x12, 0x24, 0x34, 0x28]),
+            BlockFormat::Q4_0
+            | BlockFormat::Q4_1
+            | BlockFormat::Q5_0
+            | BlockFormat::Q5_1
+            | BlockFormat::Q8_0
+            | BlockFormat::Q4K
+            | BlockFormat::Q5K
+            | BlockFormat::Iq2Xxs
+            | BlockFormat::Iq2Xs
+            | BlockFormat::Iq3Xxs
+            | BlockFormat::Iq1S
+            | BlockFormat::Iq4Nl
+            | BlockFormat::Iq3S
+            | BlockFormat::Iq2S
+            | BlockFormat::Iq4Xs
+            | BlockFormat::Iq1M
+            | BlockFormat::Tq1_0
+            | BlockFormat::Tq2_0
+            | BlockFormat::Nvfp4
+            | BlockFormat::Q1_0
+            | BlockFormat::Q2_0 => block[..4].copy_from_slice(&[0x12, 0x24, 0x34, 0x28]),
         }
     }
     blocks

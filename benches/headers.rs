@@ -47,9 +47,10 @@ fn prefix(names: &[String]) -> Vec<u8> {
     let mut json = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
     for (i, name) in names.iter().enumerate() {
         let (start, end) = (i as u64 * TENSOR_BYTES, (i as u64 + 1) * TENSOR_BYTES);
-        json += &format!(
+        let entry = format!(
             ",\"{name}\":{{\"dtype\":\"BF16\",\"shape\":[16,2],\"data_offsets\":[{start},{end}]}}"
         );
+        json.push_str(&entry);
     }
     json.push('}');
     while !json.len().is_multiple_of(8) {
@@ -178,7 +179,7 @@ fn file(criterion: &mut Criterion) {
             check(&opened.shards()[0].header, &bytes, n_tensors);
             group.throughput(Throughput::Bytes(bytes.len() as u64));
             group.bench_function(BenchmarkId::new("safequant", &case), |bencher| {
-                bencher.iter(open)
+                bencher.iter(open);
             });
             group.bench_function(BenchmarkId::new("safetensors", &case), |bencher| {
                 bencher.iter(|| {

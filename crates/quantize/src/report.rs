@@ -61,13 +61,14 @@ pub fn dequantize_tile(
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<f32>, Error> {
-    let reader = Dequantizer::new(layout, Extras::default(), backend).map_err(unreadable)?;
+    let reader =
+        Dequantizer::new(layout, Extras::default(), backend).map_err(|error| unreadable(&error))?;
     let float = layout.reference_dtype;
     // One code per value: no quantizer here writes dense elements.
     let mut bytes = vec![0; tile.codes.len() * float.size_bytes()];
     reader
         .tile(tile, RowsOut::Bytes(float, &mut bytes))
-        .map_err(unreadable)?;
+        .map_err(|error| unreadable(&error))?;
     let mut values = vec![0.0; tile.codes.len()];
     (backend.widen)(float, &bytes, &mut values);
     Ok(values)
@@ -89,7 +90,8 @@ pub fn row_losses(
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<Loss>, Error> {
-    let reader = Dequantizer::new(layout, Extras::default(), backend).map_err(unreadable)?;
+    let reader =
+        Dequantizer::new(layout, Extras::default(), backend).map_err(|error| unreadable(&error))?;
     let (float, width) = (layout.reference_dtype, rows.in_features.max(1));
     let mut losses = Vec::with_capacity(rows.n_rows());
     let each = |part: std::ops::Range<usize>, bytes: &[u8]| {
@@ -98,11 +100,13 @@ pub fn row_losses(
             losses.push(Loss::of(original, Floats::Bytes(float, bytes), backend));
         }
     };
-    reader.parts(tile, float, each).map_err(unreadable)?;
+    reader
+        .parts(tile, float, each)
+        .map_err(|error| unreadable(&error))?;
     Ok(losses)
 }
 
-fn unreadable(error: safequant_schemes::Error) -> Error {
+fn unreadable(error: &safequant_schemes::Error) -> Error {
     Error::Unreadable {
         reason: error.to_string(),
     }

@@ -193,24 +193,25 @@ impl Digest {
             (Some(at), Some(span)) if at == span.start => segment
                 .leaves
                 .into_iter()
-                .fold(Some(at), |at, leaf| self.take(at?, leaf)),
+                .fold(at, |at, leaf| self.take(at, leaf))
+                .into(),
             (Some(_) | None, _) => None,
         };
     }
 
     /// Takes a leaf; gives where the next one begins.
-    fn take(&mut self, at: u64, leaf: Leaf) -> Option<u64> {
+    fn take(&mut self, at: u64, leaf: Leaf) -> u64 {
         if self.chunk.len() as u64 == CHUNK_BYTES {
             self.close_chunk(at);
         }
         match leaf {
             Leaf::Bytes(bytes) => {
                 self.chunk.extend_from_slice(&bytes);
-                Some(at + bytes.len() as u64)
+                at + bytes.len() as u64
             }
             Leaf::Subtree(n, value) => {
                 self.push(n, value);
-                Some(at + n)
+                at + n
             }
         }
     }
@@ -322,7 +323,9 @@ mod tests {
         };
         let digest = |segments: Vec<Segment>| {
             let mut whole = Digest::new(5000);
-            segments.into_iter().for_each(|segment| whole.add(segment));
+            for segment in segments {
+                whole.add(segment);
+            }
             whole
         };
         let whole = digest(vec![piece(0..100), piece(100..5000)]);
