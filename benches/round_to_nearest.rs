@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use safequant_benches::{copy, group, weights};
-use safequant_kernels::{Backend, Float, Minifloat};
+use safequant_kernels::{Backend, Float, Floats, Minifloat};
 use safequant_quantize::{Division, NonFinite, Quantizer, RoundToNearest, Rows, ScaleRule, Target};
 use safequant_schemes::{
     Code, Granularity, IntegerEncoding, ScaleCoding, Scheme, ZeroCoding, ZeroPoint,
@@ -69,7 +69,7 @@ fn round_to_nearest(criterion: &mut Criterion) {
     copy(&mut group, ("4 to 1 bytes", "tile"), 4 * n, n);
     let values: Vec<f32> = weights(n).iter().map(|&v| Float::Bf16.nearest(v)).collect();
     let rows = Rows {
-        values: &values,
+        values: Floats::F32(&values),
         in_features: IN_FEATURES,
         first_row: 0,
         out_features: N_ROWS as u64,

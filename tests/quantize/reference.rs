@@ -3,7 +3,7 @@
 //! Our codes, scales and zero points are packed here with the kernels' packings, step by step as the formats' pages
 //! say, and compared with every byte of every part that the tool wrote.
 
-use safequant::kernels::{Backend, Float, Minifloat, Packing};
+use safequant::kernels::{Backend, Float, Floats, Minifloat, Packing};
 use safequant::quantize::{
     Division, NonFinite, Quantizer, RoundToNearest, Rows, ScaleRule, Target,
 };
@@ -65,7 +65,7 @@ pub(super) fn fp8(granularity: Granularity, scale: Float) -> Scheme {
 impl Weight {
     pub(super) fn rows(&self) -> Rows<'_> {
         Rows {
-            values: &self.values,
+            values: Floats::F32(&self.values),
             in_features: self.in_features,
             first_row: 0,
             out_features: self.out_features as u64,

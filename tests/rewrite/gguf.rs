@@ -57,8 +57,8 @@ fn tensors(checkpoint: &Checkpoint) -> Tensors {
         let info = tensor.info;
         let bytes = tensor.read_all(info.len_bytes()).unwrap();
         let block = info.block.map(|block| block.name);
-        let about = (info.dtype, info.shape.clone(), block, bytes);
-        (info.name.clone(), about)
+        let about = (info.dtype, info.shape.to_vec(), block, bytes);
+        (info.name.to_string(), about)
     })
     .collect()
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::gguf::split::{self, read_gguf_shard};
 use crate::header::read_range;
+use crate::lookup::match_names;
 use crate::paths::{Directory, INDEX_SUFFIX, Listing, WEIGHTS_SUFFIX, check_shard_name};
 use crate::source::OpenFailure;
 use crate::{
@@ -444,19 +445,26 @@ fn read_index(
     limits: &Limits,
 ) -> Result<Index, Error> {
     crate::index::check_len(shown, source.len_bytes(), limits)?;
+    if let Some(index) = Index::parse_plain(name, shown, source, limits)? {
+        check_unchanged(source, shown)?;
+        return Ok(index);
+    }
     let bytes = read_whole(source, shown)?;
-    Index::parse(name, shown, &bytes, limits)
+    Index::parse_any(name, shown, &bytes, limits)
 }
 
 /// Reads a whole file, and makes sure that it did not change meanwhile.
 fn read_whole(source: &dyn ReadAt, shown: &str) -> Result<Vec<u8>, Error> {
     let bytes = read_range(source, shown, 0, source.len_bytes())?;
-    let changed = |source| Error::Changed {
+    check_unchanged(source, shown)?;
+    Ok(bytes)
+}
+
+fn check_unchanged(source: &dyn ReadAt, shown: &str) -> Result<(), Error> {
+    source.verify_unchanged().map_err(|source| Error::Changed {
         file: shown.to_owned(),
         source,
-    };
-    source.verify_unchanged().map_err(changed)?;
-    Ok(bytes)
+    })
 }
 
 /// Reads those of the named documents that exist; their sum is limited like each of them, times two.
@@ -520,75 +528,3 @@ fn read_shard(
 
 /// Reads the header of a file under the name that it has in the checkpoint and the one for messages.
 type ReadShard = fn(String, &str, Arc<dyn ReadAt>, &Limits) -> Result<Shard, Error>;
-
-/// Every tensor once, by name: the one that the index lists, or the only one.
-fn match_names(
-    checkpoint: &str,
-    shards: &[Shard],
-    index: Option<&Index>,
-) -> Result<Vec<(u32, u32)>, Error> {
-    let narrow = |i: usize| u32::try_from(i).expect("headers and numbers of shards are limited");
-    let n_stored = shards.iter().map(|shard| shard.header.tensors.len()).sum();
-    let (mut stored, mut places) = (Vec::<(&str, u32, u32)>::new(), Vec::new());
-    if stored
-        .try_reserve_exact(n_stored)
-        .and(places.try_reserve_exact(n_stored))
-        .is_err()
-    {
-        let len_bytes = n_stored as u64 * 32;
-        return Err(Error::OutOfMemory {
-            file: checkpoint.to_owned(),
-            len_bytes,
-        });
-    }
-    for (i, shard) in shards.iter().enumerate() {
-        let tensors = shard.header.tensors.iter().enumerate();
-        stored.extend(tensors.map(|(j, tensor)| (tensor.name.as_str(), narrow(i), narrow(j))));
-    }
-    stored.sort_unstable();
-    let mut listed = index
-        .map_or(&[][..], |index| &index.weight_map)
-        .iter()
-        .peekable();
-    for same in stored.chunk_by(|a, b| a.0 == b.0) {
-        let name = same[0].0;
-        if let Some((missing, shard)) = listed.next_if(|(tensor, _)| tensor.as_str() < name) {
-            return Err(missing_tensor(index, missing, shard));
-        }
-        let place = match (listed.next_if(|(tensor, _)| tensor == name), same) {
-            (Some((_, shard)), _) => {
-                let meant = same
-                    .iter()
-                    .find(|(_, i, _)| shards[*i as usize].name == *shard);
-                meant.ok_or_else(|| Error::IndexWrongShard {
-                    file: index.map(|index| index.name.clone()).unwrap_or_default(),
-                    tensor: name.to_owned(),
-                    listed: shard.clone(),
-                    stored: shards[same[0].1 as usize].name.clone(),
-                })?
-            }
-            (None, [only]) => only,
-            (None, several) => {
-                return Err(Error::TensorInTwoShards {
-                    checkpoint: checkpoint.to_owned(),
-                    tensor: name.to_owned(),
-                    first: shards[several[0].1 as usize].name.clone(),
-                    second: shards[several[1].1 as usize].name.clone(),
-                });
-            }
-        };
-        places.push((place.1, place.2));
-    }
-    match listed.next() {
-        Some((missing, shard)) => Err(missing_tensor(index, missing, shard)),
-        None => Ok(places),
-    }
-}
-
-fn missing_tensor(index: Option<&Index>, tensor: &str, shard: &str) -> Error {
-    Error::IndexMissingTensor {
-        file: index.map(|index| index.name.clone()).unwrap_or_default(),
-        tensor: tensor.to_owned(),
-        shard: shard.to_owned(),
-    }
-}

@@ -10,10 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::source::describe;
+use crate::source::{advise, describe};
 
 /// The operations of a file system that writing a checkpoint needs.
 pub trait Disk: Send + Sync {
@@ -94,11 +94,27 @@ pub trait DiskFile: crate::ReadAt {
     /// # Errors
     /// The system's answer; a short write is continued, an interrupted one retried.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Lets the system copy bytes `from..from + len_bytes` of a source to `offset`, without their passing through this
+    /// program: blocks are shared where the file system can do that. Gives how many bytes were copied, which is fewer, or none,
+    /// where it cannot: the rest is the caller's to write.
+    ///
+    /// # Errors
+    /// The system's answer if it failed, rather than could not.
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn crate::ReadAt,
+        from: u64,
+        len_bytes: u64,
+    ) -> io::Result<u64>;
     /// Sets the length, extending with zeros.
     ///
     /// # Errors
     /// The system's answer.
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+    /// Lets the system begin to write out these bytes, without waiting for it: so that [`DiskFile::sync`] finds little left,
+    /// and memory does not fill with bytes that wait for the disk. A hint: what goes wrong shows in [`DiskFile::sync`].
+    fn start_writeback(&self, offset: u64, len_bytes: u64);
     /// Makes data and length durable.
     ///
     /// # Errors
@@ -200,6 +216,46 @@ impl Disk for OsDisk {
     }
 }
 
+/// Copies bytes from one file to another within the system, as far as it can.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn copy_range(
+    source: impl AsFd,
+    mut from: u64,
+    target: impl AsFd,
+    mut to: u64,
+    len_bytes: u64,
+) -> io::Result<u64> {
+    let mut copied = 0;
+    while copied < len_bytes {
+        let left = usize::try_from(len_bytes - copied).unwrap_or(usize::MAX);
+        let n = match rustix::fs::copy_file_range(
+            &source,
+            Some(&mut from),
+            &target,
+            Some(&mut to),
+            left,
+        ) {
+            Ok(n) => n as u64,
+            Err(Errno::INTR) => continue,
+            // Another file system, a file system without it, an old system, a sandbox that forbids it.
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        if n == 0 {
+            // The end of the source, or a file system that says so without meaning it: reading will tell.
+            break;
+        }
+        copied += n;
+    }
+    Ok(copied)
+}
+
+/// No such call here.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn copy_range(_: impl AsFd, _: u64, _: impl AsFd, _: u64, _: u64) -> io::Result<u64> {
+    Ok(0)
+}
+
 /// Makes an object durable. An interrupted or failed call is final: after it the system may have dropped the pages.
 fn flush(fd: impl AsFd) -> io::Result<()> {
     #[cfg(target_vendor = "apple")]
@@ -228,10 +284,32 @@ impl DiskFile for OsFile {
         Ok(())
     }
 
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn crate::ReadAt,
+        from: u64,
+        len_bytes: u64,
+    ) -> io::Result<u64> {
+        let Some(descriptor) = source.descriptor() else {
+            return Ok(0);
+        };
+        let copied = copy_range(descriptor, from, &self.file, offset, len_bytes)?;
+        self.len_bytes.fetch_max(offset + copied, Ordering::AcqRel);
+        Ok(copied)
+    }
+
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
         self.file.set_len(len_bytes)?;
         self.len_bytes.store(len_bytes, Ordering::Release);
         Ok(())
+    }
+
+    fn start_writeback(&self, offset: u64, len_bytes: u64) {
+        // Linux begins to write the dirty pages of a range that is no longer needed, and keeps them until they are clean
+        // (mm/fadvise.c): what sync_file_range(SYNC_FILE_RANGE_WRITE) does, by a call that every system has. An error of
+        // such a write is kept for fsync.
+        advise(&self.file, offset, len_bytes, Advice::DontNeed);
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -289,6 +367,25 @@ mod tests {
         disk.remove_file(&path("b"))?;
         disk.remove_dir_all(&path("dir"))?;
         assert!(disk.free_bytes(root.path())? > 0);
+        Ok(())
+    }
+
+    #[test]
+    fn ranges_are_copied_from_files_and_from_nothing_else() -> io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let bytes: Vec<u8> = (0..251).cycle().take(100_000).collect();
+        std::fs::write(root.path().join("source"), &bytes)?;
+        let source = crate::FileSource::open(&root.path().join("source"))?;
+        let target = OsDisk.open_file(&root.path().join("target"), true)?;
+        let copied = target.copy_from(7, &source, 1000, 50_000)?;
+        assert_eq!(target.len_bytes(), if copied > 0 { 7 + copied } else { 0 });
+        let mut found = vec![0; usize::try_from(copied).unwrap_or_default()];
+        target.read_exact_at(7, &mut found)?;
+        assert_eq!(found, bytes[1000..1000 + found.len()]);
+        // Beyond the end there is nothing to copy, and it is no error of the copy: reading gives that.
+        assert_eq!(target.copy_from(0, &source, 100_000, 10)?, 0);
+        let memory = crate::BytesSource(bytes.into());
+        assert_eq!(target.copy_from(0, &memory, 0, 10)?, 0);
         Ok(())
     }
 

@@ -1,9 +1,12 @@
 //! Parse and validate a safetensors header, once (specs/container/safetensors.md, clauses R1-R16).
 
-use std::borrow::Cow;
+use std::io;
+use std::ops::Range;
 
 use crate::json::{MAX_TEXT_BYTES, Reader, reserve_one, to_string};
-use crate::{Dtype, Error, GgufMetadata, Limits, ReadAt, TensorInfo};
+use crate::name::Names;
+use crate::quick::PlainHeader;
+use crate::{Dtype, Error, GgufMetadata, Limits, ReadAt, TensorInfo, quick};
 
 /// The length word in front of the JSON.
 const LENGTH_BYTES: u64 = 8;
@@ -38,6 +41,18 @@ impl Header {
     /// `OffsetsReversed`, `Overlap`, `Hole`, `SizeOverflow`, `FractionalBytes`, `SizeMismatch`, `Truncated`,
     /// `Trailing`, `OutOfMemory`, `Io`.
     pub fn read(source: &dyn ReadAt, file: &str, limits: &Limits) -> Result<Self, Error> {
+        Self::read_by(source, file, limits, |range| {
+            quick::header(source, range, limits, quick::WINDOW_BYTES)
+        })
+    }
+
+    /// As [`Header::read`], with the quick way given: it answers `None` where the whole grammar is needed.
+    pub(crate) fn read_by(
+        source: &dyn ReadAt,
+        file: &str,
+        limits: &Limits,
+        quick: impl Fn(Range<u64>) -> io::Result<Option<PlainHeader>>,
+    ) -> Result<Self, Error> {
         let malformed = |error: Error| match (&error, foreign_format(source)) {
             (Error::Io { .. } | Error::OutOfMemory { .. }, _) | (_, None) => error,
             (_, Some(found)) => Error::ForeignFormat {
@@ -45,15 +60,17 @@ impl Header {
                 found,
             },
         };
-        let bytes = read_json(source, file, limits).map_err(malformed)?;
-        let text = std::str::from_utf8(&bytes).map_err(|error| Error::NotUtf8 {
-            file: file.to_owned(),
-            offset: error.valid_up_to() as u64,
-        });
-        let mut header = text
-            .and_then(|text| parse(file, text, limits))
-            .map_err(malformed)?;
-        drop(bytes);
+        let len_bytes = json_len(source, file, limits).map_err(malformed)?;
+        let plain = quick(LENGTH_BYTES..LENGTH_BYTES + len_bytes);
+        let mut header = match plain.map_err(|error| Error::io(file, error))? {
+            Some(plain) => Self {
+                len_bytes: LENGTH_BYTES + len_bytes,
+                tensors: plain.tensors,
+                metadata: plain.metadata,
+                gguf: None,
+            },
+            None => read_any(source, file, len_bytes, limits).map_err(malformed)?,
+        };
         validate(&mut header, file, source.len_bytes())?;
         Ok(header)
     }
@@ -73,8 +90,23 @@ impl Header {
     }
 }
 
-/// The JSON text of the header, its length checked against limit and file.
-fn read_json(source: &dyn ReadAt, file: &str, limits: &Limits) -> Result<Vec<u8>, Error> {
+/// Reads the header by the whole grammar of JSON; unchecked as [`parse`].
+fn read_any(
+    source: &dyn ReadAt,
+    file: &str,
+    len_bytes: u64,
+    limits: &Limits,
+) -> Result<Header, Error> {
+    let bytes = read_range(source, file, LENGTH_BYTES, len_bytes)?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| Error::NotUtf8 {
+        file: file.to_owned(),
+        offset: error.valid_up_to() as u64,
+    })?;
+    parse(file, text, limits)
+}
+
+/// The length of the header's JSON, checked against limit and file.
+fn json_len(source: &dyn ReadAt, file: &str, limits: &Limits) -> Result<u64, Error> {
     let len_bytes = source.len_bytes();
     let Some(rest) = len_bytes.checked_sub(LENGTH_BYTES) else {
         return Err(Error::TooSmall {
@@ -102,7 +134,7 @@ fn read_json(source: &dyn ReadAt, file: &str, limits: &Limits) -> Result<Vec<u8>
             len_bytes,
         });
     }
-    read_range(source, file, LENGTH_BYTES, found)
+    Ok(found)
 }
 
 /// Reads `len_bytes` bytes, a length that the caller has compared with the source's; fails instead of aborting if
@@ -176,6 +208,7 @@ fn foreign_format(source: &dyn ReadAt) -> Option<&'static str> {
 fn parse(file: &str, text: &str, limits: &Limits) -> Result<Header, Error> {
     let mut reader = Reader::new(file, text, limits.max_json_depth);
     let mut tensors: Vec<TensorInfo> = Vec::new();
+    let mut names = Names::with_capacity(0).map_err(|_| reader.out_of_memory(0))?;
     let mut metadata = None;
     reader.object(|reader, name| {
         if name == METADATA {
@@ -185,10 +218,11 @@ fn parse(file: &str, text: &str, limits: &Limits) -> Result<Header, Error> {
         if reserve_one(&mut tensors).is_err() {
             return Err(reader.out_of_memory(tensors.len() * size_of::<TensorInfo>()));
         }
-        tensors.push(parse_entry(reader, file, name)?);
+        tensors.push(parse_entry(reader, file, &name, &mut names)?);
         Ok(())
     })?;
     reader.end()?;
+    names.finish().expect("each of them is a string");
     Ok(Header {
         len_bytes: LENGTH_BYTES + text.len() as u64,
         tensors,
@@ -233,11 +267,12 @@ fn parse_metadata(
 fn parse_entry(
     reader: &mut Reader<'_>,
     file: &str,
-    name: Cow<'_, str>,
+    name: &str,
+    names: &mut Names,
 ) -> Result<TensorInfo, Error> {
     let wrong = |field, expected| Error::Field {
         file: file.to_owned(),
-        tensor: name.clone().into_owned(),
+        tensor: name.to_owned(),
         field,
         expected,
     };
@@ -247,7 +282,7 @@ fn parse_entry(
     let (mut dtype, mut shape, mut offsets) = (None, None, None);
     reader.object(|reader, key| {
         match &*key {
-            "dtype" => dtype = Some(parse_dtype(reader, file, &name)?),
+            "dtype" => dtype = Some(parse_dtype(reader, file, name)?),
             "shape" => {
                 let expected = "a list of plain integers from 0 to 2^64 - 1";
                 shape = Some(parse_shape(reader)?.ok_or_else(|| wrong("shape", expected))?);
@@ -263,16 +298,17 @@ fn parse_entry(
     })?;
     let missing = |field| Error::FieldMissing {
         file: file.to_owned(),
-        tensor: name.clone().into_owned(),
+        tensor: name.to_owned(),
         field,
     };
     let dtype = dtype.ok_or_else(|| missing("dtype"))?;
     let shape = shape.ok_or_else(|| missing("shape"))?;
     let [start, end] = offsets.ok_or_else(|| missing("data_offsets"))?;
+    let name = names.push(name.as_bytes());
     Ok(TensorInfo {
-        name: name.into_owned(),
+        name: name.map_err(|_| reader.out_of_memory(0))?,
         dtype,
-        shape,
+        shape: shape.into(),
         range: start..end,
         block: None,
     })
@@ -378,7 +414,7 @@ fn validate(header: &mut Header, file: &str, len_bytes: u64) -> Result<(), Error
 
 fn check_tensor(tensor: &TensorInfo, expected: u64, file: &str) -> Result<(), Error> {
     let (begin, end) = (tensor.range.start, tensor.range.end);
-    let name = || (file.to_owned(), tensor.name.clone());
+    let name = || (file.to_owned(), tensor.name.to_string());
     if end < begin {
         let (file, tensor) = name();
         return Err(Error::OffsetsReversed {

@@ -1,8 +1,9 @@
 //! The index of a sharded checkpoint (specs/container/checkpoint.md, clauses I1-I5).
 
-use crate::json::{MAX_TEXT_BYTES, Reader};
+use crate::json::{MAX_TEXT_BYTES, Reader, reserve_one};
+use crate::name::Names;
 use crate::paths::check_shard_name;
-use crate::{Error, Limits};
+use crate::{Error, Limits, Name, ReadAt, quick};
 
 /// What `*.safetensors.index.json` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,7 +11,7 @@ pub struct Index {
     /// The name of the file inside the checkpoint.
     pub name: String,
     /// The name of the shard of each tensor, as (tensor, shard), by tensor name (byte order).
-    pub weight_map: Vec<(String, String)>,
+    pub weight_map: Vec<(Name, Name)>,
     /// `metadata.total_size`, if it is there and a plain integer: advisory, producers do not agree on what it counts.
     pub total_size: Option<u64>,
 }
@@ -24,15 +25,52 @@ impl Index {
         limits: &Limits,
     ) -> Result<Self, Error> {
         check_len(file, bytes.len() as u64, limits)?;
+        match Self::parse_plain(name, file, &SliceSource(bytes), limits)? {
+            Some(index) => Ok(index),
+            None => Self::parse_any(name, file, bytes, limits),
+        }
+    }
+
+    /// Reads an index the quick way; `None` if it is not plain enough for that, or wrong.
+    pub(crate) fn parse_plain(
+        name: &str,
+        file: &str,
+        source: &dyn ReadAt,
+        limits: &Limits,
+    ) -> Result<Option<Self>, Error> {
+        let plain = quick::index(source, limits, quick::WINDOW_BYTES);
+        let Some(plain) = plain.map_err(|error| Error::io(file, error))? else {
+            return Ok(None);
+        };
+        // Which name is refused first is the other way's business.
+        let is_refused = |shard: &Name| check_shard_name(file, shard).is_err();
+        if runs(&plain.weight_map).any(is_refused) {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            name: name.to_owned(),
+            weight_map: plain.weight_map,
+            total_size: plain.total_size,
+        }))
+    }
+
+    /// Parses an index by the whole grammar of JSON.
+    pub(crate) fn parse_any(
+        name: &str,
+        file: &str,
+        bytes: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, Error> {
         let text = std::str::from_utf8(bytes).map_err(|error| Error::NotUtf8 {
             file: file.to_owned(),
             offset: error.valid_up_to() as u64,
         })?;
         let mut reader = Reader::new(file, text, limits.max_json_depth);
+        let mut names = Names::with_capacity(0).map_err(|_| reader.out_of_memory(0))?;
         let mut weight_map = Vec::new();
         let mut total_size = None;
         reader.object(|reader, key| match &*key {
-            "weight_map" => parse_weight_map(reader, file, &mut weight_map),
+            "weight_map" => parse_weight_map(reader, file, &mut names, &mut weight_map),
             "metadata" if reader.peek() == Some(b'{') => reader.object(|reader, key| {
                 if key == "total_size" {
                     total_size = reader.u64_or_skip()?;
@@ -43,6 +81,7 @@ impl Index {
             _ => reader.skip_value(),
         })?;
         reader.end()?;
+        names.finish().expect("each of them is a string");
         if weight_map.is_empty() {
             return Err(Error::NoWeightMap {
                 file: file.to_owned(),
@@ -58,14 +97,33 @@ impl Index {
 
     /// The names of the shards, sorted, each once.
     pub fn shard_names(&self) -> Vec<&str> {
-        let mut names: Vec<_> = self
-            .weight_map
-            .iter()
-            .map(|(_, shard)| shard.as_str())
-            .collect();
+        let mut names: Vec<_> = runs(&self.weight_map).map(Name::as_str).collect();
         names.sort_unstable();
         names.dedup();
         names
+    }
+}
+
+/// The shard of each run of tensors that share the name of it: every shard at least once.
+pub(crate) fn runs(weight_map: &[(Name, Name)]) -> impl Iterator<Item = &Name> {
+    weight_map
+        .chunk_by(|a, b| a.1.is_same_place(&b.1))
+        .map(|run| &run[0].1)
+}
+
+/// Bytes in memory, borrowed.
+struct SliceSource<'a>(&'a [u8]);
+
+impl ReadAt for SliceSource<'_> {
+    fn len_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        let rest = usize::try_from(offset).ok().and_then(|at| self.0.get(at..));
+        let bytes = rest.and_then(|rest| rest.get(..out.len()));
+        out.copy_from_slice(bytes.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+        Ok(())
     }
 }
 
@@ -85,12 +143,18 @@ pub(crate) fn check_len(file: &str, found: u64, limits: &Limits) -> Result<(), E
 fn parse_weight_map(
     reader: &mut Reader<'_>,
     file: &str,
-    weight_map: &mut Vec<(String, String)>,
+    names: &mut Names,
+    weight_map: &mut Vec<(Name, Name)>,
 ) -> Result<(), Error> {
     reader.object(|reader, tensor| {
         let shard = reader.string()?;
         check_shard_name(file, &shard)?;
-        weight_map.push((tensor.into_owned(), shard.into_owned()));
+        let pair = names.push(tensor.as_bytes()).and_then(|tensor| {
+            let shard = names.push(shard.as_bytes())?;
+            reserve_one(weight_map)?;
+            Ok((tensor, shard))
+        });
+        weight_map.push(pair.map_err(|_| reader.out_of_memory(tensor.len() + shard.len()))?);
         Ok(())
     })
 }

@@ -16,10 +16,14 @@ mod index;
 mod json;
 mod limits;
 mod logical;
+mod lookup;
 mod manifest;
 #[cfg(feature = "mmap")]
 mod mmap;
+mod name;
 mod paths;
+mod quick;
+mod shape;
 mod shown;
 mod source;
 mod tensor;
@@ -42,6 +46,8 @@ pub use logical::{Carrier, LogicalDtype};
 pub use manifest::{Manifest, ManifestEntry};
 #[cfg(feature = "mmap")]
 pub use mmap::{MappedCheckpoint, MmapSource};
+pub use name::Name;
+pub use shape::Shape;
 pub use source::{BytesSource, FileSource, ReadAt};
 pub use tensor::{TensorInfo, TensorRef, TensorView};
 pub use writer::{CheckpointPlan, FilePlan, FileWriter, PlannedTensor, TensorGroup};

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "the one module of this crate that maps files")]
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -58,6 +59,14 @@ impl ReadAt for MmapSource {
 
     fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.source.read_exact_at(offset, out)
+    }
+
+    fn will_need(&self, offset: u64, len_bytes: u64) {
+        self.source.will_need(offset, len_bytes);
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.source.descriptor()
     }
 
     fn verify_unchanged(&self) -> io::Result<()> {

@@ -6,12 +6,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 /// A finite, immutable run of bytes that can be read at any offset from several threads at once.
@@ -34,6 +35,15 @@ pub trait ReadAt: Send + Sync {
     /// An error that says what changed. Sources that cannot change always succeed.
     fn verify_unchanged(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Says that these bytes will be read soon, so that the medium can begin to fetch them. Costs next to nothing if they
+    /// are at hand already. A hint: what goes wrong shows when they are read.
+    fn will_need(&self, _offset: u64, _len_bytes: u64) {}
+
+    /// The descriptor of the file that these bytes are, if they are one: for copies that the system makes by itself.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     /// What tells this object from a later one of the same length, cheaply (a modification time, an `ETag`); `None` where
@@ -199,6 +209,14 @@ impl ReadAt for FileSource {
         self.file.read_exact_at(out, offset)
     }
 
+    fn will_need(&self, offset: u64, len_bytes: u64) {
+        advise(&self.file, offset, len_bytes, Advice::WillNeed);
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
     fn stamp(&self) -> Option<String> {
         let Identity {
             device,
@@ -230,6 +248,16 @@ impl ReadAt for FileSource {
             Some(difference) => Err(io::Error::other(difference)),
         }
     }
+}
+
+/// Tells the system what will become of a range of a file. The answer is of no interest: nothing depends on it.
+pub(crate) fn advise(file: &File, offset: u64, len_bytes: u64, advice: Advice) {
+    #[cfg(not(target_vendor = "apple"))]
+    if let Some(len) = NonZeroU64::new(len_bytes) {
+        let _ = rustix::fs::fadvise(file, offset, Some(len), advice);
+    }
+    #[cfg(target_vendor = "apple")]
+    let _ = (file, offset, len_bytes, advice);
 }
 
 /// Bytes in memory.

@@ -2,17 +2,17 @@
 
 use std::ops::Range;
 
-use crate::{BlockType, Dtype, Error, Shard};
+use crate::{BlockType, Dtype, Error, Name, Shape, Shard};
 
 /// A tensor as its header describes it, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// The name, as unescaped from JSON: hostile input, escape it before it reaches a screen.
-    pub name: String,
+    pub name: Name,
     /// Element type.
     pub dtype: Dtype,
     /// Dimensions, outermost first; empty for a scalar. Counts elements, for sub-byte dtypes too.
-    pub shape: Vec<u64>,
+    pub shape: Shape,
     /// Where the bytes lie, relative to the start of the *file*.
     pub range: Range<u64>,
     /// The block type of a GGUF file, whose blocks lie along the last dimension: `dtype` is U8 and that dimension counts
@@ -33,7 +33,7 @@ impl TensorInfo {
 
     /// Dimensions in elements: the shape, but for block types, where the last dimension counts bytes in the shape.
     pub fn logical_shape(&self) -> Vec<u64> {
-        let mut shape = self.shape.clone();
+        let mut shape = self.shape.to_vec();
         if let (Some(block), Some(last)) = (self.block, shape.last_mut()) {
             *last = *last / block.bytes * block.elements;
         }
@@ -86,6 +86,14 @@ impl<'a> TensorRef<'a> {
         self.read_checked(offset, out)
     }
 
+    /// Says that bytes from `offset` on will be read soon; what lies outside the tensor is left out.
+    pub fn will_need(self, offset: u64, len_bytes: u64) {
+        let all = self.info.len_bytes();
+        let (start, end) = (offset.min(all), offset.saturating_add(len_bytes).min(all));
+        let source = &self.shard.source;
+        source.will_need(self.info.range.start + start, end - start);
+    }
+
     fn check_range(self, offset: u64, len_bytes: u64) -> Result<(), Error> {
         let end = offset.checked_add(len_bytes);
         if end.is_some_and(|end| end <= self.info.len_bytes()) {
@@ -93,7 +101,7 @@ impl<'a> TensorRef<'a> {
         }
         Err(Error::OutsideTensor {
             file: self.shard.name.clone(),
-            tensor: self.info.name.clone(),
+            tensor: self.info.name.to_string(),
             offset,
             len_bytes,
             tensor_len_bytes: self.info.len_bytes(),
@@ -107,7 +115,7 @@ impl<'a> TensorRef<'a> {
             .read_exact_at(self.info.range.start + offset, out);
         read.map_err(|source| Error::TensorIo {
             file: self.shard.name.clone(),
-            tensor: self.info.name.clone(),
+            tensor: self.info.name.to_string(),
             source,
         })
     }
@@ -165,7 +173,7 @@ impl<'a> TensorRef<'a> {
         if found > max_len_bytes {
             return Err(Error::TensorTooLarge {
                 file: self.shard.name.clone(),
-                tensor: self.info.name.clone(),
+                tensor: self.info.name.to_string(),
                 found,
                 limit: max_len_bytes,
             });

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::header::{METADATA, size_bytes};
-use crate::{BlockType, DiskFile, Dtype, Error, TensorInfo};
+use crate::{BlockType, DiskFile, Dtype, Error, TensorInfo, TensorRef};
 
 /// A tensor that a file is going to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,9 +84,9 @@ impl FilePlan {
                 size_bytes(name, &tensor, dtype, &shape)?,
             )?;
             placed.push(TensorInfo {
-                name: tensor,
+                name: tensor.into(),
                 dtype,
-                shape,
+                shape: shape.into(),
                 range: start..end,
                 block,
             });
@@ -322,7 +322,11 @@ pub(crate) fn split_groups(
 fn index_json(files: &[FilePlan]) -> Vec<u8> {
     let mut weight_map = BTreeMap::new();
     for file in files {
-        weight_map.extend(file.tensors.iter().map(|tensor| (&tensor.name, &file.name)));
+        weight_map.extend(
+            file.tensors
+                .iter()
+                .map(|tensor| (tensor.name.as_str(), &file.name)),
+        );
     }
     let total = files
         .iter()
@@ -400,6 +404,35 @@ impl FileWriter {
         written.map_err(|source| self.io_error(tensor, source))
     }
 
+    /// Copies bytes of a source's tensor, which were read, to `offset` within tensor number `tensor`: within the system where it
+    /// can do that, else by writing them.
+    ///
+    /// # Errors
+    /// As [`FileWriter::write_at`].
+    ///
+    /// # Panics
+    /// As [`FileWriter::write_at`].
+    pub fn copy_at(
+        &self,
+        tensor: usize,
+        offset: u64,
+        source: (TensorRef<'_>, u64),
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let (from, from_offset) = source;
+        let start = self.position(tensor, offset, bytes.len());
+        let from_start = from.info.range.start + from_offset;
+        let file = &self.file;
+        let source = from.shard.source.as_ref();
+        let copied = file.copy_from(start, source, from_start, bytes.len() as u64);
+        let copied = copied.map_err(|source| self.io_error(tensor, source))?;
+        let rest = usize::try_from(copied).map_or(&[][..], |n| bytes.get(n..).unwrap_or_default());
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.write_at(tensor, offset + copied, rest)
+    }
+
     /// Reads back bytes of a tensor, to digest or verify what the file holds.
     ///
     /// # Errors
@@ -411,6 +444,17 @@ impl FileWriter {
         let start = self.position(tensor, offset, out.len());
         let read = self.file.read_exact_at(start, out);
         read.map_err(|source| self.io_error(tensor, source))
+    }
+
+    /// Lets the system begin to write out bytes of a tensor.
+    ///
+    /// # Panics
+    /// As [`FileWriter::write_at`].
+    pub fn start_writeback(&self, tensor: usize, range: std::ops::Range<u64>) {
+        let len_bytes = range.end.saturating_sub(range.start);
+        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        let start = self.position(tensor, range.start, len);
+        self.file.start_writeback(start, len_bytes);
     }
 
     fn position(&self, tensor: usize, offset: u64, len: usize) -> u64 {
@@ -426,7 +470,7 @@ impl FileWriter {
     }
 
     fn io_error(&self, tensor: usize, source: std::io::Error) -> Error {
-        let tensor = self.plan.tensors[tensor].name.clone();
+        let tensor = self.plan.tensors[tensor].name.to_string();
         Error::TensorIo {
             file: self.plan.name.clone(),
             tensor,

@@ -8,6 +8,7 @@
 //!
 //! and one line in [`BACKENDS`]. Tests and benches loop over [`Backend::available`].
 
+use crate::encode::{CodeRule, Difference, Floats};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
     BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes,
@@ -83,6 +84,12 @@ pub struct Backend {
     pub absmax: fn(&[f32]) -> f32,
     /// Index of the first value that is NaN or infinite. [`portable::scan::first_non_finite`].
     pub first_non_finite: fn(&[f32]) -> Option<usize>,
+    /// Smallest and largest value of each group of consecutive values. [`portable::encode::extremes`].
+    pub extremes: fn(Floats<'_>, group: usize, out: &mut [(f32, f32)]),
+    /// Codes of groups of consecutive values, each by its own rule. [`portable::encode::encode`].
+    pub encode: fn(Floats<'_>, group: usize, rules: &[CodeRule], out: &mut [u8]),
+    /// What became of a weight. [`portable::encode::compare`].
+    pub compare: fn(original: Floats<'_>, decoded: Floats<'_>) -> Difference,
     /// Copies bytes, past the caches or not: for what passes through unchanged, and the limit that benches compare with.
     /// [`portable::rows::copy`].
     pub copy: fn(from: &[u8], to: &mut [u8], Stores),
@@ -119,21 +126,28 @@ pub const PORTABLE: Backend = Backend {
     min_max: portable::scan::min_max,
     absmax: portable::scan::absmax,
     first_non_finite: portable::scan::first_non_finite,
+    extremes: portable::encode::extremes,
+    encode: portable::encode::encode,
+    compare: portable::encode::compare,
     copy: portable::rows::copy,
     decode_rows: portable::rows::decode,
     decode_indexed: portable::indexed::decode,
     decode_blocks: BlockFormat::decode,
 };
 
-/// Every backend, fastest first; the last one is portable and always available.
+/// Every backend, in the order of preference; the last one is portable and always available.
+///
+/// AVX-512 comes after AVX2 until somebody has measured it: its results were compared on an emulated processor only.
 pub static BACKENDS: &[&Backend] = &[
     #[cfg(target_arch = "x86_64")]
     &crate::arch::x86_64::avx2::BACKEND,
+    #[cfg(target_arch = "x86_64")]
+    &crate::arch::x86_64::avx512::BACKEND,
     &PORTABLE,
 ];
 
 impl Backend {
-    /// The fastest backend this machine can run.
+    /// The preferred backend of those that this machine can run.
     pub fn detect() -> &'static Backend {
         Backend::available().next().unwrap_or(&PORTABLE)
     }
@@ -149,7 +163,7 @@ impl Backend {
         Backend::available().find(|backend| backend.name == name)
     }
 
-    /// Every backend that this machine can run, fastest first.
+    /// Every backend that this machine can run, in the order of [`BACKENDS`].
     pub fn available() -> impl Iterator<Item = &'static Backend> {
         BACKENDS.iter().copied().filter(|b| (b.is_available)())
     }

@@ -142,7 +142,8 @@ impl MxScaleRule {
         let bits = amax.to_bits();
         let emax = element.max_finite().to_bits() >> 23;
         // Both are exponent fields: their difference is the exponent, biased by 127 once more.
-        let byte = |field: u32| (i64::from(field) - i64::from(emax) + 127).clamp(0, 255) as u8;
+        let byte =
+            |field: u32| (field.cast_signed() - emax.cast_signed() + 127).clamp(0, 255) as u8;
         match self {
             MxScaleRule::Floor => byte(bits >> 23),
             MxScaleRule::Even => byte((bits + half_ulp(element)) >> 23),

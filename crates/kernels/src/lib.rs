@@ -27,6 +27,7 @@ pub mod codebook;
 pub mod dynamic_8bit;
 pub mod e2m1;
 pub mod e8m0;
+pub mod encode;
 pub mod minifloat;
 pub mod packing;
 pub mod planes;
@@ -44,6 +45,7 @@ pub use codebook::Codebook;
 pub use dynamic_8bit::{DYNAMIC_8BIT, Dynamic8BitRule};
 pub use e2m1::E2M1Rule;
 pub use e8m0::{E8M0Rule, MxScaleRule, UNSIGNED_E4M3};
+pub use encode::{CodeRule, Difference, Floats};
 pub use minifloat::{
     E8M0Rounding, Layout, Minifloat, NanRule, OverflowRule, Specials, encode_e8m0,
 };

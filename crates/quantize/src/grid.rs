@@ -6,7 +6,7 @@ use safequant_schemes::Granularity;
 
 use crate::{Error, Rows};
 
-/// The position of a tile within a stack of matrices: all that is needed to cut it into cells.
+/// The position of a tile within a stack of matrices: all that is needed to cut it into lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grid {
     /// Output features that share a scale; `None` for all of a matrix.
@@ -21,20 +21,45 @@ pub(crate) struct Grid {
     flat: Option<usize>,
 }
 
-/// A rectangle of a tile that shares one scale.
+/// Rows of a tile whose groups are chosen together: a line of the grid of scales.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Cell {
+pub(crate) struct Line {
     /// Matrix of the stack.
     pub(crate) matrix: u64,
     /// Rows relative to the tile.
     pub(crate) rows: Range<usize>,
-    /// Input features; beyond the row's end into the following ones where groups follow the flattened matrix, and `rows` is
-    /// the first row alone.
-    pub(crate) columns: Range<usize>,
-    /// Index of the cell within its row of cells.
+    /// Values of a run, which is cut into groups: a row, or all rows where groups follow the flattened matrix.
+    pub(crate) run: usize,
+    /// Values of a group; the last one of a run may have fewer.
     pub(crate) group: usize,
-    /// Whether it has fewer columns than others.
-    pub(crate) is_short: bool,
+}
+
+impl Line {
+    /// Groups in a run. Runs of a line share them.
+    pub(crate) fn n_groups(&self) -> usize {
+        self.run.div_ceil(self.group)
+    }
+
+    /// Whether group `i` is shorter than others.
+    pub(crate) fn is_short(&self, i: usize) -> bool {
+        (i + 1).saturating_mul(self.group) > self.run
+    }
+
+    /// Row of the tile with the first value of group `i`.
+    pub(crate) fn row_of(&self, i: usize, in_features: usize) -> usize {
+        if self.run == in_features {
+            self.rows.start
+        } else {
+            self.rows.start + i * self.group / in_features.max(1)
+        }
+    }
+
+    /// The runs, as values of the tile.
+    pub(crate) fn runs(&self, in_features: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let values = self.rows.start * in_features..self.rows.end * in_features;
+        let run = self.run.max(1);
+        values.step_by(run).map(move |start| start..start + run)
+    }
 }
 
 impl Grid {
@@ -70,7 +95,9 @@ impl Grid {
             first_row: rows.first_row,
             out_features: rows.out_features.max(1),
             flat: match granularity {
-                Granularity::Flat { size } => Some(saturating_usize(size).max(1)),
+                // Those that end with the rows are groups.
+                Granularity::Flat { size } => Some(saturating_usize(size).max(1))
+                    .filter(|&size| !rows.in_features.is_multiple_of(size)),
                 Granularity::Tensor
                 | Granularity::Channel
                 | Granularity::Group { .. }
@@ -108,37 +135,26 @@ impl Grid {
         }
     }
 
-    /// The cells in the order of [`safequant_schemes::CodeTile::scales`].
-    pub(crate) fn cells(self) -> impl Iterator<Item = Cell> {
-        self.row_blocks().flat_map(move |(matrix, rows)| {
-            // Flattened rows are one long row.
-            let width = match self.flat {
-                Some(_) => rows.len() * self.in_features,
-                None => self.in_features,
-            };
-            (0..width.div_ceil(self.block_columns)).map(move |group| {
-                let start = group * self.block_columns;
-                let end = start.saturating_add(self.block_columns).min(width);
-                let is_short = end - start < self.block_columns;
-                let (rows, columns) = if self.flat.is_some() {
-                    let row = rows.start + start / self.in_features;
-                    let first = start % self.in_features;
-                    (row..row + 1, first..first + (end - start))
-                } else {
-                    (rows.clone(), start..end)
+    /// The lines in the order of [`safequant_schemes::CodeTile::scales`]; none without input features.
+    pub(crate) fn lines(self) -> impl Iterator<Item = Line> {
+        let has_values = self.in_features > 0;
+        self.row_blocks()
+            .filter(move |_| has_values)
+            .map(move |(matrix, rows)| {
+                let run = match self.flat {
+                    Some(_) => rows.len() * self.in_features,
+                    None => self.in_features,
                 };
-                Cell {
+                Line {
                     matrix,
                     rows,
-                    columns,
-                    group,
-                    is_short,
+                    run,
+                    group: self.block_columns,
                 }
             })
-        })
     }
 
-    /// Matrix and rows (relative to the tile) of each row of cells.
+    /// Matrix and rows (relative to the tile) of each line.
     fn row_blocks(self) -> impl Iterator<Item = (u64, Range<usize>)> {
         let mut next = 0;
         std::iter::from_fn(move || {
@@ -173,125 +189,101 @@ pub(crate) fn widen(n: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use safequant_kernels::Float;
+    use safequant_kernels::{Float, Floats};
 
     use super::*;
 
-    fn cells(
+    fn lines(
         granularity: Granularity,
         first_row: u64,
         n_rows: usize,
         out: u64,
         k: usize,
-    ) -> Vec<Cell> {
+    ) -> Vec<Line> {
         let values = vec![0.0; n_rows * k];
         let rows = Rows {
-            values: &values,
+            values: Floats::F32(&values),
             in_features: k,
             first_row,
             out_features: out,
             source: Float::F32,
         };
-        Grid::new(granularity, &rows).unwrap().cells().collect()
+        Grid::new(granularity, &rows).unwrap().lines().collect()
     }
+
+    const BLOCK: Granularity = Granularity::Block {
+        rows: 2,
+        columns: 4,
+    };
 
     #[test]
     fn blocks_are_cut_at_the_edges_of_each_matrix() {
-        let found = cells(
-            Granularity::Block {
-                rows: 2,
-                columns: 4,
-            },
-            0,
-            6,
-            3,
-            5,
-        );
-        let rows: Vec<_> = found
-            .iter()
-            .step_by(2)
-            .map(|c| (c.matrix, c.rows.clone()))
-            .collect();
+        let found = lines(BLOCK, 0, 6, 3, 5);
+        let rows: Vec<_> = found.iter().map(|l| (l.matrix, l.rows.clone())).collect();
         assert_eq!(rows, [(0, 0..2), (0, 2..3), (1, 3..5), (1, 5..6)]);
-        assert_eq!(
-            (found[0].columns.clone(), found[1].columns.clone()),
-            (0..4, 4..5)
-        );
+        assert_eq!((found[0].run, found[0].n_groups()), (5, 2));
+        assert!(!found[0].is_short(0) && found[0].is_short(1));
+        let runs: Vec<_> = found[0].runs(5).collect();
+        assert_eq!(runs, [0..5, 5..10]);
+        assert_eq!(found[2].row_of(1, 5), 3);
     }
 
     #[test]
-    fn a_matrix_that_two_tiles_share_is_one_cell_in_each() {
-        let found = cells(Granularity::Tensor, 2, 3, 4, 5);
+    fn a_matrix_that_two_tiles_share_is_one_line_in_each() {
+        let found = lines(Granularity::Tensor, 2, 3, 4, 5);
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].matrix, found[0].rows.clone()), (0, 0..2));
         assert_eq!((found[1].matrix, found[1].rows.clone()), (1, 2..3));
+        assert_eq!(found[0].n_groups(), 1);
     }
 
     #[test]
     fn the_last_group_of_a_row_may_be_short() {
-        let found = cells(Granularity::Group { size: 4 }, 7, 2, 100, 10);
-        let groups: Vec<_> = found
-            .iter()
-            .map(|c| (c.rows.start, c.columns.clone()))
+        let found = lines(Granularity::Group { size: 4 }, 7, 2, 100, 10);
+        let rows: Vec<_> = found.iter().map(|l| (l.rows.clone(), l.run)).collect();
+        assert_eq!(rows, [(0..1, 10), (1..2, 10)]);
+        let short: Vec<_> = (0..found[1].n_groups())
+            .map(|i| found[1].is_short(i))
             .collect();
-        assert_eq!(
-            groups,
-            [
-                (0, 0..4),
-                (0, 4..8),
-                (0, 8..10),
-                (1, 0..4),
-                (1, 4..8),
-                (1, 8..10)
-            ]
-        );
+        assert_eq!(short, [false, false, true]);
+        // A group that is longer than the row is short.
+        assert!(lines(Granularity::Group { size: 16 }, 0, 1, 1, 10)[0].is_short(0));
     }
 
     #[test]
     fn groups_of_the_flattened_matrix_go_on_in_the_next_row() {
-        let found = cells(Granularity::Flat { size: 4 }, 0, 4, 2, 5);
-        let groups: Vec<_> = found
-            .iter()
-            .map(|c| (c.matrix, c.rows.start, c.columns.clone(), c.is_short))
+        let found = lines(Granularity::Flat { size: 4 }, 0, 4, 2, 5);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[1].matrix, found[1].rows.clone()), (1, 2..4));
+        assert_eq!(found[1].runs(5).collect::<Vec<_>>(), [10..20]);
+        let groups: Vec<_> = (0..found[1].n_groups())
+            .map(|i| (found[1].row_of(i, 5), found[1].is_short(i)))
             .collect();
-        assert_eq!(
-            groups,
-            [
-                (0, 0, 0..4, false),
-                (0, 0, 4..8, false),
-                (0, 1, 3..5, true),
-                (1, 2, 0..4, false),
-                (1, 2, 4..8, false),
-                (1, 3, 3..5, true)
-            ]
-        );
+        assert_eq!(groups, [(2, false), (2, false), (3, true)]);
+    }
+
+    #[test]
+    fn groups_of_the_flattened_matrix_that_end_with_its_rows_are_groups() {
+        let found = lines(Granularity::Flat { size: 5 }, 0, 2, 2, 10);
+        assert_eq!(found, lines(Granularity::Group { size: 5 }, 0, 2, 2, 10));
     }
 
     #[test]
     #[should_panic(expected = "cuts a group")]
     fn a_tile_that_cuts_a_flat_group_is_a_mistake_of_the_caller() {
-        cells(Granularity::Flat { size: 4 }, 0, 1, 2, 5);
+        lines(Granularity::Flat { size: 4 }, 0, 1, 2, 5);
     }
 
     #[test]
-    fn nothing_has_no_cells() {
-        assert!(cells(Granularity::Channel, 0, 0, 4, 5).is_empty());
-        assert!(cells(Granularity::Tensor, 0, 0, 0, 0).is_empty());
-        assert!(cells(Granularity::Group { size: 0 }, 0, 1, 1, 0).is_empty());
+    fn nothing_has_no_lines() {
+        assert!(lines(Granularity::Channel, 0, 0, 4, 5).is_empty());
+        assert!(lines(Granularity::Tensor, 0, 0, 0, 0).is_empty());
+        assert!(lines(Granularity::Group { size: 0 }, 0, 1, 1, 0).is_empty());
     }
 
     #[test]
     #[should_panic(expected = "cuts a block")]
     fn a_tile_that_cuts_a_block_is_a_mistake_of_the_caller() {
-        cells(
-            Granularity::Block {
-                rows: 2,
-                columns: 4,
-            },
-            1,
-            2,
-            4,
-            5,
-        );
+        lines(BLOCK, 1, 2, 4, 5);
     }
 }

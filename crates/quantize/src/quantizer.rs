@@ -1,6 +1,6 @@
 //! The seam of all quantizers: rows of floats and a target in, codes and scales out.
 
-use safequant_kernels::{Backend, Float};
+use safequant_kernels::{Backend, Float, Floats};
 use safequant_schemes::{CodeTile, Granularity, Scheme, SuperScale};
 
 pub use safequant_schemes::ScaleRule;
@@ -39,11 +39,11 @@ pub enum NonFinite {
     Clamp,
 }
 
-/// Consecutive rows of one weight, widened to F32 (exact).
+/// Consecutive rows of one weight.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// `[n_rows, in_features]`, row-major.
-    pub values: &'a [f32],
+    /// `[n_rows, in_features]`, row-major: the stored bytes, or what was calculated.
+    pub values: Floats<'a>,
     /// Input features.
     pub in_features: usize,
     /// Row of the stack that `values` begins with; a multiple of `encode::row_unit`.

@@ -1,6 +1,6 @@
 //! What quantizing a weight lost.
 
-use safequant_kernels::Backend;
+use safequant_kernels::{Backend, Floats};
 use safequant_schemes::{CodeTile, Dequantizer, Extras, QuantizedTensor, RowsOut};
 
 use crate::{Error, Rows};
@@ -35,22 +35,16 @@ impl Loss {
         self.n_values += other.n_values;
     }
 
-    /// The loss of one run of values, added from the first to the last in F64. Values that are not finite (clamped ones)
-    /// count as lost wholly or not at all: they are left out.
-    pub fn of(original: &[f32], dequantized: &[f32]) -> Self {
-        let mut loss = Loss::default();
-        for (&a, &b) in original.iter().zip(dequantized) {
-            if !a.is_finite() {
-                continue;
-            }
-            let (a, b) = (f64::from(a), f64::from(b));
-            let error = (a - b).abs();
-            loss.signal += a * a;
-            loss.noise += error * error;
-            loss.max_error = loss.max_error.max(error);
-            loss.n_values += 1;
+    /// The loss of one run of values, as [`safequant_kernels::Backend::compare`] adds it up. Values that are not finite
+    /// (clamped ones) are left out.
+    pub fn of(original: Floats<'_>, dequantized: Floats<'_>, backend: &Backend) -> Self {
+        let found = (backend.compare)(original, dequantized);
+        Loss {
+            signal: found.signal,
+            noise: found.noise,
+            max_error: found.max_error.into(),
+            n_values: found.n_values,
         }
-        loss
     }
 }
 
@@ -67,9 +61,6 @@ pub fn dequantize_tile(
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<f32>, Error> {
-    let unreadable = |error: safequant_schemes::Error| Error::Unreadable {
-        reason: error.to_string(),
-    };
     let reader = Dequantizer::new(layout, Extras::default(), backend).map_err(unreadable)?;
     let float = layout.reference_dtype;
     // One code per value: no quantizer here writes dense elements.
@@ -98,28 +89,40 @@ pub fn row_losses(
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<Loss>, Error> {
-    let dequantized = dequantize_tile(layout, tile, backend)?;
-    let width = rows.in_features.max(1);
-    let pairs = rows.values.chunks(width).zip(dequantized.chunks(width));
-    Ok(pairs
-        .map(|(original, dequantized)| Loss::of(original, dequantized))
-        .collect())
+    let reader = Dequantizer::new(layout, Extras::default(), backend).map_err(unreadable)?;
+    let (float, width) = (layout.reference_dtype, rows.in_features.max(1));
+    let mut losses = Vec::with_capacity(rows.n_rows());
+    let each = |part: std::ops::Range<usize>, bytes: &[u8]| {
+        for (row, bytes) in part.zip(bytes.chunks(width * float.size_bytes())) {
+            let original = rows.values.cut(row * width..(row + 1) * width);
+            losses.push(Loss::of(original, Floats::Bytes(float, bytes), backend));
+        }
+    };
+    reader.parts(tile, float, each).map_err(unreadable)?;
+    Ok(losses)
+}
+
+fn unreadable(error: safequant_schemes::Error) -> Error {
+    Error::Unreadable {
+        reason: error.to_string(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn of(original: &[f32], dequantized: &[f32]) -> Loss {
+        let backend = Backend::detect();
+        Loss::of(Floats::F32(original), Floats::F32(dequantized), backend)
+    }
+
     #[test]
     fn an_exact_result_has_infinite_sqnr_even_if_all_is_zero() {
-        assert_eq!(
-            Loss::of(&[0.0, 0.0], &[0.0, 0.0]).sqnr_db().to_bits(),
-            f64::INFINITY.to_bits()
-        );
-        assert_eq!(
-            Loss::of(&[1.0], &[1.0]).sqnr_db().to_bits(),
-            f64::INFINITY.to_bits()
-        );
+        for value in [0.0, 1.0] {
+            let loss = of(&[value], &[value]);
+            assert_eq!(loss.sqnr_db().to_bits(), f64::INFINITY.to_bits());
+        }
     }
 
     #[test]
@@ -134,8 +137,8 @@ mod tests {
 
     #[test]
     fn sums_are_squares_and_the_largest_error_is_kept() {
-        let mut loss = Loss::of(&[3.0, -4.0], &[3.5, -4.0]);
-        loss.add(&Loss::of(&[2.0, f32::NAN], &[1.0, 0.0]));
+        let mut loss = of(&[3.0, -4.0], &[3.5, -4.0]);
+        loss.add(&of(&[2.0, f32::NAN], &[1.0, 0.0]));
         assert_eq!(
             loss,
             Loss {

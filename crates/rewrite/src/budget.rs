@@ -8,17 +8,22 @@ use safequant_schemes::{
 
 use crate::Error;
 use crate::steps::{DenseSource, Step, Work};
+use crate::subtree::GATHER_BYTES;
 
 /// Buffer for reading tensors back and for copying documents, set aside from every budget.
 pub(crate) const SIDE_BUFFER_BYTES: u64 = 256 << 10;
 /// Cap of a tile's floats where output is contiguous: beyond it nothing gets faster.
 const CONTIGUOUS_TILE_BYTES: u64 = 4 << 20;
+/// Cap of a run's floats there: with what is read, computed and written beside them they fill a core's cache.
+const RUN_BYTES: u64 = 256 << 10;
 /// Cap where stored rows are columns of the weight (GPTQ): the runs written or read are as long as a tile has rows.
 const STRIDED_TILE_BYTES: u64 = 32 << 20;
 /// Cap of a tile that is copied.
 const COPY_TILE_BYTES: u64 = 2 << 20;
 /// Least budget of a tile that is copied.
 const MIN_COPY_BYTES: u64 = 4 << 10;
+/// What a row lost, as a tile keeps it.
+const LOSS_BYTES: u64 = size_of::<safequant_quantize::Loss>() as u64;
 /// Bookkeeping of a tile in flight.
 const TILE_OVERHEAD_BYTES: u64 = 4 << 10;
 
@@ -27,6 +32,8 @@ const TILE_OVERHEAD_BYTES: u64 = 4 << 10;
 pub(crate) struct Tiling {
     /// Rows per tile; bytes per tile for a copy.
     pub(crate) per_tile: u64,
+    /// Rows (or bytes) of a tile that are worked off at once.
+    pub(crate) per_run: u64,
     /// Bytes of buffers of the largest tile.
     pub(crate) need_bytes: u64,
 }
@@ -58,6 +65,11 @@ impl Budget {
     /// Bytes for tiles.
     pub(crate) fn for_tiles(&self) -> u64 {
         self.memory_bytes.saturating_sub(SIDE_BUFFER_BYTES)
+    }
+
+    /// Bytes for one tile, if as many as there are slots are to fit.
+    pub(crate) fn share(&self) -> u64 {
+        self.for_tiles() / self.slots
     }
 
     /// Bytes of buffers at the peak of a job.
@@ -95,8 +107,8 @@ impl Budget {
             Work::Drop => Ok(Tiling::default()),
             Work::Copy => self.copy_tiling(step),
             Work::Content(bytes) => {
-                let need = 2 * bytes.len() as u64 + TILE_OVERHEAD_BYTES;
-                self.checked(step, 1, need)
+                let need = 2 * bytes.len() as u64 + overhead(step);
+                self.checked(step, (1, 1), need)
             }
             Work::Dense(work) => {
                 let decoder = decoder_of(work.sources.first(), checkpoint)?;
@@ -171,37 +183,39 @@ impl Budget {
     }
 
     fn copy_tiling(&self, step: &Step) -> Result<Tiling, Error> {
-        let share = self.for_tiles() / self.slots;
-        let cap = share
-            .saturating_sub(TILE_OVERHEAD_BYTES)
-            .min(COPY_TILE_BYTES);
-        let per_tile = step.source_bytes.min(cap.max(MIN_COPY_BYTES)).max(1);
-        self.checked(step, per_tile, per_tile + TILE_OVERHEAD_BYTES)
+        let cap = self.share().saturating_sub(overhead(step)).min(RUN_BYTES);
+        let per_run = step.source_bytes.min(cap.max(MIN_COPY_BYTES)).max(1);
+        let runs = (COPY_TILE_BYTES / per_run).max(1);
+        self.checked(step, (per_run, runs), per_run + overhead(step))
     }
 
     fn rows_tiling(&self, step: &Step, n_rows: u64, needs: &Needs<'_>) -> Result<Tiling, Error> {
         let limit = n_rows.max(1);
         let unit = common_multiple(needs.unit, step.rows.unit(n_rows).unwrap_or(limit));
-        let cap = if needs.is_strided {
-            STRIDED_TILE_BYTES
+        let (run_cap, tile_cap) = if needs.is_strided {
+            (STRIDED_TILE_BYTES, STRIDED_TILE_BYTES)
         } else {
-            CONTIGUOUS_TILE_BYTES
+            (RUN_BYTES, CONTIGUOUS_TILE_BYTES)
         };
-        let share = self.for_tiles() / self.slots;
+        let need = |rows| needs.bytes(rows).saturating_add(overhead(step));
+        let floats = |rows: u64| rows.saturating_mul(needs.floats_per_row);
         let mut rows = unit.clamp(1, limit);
         loop {
             let next = rows.saturating_mul(2).min(limit);
-            let fits =
-                needs.bytes(next) <= share && next.saturating_mul(needs.floats_per_row) <= cap;
-            if next == rows || !fits {
+            if next == rows || need(next) > self.share() || floats(next) > run_cap {
                 break;
             }
             rows = next;
         }
-        self.checked(step, rows, needs.bytes(rows))
+        // A tile keeps the losses of its rows until it is done.
+        let losses = rows.saturating_mul(LOSS_BYTES);
+        let affordable = self.share().saturating_sub(need(rows)) / losses;
+        let runs = (tile_cap / floats(rows).max(1)).min(limit.div_ceil(rows));
+        let runs = runs.min(1 + affordable).max(1);
+        self.checked(step, (rows, runs), need(rows) + (runs - 1) * losses)
     }
 
-    fn checked(&self, step: &Step, per_tile: u64, need_bytes: u64) -> Result<Tiling, Error> {
+    fn checked(&self, step: &Step, runs: (u64, u64), need_bytes: u64) -> Result<Tiling, Error> {
         if need_bytes > self.for_tiles() {
             return Err(Error::MemoryTooSmall {
                 module: step.name.clone(),
@@ -209,8 +223,10 @@ impl Budget {
                 budget_bytes: self.memory_bytes,
             });
         }
+        let (per_run, n_runs) = runs;
         Ok(Tiling {
-            per_tile,
+            per_tile: per_run.saturating_mul(n_runs),
+            per_run,
             need_bytes,
         })
     }
@@ -236,8 +252,13 @@ impl Needs<'_> {
         rows.saturating_mul(self.per_row)
             .saturating_add(self.fixed)
             .saturating_add(scratch)
-            .saturating_add(TILE_OVERHEAD_BYTES)
     }
+}
+
+/// Bookkeeping of a tile, and what it gathers of each output until it is digested.
+fn overhead(step: &Step) -> u64 {
+    let gathered = step.outputs.iter().map(|o| o.len_bytes.min(GATHER_BYTES));
+    TILE_OVERHEAD_BYTES + gathered.sum::<u64>()
 }
 
 /// The decoder of a source that is quantized.
@@ -266,9 +287,8 @@ fn reordered(step: &Step, row_bytes: u64) -> u64 {
 fn row_bytes(step: &Step, layout: &QuantizedTensor) -> u64 {
     let columns = layout.in_features();
     let encoded = step.output_bytes().div_ceil(layout.n_rows().max(1));
-    let loss = size_of::<safequant_quantize::Loss>() as u64;
     // A scale and a zero point are 8 bytes per group.
-    (4 + 4 + 1 + 1) * columns + 8 * groups_per_row(layout) + 2 * encoded + loss
+    (4 + 4 + 1 + 1) * columns + 8 * groups_per_row(layout) + 2 * encoded + LOSS_BYTES
 }
 
 fn groups_per_row(layout: &QuantizedTensor) -> u64 {

@@ -12,11 +12,14 @@ mod metadata;
 mod pipeline;
 mod place;
 pub mod plan;
+mod read_ahead;
 pub mod recipe;
+mod scratch;
 mod select;
 mod splice;
 mod steps;
 pub mod stream;
+mod subtree;
 mod tile;
 mod workspace;
 

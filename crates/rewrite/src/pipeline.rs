@@ -11,11 +11,20 @@ use safequant_container::FileWriter;
 use safequant_quantize::{Loss, Quantizer, Statistics};
 
 use crate::budget::SIDE_BUFFER_BYTES;
-use crate::journal::{Record, hex};
+use crate::journal::Record;
+use crate::read_ahead::ReadAhead;
+use crate::scratch::Scratches;
 use crate::steps::{Step, Work};
-use crate::tile::{Done, Piece, StepContext};
+use crate::subtree::{Digest, Segment};
+use crate::tile::{Done, StepContext};
 use crate::workspace::Workspace;
 use crate::{CancelToken, Error, Event, Plan, recipe};
+
+/// Bytes of an output that are handed to the disk at once: large enough to lie together there, small enough that it is never
+/// without work.
+const WRITEBACK_BYTES: u64 = 8 << 20;
+/// Less than this at the end of an output waits for the sync of the whole file.
+const LEAST_WRITEBACK_BYTES: u64 = 256 << 10;
 
 /// A tile that was handed out, and what came back if it did.
 struct InFlight<'p> {
@@ -40,39 +49,36 @@ struct Shard {
 
 /// The step whose tiles are coming back.
 struct Current {
-    digests: Vec<Digest>,
+    outputs: Vec<Coming>,
     loss: Option<Loss>,
     n_rows: u64,
     n_zero_scales: u64,
 }
 
-/// The digest of an output as its bytes come in.
-struct Digest {
-    hasher: blake3::Hasher,
-    /// Bytes digested so far, if they came in order.
-    in_order: Option<u64>,
-    n_bytes: u64,
+/// An output as its tiles come back.
+struct Coming {
+    digest: Digest,
+    /// Bytes that the disk was told to write out.
+    flushed: u64,
 }
 
-impl Digest {
-    fn new() -> Self {
+impl Coming {
+    fn new(len_bytes: u64) -> Self {
         Self {
-            hasher: blake3::Hasher::new(),
-            in_order: Some(0),
-            n_bytes: 0,
+            digest: Digest::new(len_bytes),
+            flushed: 0,
         }
     }
 
-    fn add(&mut self, piece: &Piece) {
-        let len = piece.bytes.len() as u64;
-        self.n_bytes += len;
-        self.in_order = match self.in_order {
-            Some(next) if piece.offset == Some(next) => {
-                self.hasher.update(&piece.bytes);
-                Some(next + len)
-            }
-            Some(_) | None => None,
-        };
+    /// Takes what a tile wrote; gives the bytes that are to be written out now.
+    fn add(&mut self, segment: Segment) -> Option<Range<u64>> {
+        let end = segment.span().map(|span| span.end);
+        self.digest.add(segment);
+        let ready = self.flushed..end?;
+        (ready.end >= ready.start + WRITEBACK_BYTES).then(|| {
+            self.flushed = ready.end;
+            ready
+        })
     }
 }
 
@@ -88,6 +94,8 @@ pub(crate) struct Pipeline<'w, 'p> {
     context: Option<Arc<StepContext<'p>>>,
     shards: Vec<Shard>,
     statistics: Vec<Option<Arc<Statistics>>>,
+    read_ahead: ReadAhead<'p>,
+    scratches: Arc<Scratches>,
     in_flight: VecDeque<InFlight<'p>>,
     /// Number of the tile at the front of `in_flight`.
     front: u64,
@@ -124,6 +132,9 @@ impl<'w, 'p> Pipeline<'w, 'p> {
                 shards[output.at.0].n_steps += 1;
             }
         }
+        let to_do = plan.job.steps.iter().enumerate();
+        let to_do = to_do.filter(|(i, step)| is_to_do(workspace, *i, step));
+        let read_ahead = ReadAhead::new(plan.checkpoint, to_do.map(|(_, step)| step));
         let (sender, receiver) = channel();
         Ok(Self {
             plan,
@@ -135,6 +146,8 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             context: None,
             shards,
             statistics: vec![None; plan.job.statistics.len()],
+            read_ahead,
+            scratches: Arc::new(Scratches::new(plan.job.budget.share())),
             in_flight: VecDeque::new(),
             front: 0,
             used_bytes: 0,
@@ -207,7 +220,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         loop {
             let i = self.cursor.0;
             let step = self.plan.job.steps.get(i)?;
-            if self.workspace.record(i).is_none() && !step.outputs.is_empty() {
+            if is_to_do(self.workspace, i, step) {
                 return Some(step);
             }
             self.cursor = (i + 1, 0);
@@ -258,6 +271,8 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         let (i, tile) = self.cursor;
         let is_last = tile + 1 == step.n_tiles();
         let span = step.tile(tile);
+        self.read_ahead
+            .hand_out(share(step, span.end) - share(step, span.start));
         let number = self.front + self.in_flight.len() as u64;
         self.in_flight.push_back(InFlight {
             need_bytes: step.tiling.need_bytes,
@@ -270,9 +285,15 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             self.context = None;
         }
         let sender = self.sender.clone();
+        let scratches = Arc::clone(&self.scratches);
         scope.spawn(move |_| {
             // A panic would leave the other side waiting for this tile for ever.
-            let run = AssertUnwindSafe(|| context.run(&span));
+            let run = AssertUnwindSafe(|| {
+                let mut scratch = scratches.take();
+                let done = context.run(&span, &mut scratch);
+                scratches.give_back(scratch);
+                done
+            });
             let done = catch_unwind(run).unwrap_or_else(|_| {
                 Err(Error::Defect {
                     module: context.step.name.clone(),
@@ -318,10 +339,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             Some(current) => current,
             None => begin(&answer.context)?,
         };
-        for piece in &done.pieces {
-            current.digests[piece.output].add(piece);
-        }
-        drop(done.pieces);
+        take_outputs(&mut current.outputs, done.segments, &answer.context);
         for loss in &done.losses {
             current.loss.get_or_insert_default().add(loss);
         }
@@ -332,7 +350,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         let source_bytes = read(current.n_rows) - read(before);
         self.workspace.event(Event::Advance { source_bytes });
         if answer.is_last {
-            self.finish(answer.context, &current)
+            self.finish(answer.context, current)
         } else {
             self.current = Some(current);
             Ok(())
@@ -340,20 +358,24 @@ impl<'w, 'p> Pipeline<'w, 'p> {
     }
 
     /// Completes a step: its digests go to the journal, and its file is sealed if it was the last one in it.
-    fn finish(&mut self, context: Arc<StepContext<'p>>, current: &Current) -> Result<(), Error> {
+    fn finish(&mut self, context: Arc<StepContext<'p>>, current: Current) -> Result<(), Error> {
         let step = context.step;
         let mut digests = Vec::new();
         let mut buffer = Vec::new();
-        for (o, (digest, output)) in current.digests.iter().zip(&step.outputs).enumerate() {
-            if digest.n_bytes != output.len_bytes {
+        let outputs = current.outputs.into_iter().zip(&step.outputs);
+        for (o, (coming, output)) in outputs.enumerate() {
+            if coming.digest.n_bytes() != output.len_bytes {
                 return Err(Error::Unfilled {
                     tensor: output.tensor.name.clone(),
                     expected: output.len_bytes,
-                    found: digest.n_bytes,
+                    found: coming.digest.n_bytes(),
                 });
             }
-            if digest.in_order.is_some() {
-                digests.push(hex(&digest.hasher));
+            if output.len_bytes - coming.flushed >= LEAST_WRITEBACK_BYTES {
+                context.start_writeback(o, coming.flushed..output.len_bytes);
+            }
+            if let Some(digest) = coming.digest.finish() {
+                digests.push(digest.to_hex().to_string());
             } else {
                 buffer.resize(usize::try_from(SIDE_BUFFER_BYTES).unwrap_or(1 << 16), 0);
                 digests.push(context.digest_file(o, &mut buffer)?);
@@ -436,7 +458,12 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             self.check_cancel()?;
             let wave = next..(next + width).min(step.n_tiles());
             next = wave.end;
-            let observe = |tile| context.observe(&step.tile(tile));
+            let observe = |tile| {
+                let mut scratch = self.scratches.take();
+                let seen = context.observe(&step.tile(tile), &mut scratch);
+                self.scratches.give_back(scratch);
+                seen
+            };
             let seen: Vec<Result<Statistics, Error>> = self
                 .pool
                 .install(|| wave.into_par_iter().map(observe).collect());
@@ -448,19 +475,31 @@ impl<'w, 'p> Pipeline<'w, 'p> {
     }
 }
 
+/// Whether a step writes something that is not there yet.
+fn is_to_do(workspace: &Workspace<'_>, i: usize, step: &Step) -> bool {
+    workspace.record(i).is_none() && !step.outputs.is_empty()
+}
+
 /// Starts a step on the side of what comes back: the parts that no tile fills come first.
 fn begin(context: &StepContext<'_>) -> Result<Current, Error> {
-    let mut digests = Vec::new();
-    digests.resize_with(context.step.outputs.len(), Digest::new);
-    for piece in context.constants()? {
-        digests[piece.output].add(&piece);
-    }
+    let outputs = context.step.outputs.iter();
+    let mut outputs: Vec<_> = outputs.map(|o| Coming::new(o.len_bytes)).collect();
+    take_outputs(&mut outputs, context.constants()?.segments, context);
     Ok(Current {
-        digests,
+        outputs,
         loss: None,
         n_rows: 0,
         n_zero_scales: 0,
     })
+}
+
+/// Adds what a tile wrote, and lets the disk write out what is complete.
+fn take_outputs(outputs: &mut [Coming], segments: Vec<Segment>, context: &StepContext<'_>) {
+    for (o, (coming, segment)) in outputs.iter_mut().zip(segments).enumerate() {
+        if let Some(ready) = coming.add(segment) {
+            context.start_writeback(o, ready);
+        }
+    }
 }
 
 /// The part of a step's source that so many rows stand for.

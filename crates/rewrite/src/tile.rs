@@ -1,10 +1,13 @@
-//! One tile of one step: read, compute, encode, write. Everything here runs on worker threads and keeps no state.
+//! One tile of one step: read, compute, encode, write, digest. Everything here runs on worker threads and keeps no state.
+//!
+//! A tile is what is handed to a worker. It is worked off in *runs* of rows, so small that what is read, computed and written
+//! stays in a core's cache.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use safequant_container::{Checkpoint, FileWriter, TensorRef};
-use safequant_kernels::{Backend, Float};
+use safequant_kernels::{Backend, Float, Floats, PORTABLE};
 use safequant_quantize::report::row_losses;
 use safequant_quantize::{Loss, Quantizer, Rows, Statistics};
 use safequant_schemes::{
@@ -14,7 +17,9 @@ use safequant_schemes::{
 
 use crate::Error;
 use crate::convert::{carried_parts, counterpart};
+use crate::scratch::{Buffer, Scratch};
 use crate::steps::{Carried, DenseSource, DenseWork, QuantizeWork, Step, Work, layout_of};
+use crate::subtree::Segment;
 
 /// What all tiles of a step share.
 pub(crate) struct StepContext<'p> {
@@ -38,23 +43,30 @@ enum Reader<'p> {
     Carried(Box<Decoder<'p>>, Box<Transcoder<'p>>),
 }
 
-/// Bytes of an output, written and ready to be digested.
-pub(crate) struct Piece {
-    /// Index into the step's outputs.
-    pub(crate) output: usize,
-    /// Where the bytes lie, if they lie together.
-    pub(crate) offset: Option<u64>,
-    pub(crate) bytes: Vec<u8>,
-}
-
 /// A tile, done.
-#[derive(Default)]
 pub(crate) struct Done {
-    pub(crate) pieces: Vec<Piece>,
+    /// What was written to each output of the step.
+    pub(crate) segments: Vec<Segment>,
     /// One per row, so that the sums over a weight do not depend on how it was cut.
     pub(crate) losses: Vec<Loss>,
     /// Scales that the stored dtype rounds to zero, of groups that are not all zeros.
     pub(crate) n_zero_scales: u64,
+}
+
+impl Done {
+    fn new(step: &Step) -> Self {
+        let outputs = step.outputs.iter();
+        Self {
+            segments: outputs.map(|o| Segment::new(o.len_bytes)).collect(),
+            losses: Vec::new(),
+            n_zero_scales: 0,
+        }
+    }
+
+    fn finish(mut self) -> Self {
+        self.segments.iter_mut().for_each(Segment::finish);
+        self
+    }
 }
 
 impl<'p> StepContext<'p> {
@@ -102,16 +114,20 @@ impl<'p> StepContext<'p> {
         })
     }
 
-    /// Computes and writes one tile.
-    pub(crate) fn run(&self, span: &Range<u64>) -> Result<Done, Error> {
-        match &self.step.work {
-            Work::Drop => Ok(Done::default()),
-            Work::Copy => self.copy(span),
-            Work::Dense(work) => self.dense(work, span),
-            Work::Quantize(work) => self.quantize(work, span),
-            Work::Transcode(work) => self.transcode(&work.layout, span),
-            Work::Content(bytes) => self.whole_piece(0, bytes.clone()),
+    /// Computes and writes one tile, run by run.
+    pub(crate) fn run(&self, span: &Range<u64>, scratch: &mut Scratch) -> Result<Done, Error> {
+        let mut done = Done::new(self.step);
+        for run in self.step.runs(span) {
+            match &self.step.work {
+                Work::Drop => {}
+                Work::Copy => self.copy(&run, scratch, &mut done)?,
+                Work::Dense(work) => self.dense(work, &run, scratch, &mut done)?,
+                Work::Quantize(work) => self.quantize(work, &run, scratch, &mut done)?,
+                Work::Transcode(work) => self.transcode(&work.layout, &run, &mut done)?,
+                Work::Content(bytes) => self.write(0, 0, bytes, &mut done)?,
+            }
         }
+        Ok(done.finish())
     }
 
     /// The reader of the member of the stack that a run of rows belongs to, and the rows in it.
@@ -137,134 +153,138 @@ impl<'p> StepContext<'p> {
         self.step.rows.apply(values, &rows, n_rows);
     }
 
-    fn copy(&self, span: &Range<u64>) -> Result<Done, Error> {
-        let mut bytes = self.buffer(span.end - span.start)?;
-        if let (Reader::Plain(tensor, _), _) = self.member(span) {
-            tensor.read_exact_at(span.start, &mut bytes)?;
+    fn copy(&self, run: &Range<u64>, scratch: &mut Scratch, done: &mut Done) -> Result<(), Error> {
+        let bytes = scratch.encoded.lend(self.fits(run.end - run.start)?);
+        let (Reader::Plain(tensor, _), _) = self.member(run) else {
+            bytes.fill(0);
+            return self.write(0, run.start, bytes, done);
+        };
+        // They are read for their digest; the system copies them once less than writing them would.
+        tensor.read_exact_at(run.start, bytes)?;
+        if let Some(writer) = &self.writer {
+            let (_, output) = self.step.outputs[0].at;
+            writer.copy_at(output, run.start, (*tensor, run.start), bytes)?;
         }
-        self.whole_piece(span.start, bytes)
+        done.segments[0].add(Some(run.start), bytes);
+        Ok(())
     }
 
-    fn dense(&self, work: &DenseWork, span: &Range<u64>) -> Result<Done, Error> {
+    fn dense(
+        &self,
+        work: &DenseWork,
+        run: &Range<u64>,
+        scratch: &mut Scratch,
+        done: &mut Done,
+    ) -> Result<(), Error> {
         let row_bytes = work.shape[2] * work.float.size_bytes() as u64;
-        let mut bytes = self.buffer((span.end - span.start) * row_bytes)?;
+        let len = self.fits((run.end - run.start) * row_bytes)?;
+        let bytes = scratch.encoded.lend(len);
         if bytes.is_empty() {
-            return self.whole_piece(span.start * row_bytes, bytes);
+            return Ok(());
         }
-        match (self.member(span), work.values) {
+        match (self.member(run), work.values) {
             ((Reader::Quantized(decoder), rows), Values::Same) => {
-                decoder.rows(rows, RowsOut::Bytes(work.float, &mut bytes))?;
+                decoder.rows(rows, RowsOut::Bytes(work.float, bytes))?;
             }
             ((Reader::Plain(tensor, Some(from)), rows), Values::Same) if *from == work.float => {
-                tensor.read_exact_at(rows.start * row_bytes, &mut bytes)?;
+                tensor.read_exact_at(rows.start * row_bytes, bytes)?;
             }
             (_, change) => {
-                let mut values = self.floats(work.shape[2], span)?;
+                let (stored, floats) = (&mut scratch.stored, &mut scratch.floats);
+                let values = self.floats(work.shape[2], run, stored, floats)?;
                 match change {
                     Values::Same => {}
                     Values::PlusOne => values.iter_mut().for_each(|value| *value += 1.0),
                 }
-                (self.backend.round)(work.float, &values, &mut bytes);
+                (self.backend.round)(work.float, values, bytes);
             }
         }
-        self.reorder(&mut bytes, span);
-        self.whole_piece(span.start * row_bytes, bytes)
+        self.reorder(bytes, run);
+        self.write(0, run.start * row_bytes, bytes, done)
     }
 
-    fn whole_piece(&self, offset: u64, bytes: Vec<u8>) -> Result<Done, Error> {
-        self.write(0, offset, &bytes)?;
-        let piece = Piece {
-            output: 0,
-            offset: Some(offset),
-            bytes,
+    fn quantize(
+        &self,
+        work: &QuantizeWork,
+        run: &Range<u64>,
+        scratch: &mut Scratch,
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        let Some(quantizer) = self.quantizer else {
+            return Ok(());
         };
-        Ok(Done {
-            pieces: vec![piece],
-            ..Done::default()
-        })
-    }
-
-    fn quantize(&self, work: &QuantizeWork, span: &Range<u64>) -> Result<Done, Error> {
-        let Some(quantizer) = self.quantizer.filter(|_| !span.is_empty()) else {
-            return Ok(Done::default());
-        };
-        let values = self.rows(work, span)?;
-        let rows = self.as_rows(work, span, &values)?;
+        let values = self.rows(work, run, scratch)?;
+        let rows = self.as_rows(work, run, values)?;
         let codes = quantizer
             .quantize(&work.target, rows, self.statistics.as_deref(), self.backend)
             .map_err(|e| self.refused(e))?;
         let losses =
             row_losses(&work.layout, &rows, &codes, self.backend).map_err(|e| self.refused(e))?;
-        let n_zero_scales = zero_scales(&work.layout, &codes.scales, &values);
-        drop(values);
+        done.losses.extend(losses);
+        done.n_zero_scales += zero_scales(&work.layout, &codes.scales, values);
         let regions = encode::encode(&work.layout, &codes, self.backend)?;
         drop(codes);
-        let pieces = regions.into_iter().map(|region| self.write_region(region));
-        Ok(Done {
-            pieces: pieces.collect::<Result<_, Error>>()?,
-            losses,
-            n_zero_scales,
-        })
+        self.write_regions(regions, done)
     }
 
-    fn transcode(&self, layout: &QuantizedTensor, span: &Range<u64>) -> Result<Done, Error> {
-        let (Reader::Carried(decoder, transcoder), rows) = self.member(span) else {
-            return Ok(Done::default());
+    fn transcode(
+        &self,
+        layout: &QuantizedTensor,
+        run: &Range<u64>,
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        let (Reader::Carried(decoder, transcoder), rows) = self.member(run) else {
+            return Ok(());
         };
-        if span.is_empty() {
-            return Ok(Done::default());
-        }
         let tile = decoder.codes(rows)?;
         let (mut carried, _) = transcoder.tile(&tile)?;
         drop(tile);
-        carried.rows = span.clone();
+        carried.rows = run.clone();
         carried.reorder(layout, self.step.rows);
         let regions = encode::encode(layout, &carried, self.backend)?;
         drop(carried);
-        let pieces = regions.into_iter().map(|region| self.write_region(region));
-        Ok(Done {
-            pieces: pieces.collect::<Result<_, Error>>()?,
-            ..Done::default()
-        })
+        self.write_regions(regions, done)
     }
 
     /// Statistics of one tile.
-    pub(crate) fn observe(&self, span: &Range<u64>) -> Result<Statistics, Error> {
+    pub(crate) fn observe(
+        &self,
+        span: &Range<u64>,
+        scratch: &mut Scratch,
+    ) -> Result<Statistics, Error> {
+        let mut seen = Statistics::default();
         let (Work::Quantize(work), Some(quantizer)) = (&self.step.work, self.quantizer) else {
-            return Ok(Statistics::default());
+            return Ok(seen);
         };
-        if span.is_empty() {
-            return Ok(Statistics::default());
+        for run in self.step.runs(span) {
+            let values = self.rows(work, &run, scratch)?;
+            let rows = self.as_rows(work, &run, values)?;
+            let observed = quantizer.observe(&work.target, rows, self.backend);
+            seen.merge(&observed.map_err(|e| self.refused(e))?);
         }
-        let values = self.rows(work, span)?;
-        let rows = self.as_rows(work, span, &values)?;
-        quantizer
-            .observe(&work.target, rows, self.backend)
-            .map_err(|e| self.refused(e))
+        Ok(seen)
     }
 
     /// The parts that no tile fills.
-    pub(crate) fn constants(&self) -> Result<Vec<Piece>, Error> {
+    pub(crate) fn constants(&self) -> Result<Done, Error> {
+        let mut done = Done::new(self.step);
         let Some(layout) = layout_of(self.step) else {
-            return Ok(Vec::new());
+            return Ok(done);
         };
-        let regions = encode::constant_regions(layout).into_iter();
-        let mut pieces: Vec<Piece> = regions
-            .map(|region| self.write_region(region))
-            .collect::<Result<_, Error>>()?;
+        self.write_regions(encode::constant_regions(layout), &mut done)?;
         if let [Reader::Carried(decoder, _)] = self.readers.as_slice() {
             let region = match decoder.group_index() {
                 Some(index) => encode::group_index_region(layout, index),
                 None => encode::trivial_index_region(layout),
             };
             if let Some(region) = region {
-                pieces.push(self.write_region(region)?);
+                self.write_region(&region, &mut done)?;
             }
             for (output, part) in carried_parts(layout) {
-                pieces.extend(self.carry(decoder.tensor, output, part)?);
+                self.carry(decoder.tensor, output, part, &mut done)?;
             }
         }
-        Ok(pieces)
+        Ok(done.finish())
     }
 
     /// A part that is copied from the source's.
@@ -273,87 +293,121 @@ impl<'p> StepContext<'p> {
         source: &QuantizedTensor,
         output: usize,
         part: &Part,
-    ) -> Result<Option<Piece>, Error> {
+        done: &mut Done,
+    ) -> Result<(), Error> {
         let from = counterpart(source, part).and_then(|p| self.checkpoint.tensor(&p.name));
-        let Some(from) = from else { return Ok(None) };
+        let Some(from) = from else { return Ok(()) };
         let bytes = from.read_all(from.info.len_bytes())?;
-        self.write(output, 0, &bytes)?;
-        Ok(Some(Piece {
-            output,
-            offset: Some(0),
-            bytes,
-        }))
+        self.write(output, 0, &bytes, done)
     }
 
     fn as_rows<'v>(
         &self,
         work: &QuantizeWork,
-        span: &Range<u64>,
-        values: &'v [f32],
+        run: &Range<u64>,
+        values: Floats<'v>,
     ) -> Result<Rows<'v>, Error> {
         Ok(Rows {
             values,
             in_features: self.fits(work.layout.in_features())?,
-            first_row: span.start,
+            first_row: run.start,
             out_features: work.layout.out_features(),
             source: work.sources.first().map_or(Float::F32, DenseSource::float),
         })
     }
 
     /// Rows of a weight to quantize, in the order in which they are written.
-    fn rows(&self, work: &QuantizeWork, span: &Range<u64>) -> Result<Vec<f32>, Error> {
+    fn rows<'s>(
+        &self,
+        work: &QuantizeWork,
+        run: &Range<u64>,
+        scratch: &'s mut Scratch,
+    ) -> Result<Floats<'s>, Error> {
         let columns = work.layout.in_features();
-        let mut values = self.floats(columns, span)?;
-        self.reorder(&mut values, span);
-        Ok(values)
+        let Scratch { stored, floats, .. } = scratch;
+        if let (Reader::Plain(tensor, Some(float)), rows) = self.member(run) {
+            let row = columns * float.size_bytes() as u64;
+            let bytes = stored.lend(self.fits((run.end - run.start) * row)?);
+            tensor.read_exact_at(rows.start * row, bytes)?;
+            self.reorder(bytes, run);
+            return Ok(Floats::Bytes(*float, bytes));
+        }
+        let values = self.floats(columns, run, stored, floats)?;
+        self.reorder(values, run);
+        Ok(Floats::F32(values))
     }
 
     /// Rows as the source has them.
-    fn floats(&self, columns: u64, span: &Range<u64>) -> Result<Vec<f32>, Error> {
-        let n_values = (span.end - span.start) * columns;
-        let mut values = vec![0.0_f32; self.fits(n_values)?];
-        match self.member(span) {
+    fn floats<'s>(
+        &self,
+        columns: u64,
+        run: &Range<u64>,
+        stored: &mut Buffer<u8>,
+        floats: &'s mut Buffer<f32>,
+    ) -> Result<&'s mut [f32], Error> {
+        let n_values = (run.end - run.start) * columns;
+        let values = floats.lend(self.fits(n_values)?);
+        match self.member(run) {
             (Reader::Plain(tensor, Some(float)), rows) => {
                 let size = float.size_bytes() as u64;
-                let mut bytes = self.buffer(n_values * size)?;
-                tensor.read_exact_at(rows.start * columns * size, &mut bytes)?;
-                (self.backend.widen)(*float, &bytes, &mut values);
+                let bytes = stored.lend(self.fits(n_values * size)?);
+                tensor.read_exact_at(rows.start * columns * size, bytes)?;
+                (self.backend.widen)(*float, bytes, values);
             }
-            (Reader::Quantized(decoder), rows) => {
-                decoder.rows(rows, RowsOut::F32(&mut values))?;
-            }
-            (Reader::Plain(_, None) | Reader::Nothing | Reader::Carried(..), _) => {}
+            (Reader::Quantized(decoder), rows) => decoder.rows(rows, RowsOut::F32(values))?,
+            (Reader::Plain(_, None) | Reader::Nothing | Reader::Carried(..), _) => values.fill(0.0),
         }
         Ok(values)
     }
 
-    fn write_region(&self, region: EncodedRegion) -> Result<Piece, Error> {
+    fn write_regions(&self, regions: Vec<EncodedRegion>, done: &mut Done) -> Result<(), Error> {
+        let mut regions = regions.into_iter();
+        regions.try_for_each(|region| self.write_region(&region, done))
+    }
+
+    fn write_region(&self, region: &EncodedRegion, done: &mut Done) -> Result<(), Error> {
         let row_len = region.row_len;
         let width = region.columns.end - region.columns.start;
         let offset = region.rows.start * row_len + region.columns.start;
         let n_rows = region.rows.end - region.rows.start;
-        let lies_together = n_rows <= 1 || width == row_len;
-        if lies_together {
-            self.write(region.part, offset, &region.bytes)?;
-        } else {
-            let lines = region.bytes.chunks_exact(self.fits(width.max(1))?);
-            for (row, line) in (region.rows.start..).zip(lines) {
-                self.write(region.part, row * row_len + region.columns.start, line)?;
-            }
+        if n_rows <= 1 || width == row_len {
+            return self.write(region.part, offset, &region.bytes, done);
         }
-        Ok(Piece {
-            output: region.part,
-            offset: lies_together.then_some(offset),
-            bytes: region.bytes,
-        })
+        let lines = region.bytes.chunks_exact(self.fits(width.max(1))?);
+        for (row, line) in (region.rows.start..).zip(lines) {
+            self.put(region.part, row * row_len + region.columns.start, line)?;
+        }
+        done.segments[region.part].add(None, &region.bytes);
+        Ok(())
     }
 
-    fn write(&self, output: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    /// Writes bytes that lie together, and digests them.
+    fn write(
+        &self,
+        output: usize,
+        offset: u64,
+        bytes: &[u8],
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        self.put(output, offset, bytes)?;
+        done.segments[output].add(Some(offset), bytes);
+        Ok(())
+    }
+
+    fn put(&self, output: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         if let Some(writer) = self.writer.as_ref().filter(|_| !bytes.is_empty()) {
             let (_, tensor) = self.step.outputs[output].at;
             writer.write_at(tensor, offset, bytes)?;
         }
         Ok(())
+    }
+
+    /// Lets the disk write out bytes of an output.
+    pub(crate) fn start_writeback(&self, output: usize, range: Range<u64>) {
+        if let Some(writer) = &self.writer {
+            let (_, tensor) = self.step.outputs[output].at;
+            writer.start_writeback(tensor, range);
+        }
     }
 
     /// Digests an output as the file holds it: for parts whose bytes did not come in order.
@@ -372,10 +426,6 @@ impl<'p> StepContext<'p> {
         }
     }
 
-    fn buffer(&self, len_bytes: u64) -> Result<Vec<u8>, Error> {
-        Ok(vec![0; self.fits(len_bytes)?])
-    }
-
     fn fits(&self, n: u64) -> Result<usize, Error> {
         usize::try_from(n).map_err(|_| Error::AddressSpace {
             module: self.step.name.clone(),
@@ -386,7 +436,7 @@ impl<'p> StepContext<'p> {
 
 /// Scales of zero, but for those of groups of zeros (ggml gives them such a scale) and for integers below a super-scale, to which
 /// small groups are rounded by design.
-fn zero_scales(layout: &QuantizedTensor, scales: &[f32], values: &[f32]) -> u64 {
+fn zero_scales(layout: &QuantizedTensor, scales: &[f32], values: Floats<'_>) -> u64 {
     let scheme = &layout.scheme;
     if scheme.scale == ScaleCoding::Integer {
         return 0;
@@ -405,11 +455,16 @@ fn zero_scales(layout: &QuantizedTensor, scales: &[f32], values: &[f32]) -> u64 
             return scales.iter().filter(|s| **s == 0.0).count() as u64;
         }
     };
-    let rows = values.chunks_exact(columns);
-    let groups = rows.flat_map(|row| row.chunks(size.max(1)));
-    let is_lost =
-        |(scale, group): &(&f32, &[f32])| **scale == 0.0 && group.iter().any(|v| *v != 0.0);
-    scales.iter().zip(groups).filter(is_lost).count() as u64
+    let size = size.max(1);
+    let per_row = columns.div_ceil(size);
+    let is_lost = |i: usize| {
+        let (row, start) = (i / per_row * columns, i % per_row * size);
+        let group = row + start..row + (start + size).min(columns);
+        let values = values.cut(group).widened(&PORTABLE);
+        values.iter().any(|v| *v != 0.0)
+    };
+    let zeros = scales.iter().enumerate().filter(|(_, s)| **s == 0.0);
+    zeros.filter(|(i, _)| is_lost(*i)).count() as u64
 }
 
 /// The reader of a weight whose codes stay.
@@ -458,6 +513,13 @@ impl Step {
     pub(crate) fn tile(&self, i: u64) -> Range<u64> {
         let (_, rows) = self.cut();
         span(rows, self.tiling.per_tile.max(1), i)
+    }
+
+    /// The runs of a tile: so many rows (bytes, for a copy) as are read, computed and written in one go.
+    fn runs(&self, tile: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+        let (end, per_run) = (tile.end, self.tiling.per_run.max(1));
+        let starts = (tile.start..end).step_by(usize::try_from(per_run).unwrap_or(usize::MAX));
+        starts.map(move |start| start..start.saturating_add(per_run).min(end))
     }
 
     /// Matrices, and rows of each.
@@ -513,7 +575,7 @@ mod tests {
         values[0] = 1e-12;
         values[127] = 1.0;
         let scales = [0.0, 0.0, 0.0, 0.5];
-        assert_eq!(zero_scales(&layout, &scales, &values), 1);
-        assert_eq!(zero_scales(&layout, &scales, &[0.0; 128]), 0);
+        assert_eq!(zero_scales(&layout, &scales, Floats::F32(&values)), 1);
+        assert_eq!(zero_scales(&layout, &scales, Floats::F32(&[0.0; 128])), 0);
     }
 }

@@ -3,6 +3,7 @@
 mod basis;
 mod fused;
 mod output;
+mod parts;
 
 use std::ops::Range;
 

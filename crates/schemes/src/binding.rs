@@ -20,9 +20,9 @@ pub(crate) fn required<'a>(
 pub(crate) fn part(role: Role, info: &TensorInfo, storage: Storage) -> Part {
     Part {
         role,
-        name: info.name.clone(),
+        name: info.name.to_string(),
         dtype: info.dtype,
-        shape: info.shape.clone(),
+        shape: info.shape.to_vec(),
         storage,
         extent: None,
         content: None,
@@ -33,7 +33,7 @@ pub(crate) fn part(role: Role, info: &TensorInfo, storage: Storage) -> Part {
 pub(crate) fn wrong_dtype(module: &str, info: &TensorInfo, expected: &str) -> Error {
     Error::PartDtype {
         module: module.to_owned(),
-        part: info.name.clone(),
+        part: info.name.to_string(),
         expected: expected.to_owned(),
         found: info.dtype,
     }
@@ -43,9 +43,9 @@ pub(crate) fn wrong_dtype(module: &str, info: &TensorInfo, expected: &str) -> Er
 pub(crate) fn wrong_shape(module: &str, info: &TensorInfo, expected: String) -> Error {
     Error::PartShape {
         module: module.to_owned(),
-        part: info.name.clone(),
+        part: info.name.to_string(),
         expected,
-        found: info.shape.clone(),
+        found: info.shape.to_vec(),
     }
 }
 

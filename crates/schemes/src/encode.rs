@@ -3,9 +3,10 @@
 mod constants;
 mod sparse;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use safequant_kernels::{Backend, NanRule, OverflowRule};
+use safequant_kernels::{Backend, E8M0Rule, NanRule, OverflowRule};
 
 pub(crate) use self::constants::floats_region;
 pub use self::constants::{
@@ -197,12 +198,12 @@ pub fn encode(
             |of: fn(&KeptRows) -> &Vec<u8>| kept.as_ref().map(of).cloned().unwrap_or_default();
         for (i, part, stored) in &streamed {
             if let Stored::Blocks(in_blocks) = stored {
-                let cut = blocks::cut_tile(tile, [&codes, &scales, &above]);
-                regions.push(in_blocks.encode(tensor, *i, matrix, &local, &cut)?);
+                let cut = [&codes, &scales, &above];
+                regions.push(in_blocks.encode(tensor, *i, (matrix, &local), tile, cut)?);
                 continue;
             }
             let mut shift = WordShift::None;
-            let (rows, entries) = match part.role {
+            let (rows, entries): (_, Cow<'_, [u8]>) = match part.role {
                 Role::Codes => match &kept {
                     Some(kept) => (&kept.rows, stored_codes(tensor, part, &kept.codes)),
                     None => (
@@ -210,8 +211,8 @@ pub fn encode(
                         stored_codes(tensor, part, &tile.codes[codes.clone()]),
                     ),
                 },
-                Role::Mask => (&local, of_kept(|k| &k.mask)),
-                Role::RowStart => (&local, of_kept(|k| &k.starts)),
+                Role::Mask => (&local, of_kept(|k| &k.mask).into()),
+                Role::RowStart => (&local, of_kept(|k| &k.starts).into()),
                 Role::ZeroPoint => {
                     let (lanes, word) = stored_zeros(
                         tensor,
@@ -221,14 +222,14 @@ pub fn encode(
                         backend,
                     )?;
                     shift = word;
-                    (&scale_local, lanes)
+                    (&scale_local, lanes.into())
                 }
                 Role::Offset => {
                     let values = &tile.offsets[scales.clone()];
                     let what = ("offset", groups);
                     (
                         &scale_local,
-                        stored_floats(tensor, part, what, values, backend)?,
+                        stored_floats(tensor, part, what, values, backend)?.into(),
                     )
                 }
                 Role::SuperScale => {
@@ -236,7 +237,7 @@ pub fn encode(
                     let what = ("super-scale", supers);
                     (
                         &super_local,
-                        stored_floats(tensor, part, what, values, backend)?,
+                        stored_floats(tensor, part, what, values, backend)?.into(),
                     )
                 }
                 Role::Scale
@@ -251,7 +252,7 @@ pub fn encode(
                     let scales = &tile.scales[scales.clone()];
                     (
                         &scale_local,
-                        stored_scales(tensor, part, scales, groups, backend)?,
+                        stored_scales(tensor, part, scales, groups, backend)?.into(),
                     )
                 }
             };
@@ -337,7 +338,7 @@ fn is_for_all_rows(role: Role, tensor: &QuantizedTensor) -> bool {
 }
 
 /// Codes as the file spells them.
-fn stored_codes(tensor: &QuantizedTensor, part: &Part, codes: &[u8]) -> Vec<u8> {
+fn stored_codes<'c>(tensor: &QuantizedTensor, part: &Part, codes: &'c [u8]) -> Cow<'c, [u8]> {
     match tensor.scheme.code {
         Code::Integer {
             bits,
@@ -356,7 +357,7 @@ fn stored_codes(tensor: &QuantizedTensor, part: &Part, codes: &[u8]) -> Vec<u8> 
         | Code::Minifloat(_)
         | Code::Codebook(_)
         | Code::StoredCodebook
-        | Code::Dense(_) => codes.to_vec(),
+        | Code::Dense(_) => Cow::Borrowed(codes),
     }
 }
 
@@ -376,17 +377,68 @@ fn stored_scales(
     };
     match tensor.scheme.scale {
         ScaleCoding::Float(_) => stored_floats(tensor, part, ("scale", groups), scales, backend),
-        ScaleCoding::E8M0(rule) => each(&|s| (0..=255).find(|&b| same_bits(rule.decode(b), s))),
-        ScaleCoding::Minifloat(format) => each(&|s| {
-            let code = format.encode(s, OverflowRule::Saturate, NanRule::Torch);
-            same_bits(format.decode(code), s).then_some(code)
+        ScaleCoding::E8M0(rule) => {
+            let bytes = Powers::new(rule);
+            each(&|s| bytes.byte(s))
+        }
+        ScaleCoding::Minifloat(format) => {
+            let (mut codes, table) = (vec![0; scales.len()], format.table());
+            let (overflow, nan) = (OverflowRule::Saturate, NanRule::Torch);
+            (backend.encode_minifloat)(format, overflow, nan, scales, &mut codes);
+            let value = |code: u8| table[usize::from(code)];
+            let mut pairs = codes.iter().zip(scales);
+            match pairs.position(|(&code, &scale)| !same_bits(value(code), scale)) {
+                None => Ok(codes),
+                Some(at) => Err(unstorable(tensor, "scale", scales[at], at, groups)),
+            }
+        }
+        ScaleCoding::Integer => each(&|s| {
+            let byte = small_u8(s);
+            same_bits(f32::from(byte), s).then_some(byte)
         }),
-        ScaleCoding::Integer => each(&|s| (0..=255_u8).find(|&b| same_bits(f32::from(b), s))),
         ScaleCoding::StoredTable => {
             let table = scale_table(tensor)?;
             each(&|s| (0..=255_u8).find(|&b| same_bits(table[usize::from(b)], s)))
         }
         ScaleCoding::One => each(&|_| None),
+    }
+}
+
+/// The integer part of a number, at most 255.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast saturates; the caller compares"
+)]
+fn small_u8(value: f32) -> u8 {
+    value as u8
+}
+
+/// The bytes of powers of two: the first one that is decoded to a number, found by the number's exponent.
+struct Powers {
+    rule: E8M0Rule,
+    by_exponent: [u8; 256],
+}
+
+impl Powers {
+    fn new(rule: E8M0Rule) -> Self {
+        let mut by_exponent = [0; 256];
+        // Downward, so that the first one of equal powers stays.
+        for byte in (0..=255).rev() {
+            by_exponent[Self::exponent(rule.decode(byte))] = byte;
+        }
+        Self { rule, by_exponent }
+    }
+
+    fn exponent(power: f32) -> usize {
+        usize::from((power.to_bits() >> 23).to_le_bytes()[0])
+    }
+
+    fn byte(&self, power: f32) -> Option<u8> {
+        let is_it = |byte: &u8| same_bits(self.rule.decode(*byte), power);
+        let likely = self.by_exponent[Self::exponent(power)];
+        // Two subnormal powers have one exponent.
+        Some(likely).filter(is_it).or_else(|| (0..=255).find(is_it))
     }
 }
 

@@ -51,8 +51,8 @@ impl Model {
         }
         orphans.retain(|name| !claims.owner.contains_key(name));
         for info in headers.tensors() {
-            if !claims.owner.contains_key(&info.name) && !orphans.contains(&info.name) {
-                model.plain.push(info.name.clone());
+            if !claims.owner.contains_key(&*info.name) && !orphans.contains(&*info.name) {
+                model.plain.push(info.name.to_string());
             }
         }
         check_weights(&model)?;

@@ -243,9 +243,31 @@ impl DiskFile for FaultFile {
         }
     }
 
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn ReadAt,
+        from: u64,
+        len_bytes: u64,
+    ) -> io::Result<u64> {
+        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        match self.disk.judge("copy_from", &self.path, len) {
+            Verdict::Proceed => self.file.copy_from(offset, source, from, len_bytes),
+            Verdict::Fail(len, error) => {
+                self.file.copy_from(offset, source, from, len as u64)?;
+                Err(error)
+            }
+        }
+    }
+
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
         self.disk.step("set_len", &self.path)?;
         self.file.set_len(len_bytes)
+    }
+
+    fn start_writeback(&self, offset: u64, len_bytes: u64) {
+        // It has no answer that could be a fault: what goes wrong shows in `sync`.
+        self.file.start_writeback(offset, len_bytes);
     }
 
     fn sync(&self) -> io::Result<()> {

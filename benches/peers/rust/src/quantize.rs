@@ -1,6 +1,6 @@
 //! BF16 rows to codes: the quantizer `rtn` tile by tile, as a job calls it, and the packing of its codes.
 
-use safequant_kernels::{Backend, Float, Minifloat, Packing};
+use safequant_kernels::{Backend, Float, Floats, Minifloat, Packing};
 use safequant_quantize::{Division, NonFinite, Quantizer, RoundToNearest, Rows, ScaleRule, Target};
 use safequant_schemes::{Code, Granularity, IntegerEncoding, ScaleCoding, Scheme, ZeroPoint};
 
@@ -55,15 +55,13 @@ pub(crate) fn run(what: &str, matrix: Matrix<'_>, out: &mut [u8]) -> Result<f64,
     let backend = Backend::detect();
     let mut result = Ok(());
     let seconds = timed(|| {
-        let mut values = vec![0.0; tile];
         let tiles = matrix.codes.chunks_exact(2 * tile);
         for (at, (from, to)) in tiles
             .zip(out.chunks_mut(tile * packing.bits() as usize / 8))
             .enumerate()
         {
-            (backend.widen)(Float::Bf16, from, &mut values);
             let rows = Rows {
-                values: &values,
+                values: Floats::Bytes(Float::Bf16, from),
                 in_features: matrix.columns,
                 first_row: (at * TILE_ROWS) as u64,
                 out_features: matrix.rows as u64,

@@ -8,9 +8,9 @@ impl PlannedTensor {
     /// How a GGUF file describes it.
     fn to_gguf(&self) -> GgufTensor {
         let info = TensorInfo {
-            name: self.name.clone(),
+            name: self.name.clone().into(),
             dtype: self.dtype,
-            shape: self.shape.clone(),
+            shape: self.shape.clone().into(),
             range: 0..0,
             block: self.block,
         };

@@ -377,9 +377,9 @@ fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo, Error> {
         .checked_add(len_bytes)
         .ok_or_else(|| wrong("offset", "a place from which the tensor fits 64 bits"))?;
     Ok(TensorInfo {
-        name,
+        name: name.into(),
         dtype,
-        shape,
+        shape: shape.into(),
         range: offset..end,
         block,
     })
@@ -418,7 +418,7 @@ fn place(
             std::cmp::Ordering::Less => {
                 return Err(Error::Overlap {
                     file,
-                    tensor: name,
+                    tensor: name.to_string(),
                     expected,
                     found,
                 });
@@ -426,7 +426,7 @@ fn place(
             std::cmp::Ordering::Greater => {
                 return Err(Error::Hole {
                     file,
-                    tensor: name,
+                    tensor: name.to_string(),
                     expected,
                     found,
                 });

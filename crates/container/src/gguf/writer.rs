@@ -19,7 +19,7 @@ impl TensorInfo {
     /// How a GGUF file describes a tensor like this one.
     pub fn to_gguf(&self) -> GgufTensor {
         GgufTensor {
-            name: self.name.clone(),
+            name: self.name.to_string(),
             shape: self.logical_shape(),
             ggml_type: self
                 .block

@@ -16,7 +16,7 @@ fn ours(plan: &FilePlan, data: &HashMap<String, Vec<u8>>) -> Vec<u8> {
     let mut file = plan.prefix.clone();
     for tensor in &plan.tensors {
         assert_eq!(file.len() as u64, tensor.range.start);
-        file.extend_from_slice(&data[&tensor.name]);
+        file.extend_from_slice(&data[&*tensor.name]);
     }
     assert_eq!(file.len() as u64, plan.len_bytes);
     file
@@ -84,7 +84,7 @@ fn files_are_those_of_the_official_writer_byte_for_byte() {
                         .map(|&dim| usize::try_from(dim).unwrap())
                         .collect();
                     let view =
-                        TensorView::new(peer_dtype(tensor.dtype), shape, &data[&tensor.name]);
+                        TensorView::new(peer_dtype(tensor.dtype), shape, &data[&*tensor.name]);
                     (tensor.name.as_str(), view.unwrap())
                 })
                 .collect();

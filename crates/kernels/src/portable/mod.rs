@@ -1,10 +1,12 @@
 //! The arithmetic in plain Rust: the reference that every backend equals bit for bit.
 //!
 //! Loops here have no branch and no bounds check per element, so that rustc vectorizes them for the baseline
-//! instruction set. There is no fused multiply-add; the only sums are those of [`rotate`], whose order is part of its definition.
+//! instruction set. There is no fused multiply-add; the only sums are those of [`rotate`] and [`encode::compare`], whose order
+//! is part of their definition.
 
 pub mod affine;
 pub mod convert;
+pub mod encode;
 pub mod indexed;
 pub mod lookup;
 pub mod minifloat;

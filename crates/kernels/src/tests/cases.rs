@@ -1,5 +1,7 @@
 //! Chosen lengths and fills.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::{Minifloat, NanRule, OverflowRule};
 
 /// Around the edges of words and of vectors of 8, 16, 32, 64 and 128 bytes, and around the chunks of the portable code;
@@ -11,6 +13,26 @@ pub(super) const LENGTHS: &[usize] = &[
 
 /// How far the slices start behind an aligned address, in elements.
 pub(super) const OFFSETS: &[usize] = &[0, 1, 3];
+
+/// One in so many of the cases of rows is run: `SAFEQUANT_TEST_ONE_IN` says how many when the tests are built, and where it
+/// is not set, all are. `tests/emulated/run.sh` sets it: an emulated processor is some hundred times slower. A prime meets
+/// every kind of case.
+const ONE_IN: Option<&str> = option_env!("SAFEQUANT_TEST_ONE_IN");
+
+/// Whether the case at hand is run.
+pub(super) fn is_chosen() -> bool {
+    static CASE: AtomicUsize = AtomicUsize::new(0);
+    let one_in = ONE_IN.map_or(1, |n| n.parse().expect("a number of cases"));
+    CASE.fetch_add(1, Ordering::Relaxed).is_multiple_of(one_in)
+}
+
+/// What to say of the cases that were not run.
+pub(super) fn share() -> String {
+    match ONE_IN {
+        None => String::new(),
+        Some(n) => format!(" (ONLY ONE IN {n} WAS RUN: SAFEQUANT_TEST_ONE_IN)"),
+    }
+}
 
 /// Repeats every 251 bytes: a prime, so that no two blocks of a power of two are equal and swapped ones are noticed.
 pub(super) fn bytes(len: usize) -> Vec<u8> {

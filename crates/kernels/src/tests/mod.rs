@@ -2,6 +2,7 @@
 
 mod blocks;
 mod cases;
+mod encode;
 mod indexed;
 mod rows;
 mod runner;

@@ -43,42 +43,50 @@ fn formulas(offsets: &[f32]) -> Vec<Formula<'_>> {
     formulas
 }
 
-/// Decodes with every backend and compares, for each output and kind of store; returns the number of comparisons. The
-/// output starts at an odd address, for streaming stores on a line of cache and 16 bytes behind one too; nothing around it may change.
+/// Decodes with every backend and compares, for each output and kind of store; returns the number of comparisons. Outputs
+/// begin at an odd address, those that are streamed also on a line of cache and 16 bytes behind one; nothing around them
+/// may change.
 fn check(rows: &CodedRows<'_>, case: &str) -> usize {
     let n = rows.n_rows * rows.n_columns;
     let mut visited = 0;
     for stores in [Stores::Ordinary, Stores::Streaming] {
         for &float in Float::ALL {
+            if !cases::is_chosen() {
+                continue;
+            }
             let len = n * float.size_bytes();
-            let mut expected = vec![0xa5; len + 2];
-            let out = FloatsMut::Bytes(float, &mut expected[1..=len]);
-            (PORTABLE.decode_rows)(rows, out, stores);
+            let reference = reference(rows, float);
+            let mut expected = vec![0; len];
+            let out = FloatsMut::Bytes(float, &mut expected);
+            (reference.decode_rows)(rows, out, stores);
             let skews: &[usize] = match stores {
                 Stores::Ordinary => &[1],
                 Stores::Streaming => &[1, 0, 16],
             };
-            for backend in Backend::available() {
+            for backend in compared(reference) {
                 for &skew in skews {
                     let mut found = vec![0xa5; len + 130];
                     let first = found.as_ptr().align_offset(64) + skew;
                     let out = FloatsMut::Bytes(float, &mut found[first..first + len]);
                     (backend.decode_rows)(rows, out, stores);
-                    let at = found[first..first + len]
-                        .iter()
-                        .zip(&expected[1..=len])
-                        .position(|(a, b)| a != b);
-                    let name = backend.name;
-                    assert_eq!(at, None, "{name} {case} {float:?} {stores:?} {skew}");
                     let around = found[..first].iter().chain(&found[first + len..]);
+                    let name = backend.name;
                     assert!(around.copied().all(|byte| byte == 0xa5), "{name} {case}");
+                    let results = &found[first..first + len];
+                    let at = results.iter().zip(&expected).position(|(a, b)| a != b);
+                    assert_eq!(at, None, "{name} {case} {float:?} {stores:?} {skew}");
                     visited += 1;
                 }
             }
         }
+        if !cases::is_chosen() {
+            continue;
+        }
         let mut expected = vec![0.0; n];
-        (PORTABLE.decode_rows)(rows, FloatsMut::F32(&mut expected), stores);
-        for backend in Backend::available() {
+        let out = FloatsMut::F32(&mut expected);
+        let reference = reference(rows, Float::F32);
+        (reference.decode_rows)(rows, out, stores);
+        for backend in compared(reference) {
             let mut found = vec![0.0f32; n];
             (backend.decode_rows)(rows, FloatsMut::F32(&mut found), stores);
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
@@ -87,6 +95,30 @@ fn check(rows: &CodedRows<'_>, case: &str) -> usize {
         }
     }
     visited
+}
+
+/// Portable. Bochs 2.7 rounds ties wrongly when it converts to F16, in both backends: where a part of the cases is run, as on
+/// that emulator, results with such a rounding are compared with those of AVX2, which equal portable where a processor runs
+/// these tests.
+fn reference(rows: &CodedRows<'_>, float: Float) -> &'static Backend {
+    let step = match rows.formula {
+        Formula::Product | Formula::Quotient | Formula::ProductTimes(_) => Float::F32,
+        Formula::PlusOffset { step, offsets: _ }
+        | Formula::MinusOffset { step, offsets: _ }
+        | Formula::OffsetFirst { step, offsets: _ } => step,
+    };
+    let has_f16 = [step, rows.first_rounded_to, float].contains(&Float::F16);
+    if has_f16 && !cases::share().is_empty() {
+        Backend::by_name("avx2").unwrap_or(&PORTABLE)
+    } else {
+        &PORTABLE
+    }
+}
+
+/// All backends, or, with another reference than portable, all but portable.
+fn compared(reference: &Backend) -> impl Iterator<Item = &'static Backend> {
+    let is_portable = reference.name == PORTABLE.name;
+    Backend::available().filter(move |backend| is_portable || backend.name != PORTABLE.name)
 }
 
 /// Calls `f` with rows of each shape in each packing that `wants`; the meaning is still to be set.
@@ -176,7 +208,10 @@ fn transposed() {
 fn report(what: &str, visited: usize) {
     let names: Vec<&str> = Backend::available().map(|b| b.name).collect();
     assert!(visited >= 8 * names.len(), "{what}: {visited}");
-    println!("{what}: {names:?} equal portable in {visited} cases");
+    println!(
+        "{what}: {names:?} equal portable in {visited} cases{}",
+        cases::share()
+    );
 }
 
 #[test]

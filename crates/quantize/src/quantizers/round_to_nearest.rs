@@ -6,14 +6,14 @@
 use std::borrow::Cow;
 
 use safequant_kernels::portable::rotate::is_group;
-use safequant_kernels::{Backend, Float};
+use safequant_kernels::{Backend, CodeRule, Float, Floats};
 use safequant_schemes::{
     CodeTile, Granularity, Rotation, ScaleCoding, Scheme, SuperScale, ZeroPoint,
 };
 
-use crate::grid::{Cell, Grid, widen};
+use crate::grid::{Grid, Line, widen};
 use crate::quantizer::NonFinite;
-use crate::rules::{Blocks, Choice, Group, reference};
+use crate::rules::{Blocks, Choice, Group, Reference, reference};
 use crate::{Error, Quantizer, Rows, ScaleRule, Statistics, Target};
 
 /// The quantizer `rtn`.
@@ -35,15 +35,20 @@ impl Quantizer for RoundToNearest {
         rows: Rows<'_>,
         backend: &'static Backend,
     ) -> Result<Statistics, Error> {
-        let values = prepared(target, &rows, backend)?;
-        let mut statistics = Statistics::default();
-        for cell in Grid::new(Granularity::Tensor, &rows)?.cells() {
-            let index = usize::try_from(cell.matrix).unwrap_or(usize::MAX);
-            let Group { low, high, .. } = group(&values, rows.in_features, &cell, backend);
-            statistics.extremes.resize(index + 1, (0.0, 0.0));
-            statistics.extremes[index] = (low.min(0.0), high.max(0.0));
-        }
-        Ok(statistics)
+        let grid = Grid::new(Granularity::Tensor, &rows)?;
+        with_finite(target, &rows, backend, |values| {
+            let mut statistics = Statistics::default();
+            for line in grid.lines() {
+                let index = usize::try_from(line.matrix).unwrap_or(usize::MAX);
+                let all = line.rows.start * rows.in_features..line.rows.end * rows.in_features;
+                let mut extremes = [(0.0, 0.0)];
+                (backend.extremes)(values.cut(all.clone()), all.len(), &mut extremes);
+                let (low, high) = finite(extremes[0])?;
+                statistics.extremes.resize(index + 1, (0.0, 0.0));
+                statistics.extremes[index] = (low.min(0.0), high.max(0.0));
+            }
+            Ok(statistics)
+        })
     }
 
     fn quantize(
@@ -53,50 +58,181 @@ impl Quantizer for RoundToNearest {
         statistics: Option<&Statistics>,
         backend: &'static Backend,
     ) -> Result<CodeTile, Error> {
-        if target.rule == ScaleRule::Ggml {
+        let reference = if target.rule == ScaleRule::Ggml {
             let blocks = Blocks::of(&target.scheme)?;
-            return blocks.quantize(&rows, &prepared(target, &rows, backend)?);
-        }
-        let reference = reference(target, rows.source)?;
-        let grid = Grid::new(target.scheme.granularity, &rows)?;
-        let values = prepared(target, &rows, backend)?;
-        let mut tile = CodeTile {
-            rows: rows.first_row..rows.first_row + widen(rows.n_rows()),
-            codes: vec![0; values.len()],
-            ..CodeTile::default()
+            match blocks.reference(rows.in_features)? {
+                Some(reference) => reference,
+                None => return quantize_blocks(blocks, target, &rows, backend),
+            }
+        } else {
+            reference(target, rows.source)?
         };
-        let has_super = has_super_scale(&target.scheme);
-        let mut above = (None, 1.0);
-        for cell in grid.cells() {
-            let overflow = |scale, dtype| Error::ScaleOverflow {
-                row: rows.first_row + widen(cell.rows.start),
-                group: widen(cell.group),
-                scale,
-                dtype,
+        let grid = Grid::new(target.scheme.granularity, &rows)?;
+        with_finite(target, &rows, backend, |values| {
+            let mut tile = Tile {
+                target,
+                rows: &rows,
+                statistics,
+                backend,
+                reference: &*reference,
+                out: CodeTile {
+                    rows: rows.first_row..rows.first_row + widen(rows.n_rows()),
+                    codes: vec![0; values.len()],
+                    ..CodeTile::default()
+                },
+                above: None,
+                extremes: Vec::new(),
+                rules: Vec::new(),
             };
-            if has_super && above.0 != Some(cell.matrix) {
-                let known = known_extremes(statistics, cell.matrix)?;
-                let scale = reference
-                    .super_scale(known)
-                    .map_err(|s| overflow(s, "F32"))?;
-                tile.supers.push(scale);
-                above = (Some(cell.matrix), scale);
+            for line in grid.lines() {
+                tile.line(&line, values)?;
             }
-            let group = if target.scheme.granularity == Granularity::Tensor {
-                known_extremes(statistics, cell.matrix)?
-            } else {
-                group(&values, rows.in_features, &cell, backend)
-            };
-            let choice = reference
-                .choose(group, above.1)
-                .map_err(|scale| overflow(scale, stored_dtype(target.scheme.scale)))?;
-            record(&mut tile, target, choice);
-            for row in cell.rows.clone() {
-                let run = run(rows.in_features, row, &cell);
-                choice.encode(&values[run.clone()], &mut tile.codes[run], backend);
+            Ok(tile.out)
+        })
+    }
+}
+
+/// Block types whose groups are chosen together.
+fn quantize_blocks(
+    blocks: Blocks,
+    target: &Target,
+    rows: &Rows<'_>,
+    backend: &'static Backend,
+) -> Result<CodeTile, Error> {
+    with_finite(target, rows, backend, |values| {
+        let values = values.widened(backend);
+        match (backend.first_non_finite)(&values) {
+            Some(_) => Err(Stop::NonFinite),
+            None => Ok(blocks.quantize(rows, &values)?),
+        }
+    })
+}
+
+/// A tile on the way to its codes.
+struct Tile<'a> {
+    target: &'a Target,
+    rows: &'a Rows<'a>,
+    statistics: Option<&'a Statistics>,
+    backend: &'static Backend,
+    reference: &'a dyn Reference,
+    out: CodeTile,
+    /// Scale of the scales of the matrix at hand.
+    above: Option<(u64, f32)>,
+    /// Of the groups of a line.
+    extremes: Vec<(f32, f32)>,
+    rules: Vec<CodeRule>,
+}
+
+impl Tile<'_> {
+    /// Chooses for the groups of a line, and encodes its rows while they are in the cache.
+    fn line(&mut self, line: &Line, values: Floats<'_>) -> Result<(), Stop> {
+        let above = self.above(line)?;
+        self.find_extremes(line, values)?;
+        let known = match self.target.scheme.granularity {
+            Granularity::Tensor => Some(known_extremes(self.statistics, line.matrix)?),
+            Granularity::Channel
+            | Granularity::Group { .. }
+            | Granularity::IndexedGroup { .. }
+            | Granularity::Block { .. }
+            | Granularity::Flat { .. }
+            | Granularity::Strided { .. } => None,
+        };
+        self.rules.clear();
+        for i in 0..line.n_groups() {
+            let mut group = known.unwrap_or_else(|| Group::new(self.extremes[i], line.is_short(i)));
+            if self.reference.needs_first_extreme() && group.has_two_extremes() {
+                group.extreme = self.first_extreme(line, i, values);
+            }
+            let choice = self.reference.choose(group, above);
+            let choice = choice.map_err(|scale| {
+                self.overflow(line, i, scale, stored_dtype(self.target.scheme.scale))
+            })?;
+            record(&mut self.out, self.target, choice);
+            self.rules.push(choice.coder);
+        }
+        for run in line.runs(self.rows.in_features) {
+            let codes = &mut self.out.codes[run.clone()];
+            (self.backend.encode)(values.cut(run), line.group, &self.rules, codes);
+        }
+        Ok(())
+    }
+
+    /// The first value of largest magnitude in a group of a line that is one run.
+    fn first_extreme(&self, line: &Line, i: usize, values: Floats<'_>) -> f32 {
+        let start = line.rows.start * self.rows.in_features + i * line.group;
+        let end = (start + line.group).min(line.rows.end * self.rows.in_features);
+        let largest = self.extremes[i].1;
+        let values = values.cut(start..end).widened(self.backend);
+        let found = values.iter().find(|value| value.abs() >= largest);
+        found.copied().unwrap_or(largest)
+    }
+
+    /// The scale of the scales of the matrix, 1 where there is none.
+    fn above(&mut self, line: &Line) -> Result<f32, Stop> {
+        if !has_super_scale(&self.target.scheme) {
+            return Ok(1.0);
+        }
+        if let Some((_, scale)) = self.above.filter(|(matrix, _)| *matrix == line.matrix) {
+            return Ok(scale);
+        }
+        let known = known_extremes(self.statistics, line.matrix)?;
+        let scale = self.reference.super_scale(known);
+        let scale = scale.map_err(|scale| self.overflow(line, 0, scale, "F32"))?;
+        self.out.supers.push(scale);
+        self.above = Some((line.matrix, scale));
+        Ok(scale)
+    }
+
+    fn find_extremes(&mut self, line: &Line, values: Floats<'_>) -> Result<(), Stop> {
+        let n = line.n_groups();
+        self.extremes.clear();
+        self.extremes.resize(2 * n, (0.0, 0.0));
+        let (all, of_run) = self.extremes.split_at_mut(n);
+        for (i, run) in line.runs(self.rows.in_features).enumerate() {
+            if i == 0 {
+                (self.backend.extremes)(values.cut(run), line.group, all);
+                continue;
+            }
+            (self.backend.extremes)(values.cut(run), line.group, of_run);
+            for (all, run) in all.iter_mut().zip(&*of_run) {
+                // A NaN must stay one: `min` would drop it.
+                let (low, high) = finite(*run)?;
+                *all = (all.0.min(low), all.1.max(high));
             }
         }
-        Ok(tile)
+        all.iter().try_for_each(|&pair| finite(pair).map(|_| ()))
+    }
+
+    fn overflow(&self, line: &Line, group: usize, scale: f32, dtype: &'static str) -> Stop {
+        let row = line.row_of(group, self.rows.in_features);
+        Stop::Refused(Error::ScaleOverflow {
+            row: self.rows.first_row + widen(row),
+            group: widen(group),
+            scale,
+            dtype,
+        })
+    }
+}
+
+/// Why a tile was given up.
+enum Stop {
+    /// A value is not finite.
+    NonFinite,
+    Refused(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Refused(error)
+    }
+}
+
+/// The extremes of finite values; others show in them.
+fn finite(extremes: (f32, f32)) -> Result<(f32, f32), Stop> {
+    if extremes.0.is_finite() && extremes.1.is_finite() {
+        Ok(extremes)
+    } else {
+        Err(Stop::NonFinite)
     }
 }
 
@@ -105,12 +241,6 @@ fn has_super_scale(scheme: &Scheme) -> bool {
         scheme.super_scale,
         SuperScale::Multiply | SuperScale::Divide
     )
-}
-
-/// Where the values of one row of a cell lie in the tile.
-fn run(in_features: usize, row: usize, cell: &Cell) -> std::ops::Range<usize> {
-    let start = row * in_features;
-    start + cell.columns.start..start + cell.columns.end
 }
 
 fn record(tile: &mut CodeTile, target: &Target, choice: Choice) {
@@ -136,39 +266,60 @@ fn stored_dtype(scale: ScaleCoding) -> &'static str {
     }
 }
 
-/// Smallest and largest value of a cell.
-fn group(values: &[f32], in_features: usize, cell: &Cell, backend: &'static Backend) -> Group {
-    let runs = cell.rows.clone().map(|row| run(in_features, row, cell));
-    let (low, high) = runs
-        .filter(|run| !run.is_empty())
-        .map(|run| (backend.min_max)(&values[run]))
-        .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
-        .unwrap_or_default();
-    Group {
-        low,
-        high,
-        is_short: cell.is_short,
-    }
-}
-
 fn known_extremes(statistics: Option<&Statistics>, matrix: u64) -> Result<Group, Error> {
     let index = usize::try_from(matrix).unwrap_or(usize::MAX);
     let known = statistics.and_then(|s| s.extremes.get(index)).copied();
-    let (low, high) = known.ok_or(Error::MissingStatistics { matrix })?;
-    Ok(Group {
-        low,
-        high,
-        is_short: false,
+    let extremes = known.ok_or(Error::MissingStatistics { matrix })?;
+    Ok(Group::new(extremes, false))
+}
+
+/// Calls `work` with the values that are quantized: finite, and in the scheme's basis. Values are looked at one by one only
+/// where `work` has met one that is not finite, or a basis has to be changed.
+fn with_finite<T>(
+    target: &Target,
+    rows: &Rows<'_>,
+    backend: &'static Backend,
+    work: impl Fn(Floats<'_>) -> Result<T, Stop>,
+) -> Result<T, Error> {
+    let refused = match target.scheme.basis.rotation {
+        Rotation::None => match work(rows.values) {
+            Ok(done) => return Ok(done),
+            Err(Stop::NonFinite) => None,
+            Err(Stop::Refused(error)) => Some(error),
+        },
+        Rotation::ConvRot { .. } => None,
+    };
+    let wide = rows.values.widened(backend);
+    let first = (backend.first_non_finite)(&wide);
+    let values = match (first, refused) {
+        (None, Some(error)) => return Err(error),
+        (None, None) => wide,
+        (Some(first), _) => clamped(target.nonfinite, rows, &wide, first)?.into(),
+    };
+    let values = rotated(target, rows, values, backend)?;
+    work(Floats::F32(&values)).map_err(|stop| match stop {
+        Stop::Refused(error) => error,
+        // A rotation of large values may overflow.
+        Stop::NonFinite => not_finite(rows, (backend.first_non_finite)(&values).unwrap_or(0)),
     })
 }
 
-/// The values that are quantized: finite, and in the scheme's basis.
-fn prepared<'a>(
+/// The refusal of a value.
+fn not_finite(rows: &Rows<'_>, at: usize) -> Error {
+    let columns = rows.in_features.max(1);
+    Error::NonFinite {
+        row: rows.first_row + widen(at / columns),
+        column: widen(at % columns),
+    }
+}
+
+/// The values in the scheme's basis.
+fn rotated<'v>(
     target: &Target,
-    rows: &Rows<'a>,
+    rows: &Rows<'_>,
+    values: Cow<'v, [f32]>,
     backend: &'static Backend,
-) -> Result<Cow<'a, [f32]>, Error> {
-    let values = finite(target.nonfinite, rows, backend)?;
+) -> Result<Cow<'v, [f32]>, Error> {
     let Rotation::ConvRot { size } = target.scheme.basis.rotation else {
         return Ok(values);
     };
@@ -183,23 +334,15 @@ fn prepared<'a>(
     Ok(Cow::Owned(rotated))
 }
 
-/// The values, with what is not finite refused or clamped; they are copied only where one is clamped.
-fn finite<'a>(
+/// The values without what is not finite, the first of which is given, or a refusal.
+fn clamped(
     rule: NonFinite,
-    rows: &Rows<'a>,
-    backend: &'static Backend,
-) -> Result<Cow<'a, [f32]>, Error> {
-    let Some(first) = (backend.first_non_finite)(rows.values) else {
-        return Ok(Cow::Borrowed(rows.values));
-    };
+    rows: &Rows<'_>,
+    values: &[f32],
+    first: usize,
+) -> Result<Vec<f32>, Error> {
     match rule {
-        NonFinite::Refuse => {
-            let columns = rows.in_features.max(1);
-            Err(Error::NonFinite {
-                row: rows.first_row + widen(first / columns),
-                column: widen(first % columns),
-            })
-        }
+        NonFinite::Refuse => Err(not_finite(rows, first)),
         NonFinite::Clamp => {
             let largest = largest_finite(rows.source);
             let clamp = |&v: &f32| {
@@ -209,7 +352,7 @@ fn finite<'a>(
                     v.clamp(-largest, largest)
                 }
             };
-            Ok(Cow::Owned(rows.values.iter().map(clamp).collect()))
+            Ok(values.iter().map(clamp).collect())
         }
     }
 }

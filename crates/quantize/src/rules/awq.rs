@@ -3,7 +3,7 @@
 use safequant_kernels::Float;
 use safequant_schemes::{Code, Granularity};
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::numbers::{exact_f32, float_scale, nearest_i32, stored_positive};
 use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
 
@@ -56,7 +56,7 @@ impl Reference for Awq {
             scale,
             zero,
             offset: 0.0,
-            coder: Coder::Repacked {
+            coder: CodeRule::Repacked {
                 source: t,
                 arith: t,
                 divisor: exact,

@@ -3,7 +3,7 @@
 use safequant_kernels::{Codebook, Float};
 use safequant_schemes::Code;
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::numbers::{float_scale, stored};
 use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
 
@@ -45,9 +45,9 @@ impl Reference for FourBits {
         let divisor = amax.max(1e-38);
         let book = self.book;
         let coder = if group.is_short {
-            Coder::NearestQuotient { book, divisor }
+            CodeRule::NearestQuotient { book, divisor }
         } else {
-            Coder::Nearest {
+            CodeRule::Nearest {
                 book,
                 factor: 1.0 / divisor,
             }
@@ -79,7 +79,7 @@ impl Reference for Int8 {
             scale,
             zero: 128,
             offset: 0.0,
-            coder: Coder::Product {
+            coder: CodeRule::Product {
                 input: Float::F16,
                 arith: Float::F32,
                 factor,

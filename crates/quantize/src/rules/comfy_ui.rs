@@ -3,7 +3,7 @@
 use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 use safequant_schemes::Code;
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, float_scale, smallest_normal, smallest_positive, stored};
 use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
@@ -64,9 +64,9 @@ impl Reference for Float8 {
         let scale = stored(self.scale, exact)?;
         let factor = t.nearest(1.0 / exact);
         if !factor.is_finite() {
-            return Ok(Choice::scaled(scale, Coder::Constant { code: 0 }));
+            return Ok(Choice::scaled(scale, CodeRule::Constant { code: 0 }));
         }
-        let coder = Coder::Multiplied {
+        let coder = CodeRule::Multiplied {
             arith: t,
             format: self.format,
             factor,
@@ -121,7 +121,7 @@ fn symmetric(scale: f32, arith: Float, divisor: f32, min: i32, max: i32) -> Choi
         scale,
         zero: -min,
         offset: 0.0,
-        coder: Coder::Integer {
+        coder: CodeRule::Integer {
             arith,
             divisor,
             zero: 0,
@@ -150,9 +150,9 @@ impl Reference for Nvfp4 {
         };
         let divisor = above * scale;
         if divisor == 0.0 {
-            return Ok(Choice::scaled(scale, Coder::Constant { code: 0 }));
+            return Ok(Choice::scaled(scale, CodeRule::Constant { code: 0 }));
         }
-        let coder = Coder::E2M1 {
+        let coder = CodeRule::E2M1 {
             rule: E2M1Rule::EvenSigned,
             arith: Float::F32,
             divisor,
@@ -172,7 +172,7 @@ impl Reference for Mx {
         let largest = self.format.max_finite();
         if group.amax() == 0.0 {
             let scale = self.bytes.decode(0);
-            return Ok(Choice::scaled(scale, Coder::Constant { code: 0 }));
+            return Ok(Choice::scaled(scale, CodeRule::Constant { code: 0 }));
         }
         // At least 2^-127, which is byte 0.
         let amax = group.amax().max(E8M0Rule::Ocp.decode(0) * largest);

@@ -3,7 +3,7 @@
 use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 use safequant_schemes::Code;
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, eps, exact_f32, float_scale, nearest_i32, smallest_normal, stored};
 use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
@@ -91,7 +91,7 @@ impl Reference for Integer {
             scale,
             zero: zero - min,
             offset: 0.0,
-            coder: Coder::Integer {
+            coder: CodeRule::Integer {
                 arith: self.arith,
                 divisor,
                 zero,
@@ -115,7 +115,7 @@ impl Reference for Float8 {
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let scale = self.source.nearest(group.amax() / self.format.max_finite());
         let (scale, divisor) = stored_or_eps(self.scale, self.source, scale)?;
-        let coder = Coder::Divided {
+        let coder = CodeRule::Divided {
             arith: self.arith,
             format: self.format,
             divisor,
@@ -143,7 +143,7 @@ impl Reference for Nvfp4 {
         let local = self.source.nearest(group.amax() / 6.0);
         let scale = e4m3(global * local);
         let scale = if scale == 0.0 { 0.125 } else { scale };
-        let coder = Coder::E2M1 {
+        let coder = CodeRule::E2M1 {
             rule: E2M1Rule::EvenPlusZero,
             arith: Float::F32,
             divisor: scale / global,

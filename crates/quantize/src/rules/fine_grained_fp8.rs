@@ -2,7 +2,7 @@
 
 use safequant_kernels::{Float, Minifloat};
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, kind};
 use super::numbers::{smallest_positive, stored};
 use super::{Found, Group, Reference, Wanted, found, unsupported};
@@ -38,7 +38,7 @@ impl Reference for FineGrained {
         let scale = stored(self.scale, inverse)?;
         if scale == 0.0 {
             let scale = smallest_positive(self.scale);
-            return Ok(Choice::scaled(scale, Coder::Constant { code: 0 }));
+            return Ok(Choice::scaled(scale, CodeRule::Constant { code: 0 }));
         }
         // As the reference does where it stores a rounded scale: what divides is the reciprocal of what is stored.
         let factor = if scale.to_bits() == inverse.to_bits() {
@@ -46,7 +46,7 @@ impl Reference for FineGrained {
         } else {
             1.0 / scale
         };
-        let coder = Coder::Multiplied {
+        let coder = CodeRule::Multiplied {
             arith: Float::F32,
             format,
             factor,

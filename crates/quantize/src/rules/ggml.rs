@@ -6,7 +6,9 @@ use safequant_schemes::{
     Code, CodeTile, Granularity, OffsetForm, ScaleCoding, Scheme, SuperScale, ZeroPoint,
 };
 
-use super::unsupported;
+use super::choice::{Choice, CodeRule};
+use super::numbers::stored;
+use super::{Group, Reference, unsupported};
 use crate::grid::widen;
 use crate::{Error, Rows};
 
@@ -33,6 +35,26 @@ impl Blocks {
             || unsupported("this is no block type of ggml that is quantized to"),
             Ok,
         )
+    }
+
+    /// The types whose codes follow from a group's extremes alone, as other rules' do.
+    ///
+    /// # Errors
+    /// Rows that are no whole blocks.
+    pub(crate) fn reference(self, in_features: usize) -> Result<Option<Box<dyn Reference>>, Error> {
+        let found: Box<dyn Reference> = if self.format == BlockFormat::Q4_0 {
+            Box::new(Signed { half: 8 })
+        } else if self.format == BlockFormat::Q5_0 {
+            Box::new(Signed { half: 16 })
+        } else if self.format == BlockFormat::Q8_0 {
+            Box::new(Bytes)
+        } else {
+            return Ok(None);
+        };
+        if !in_features.is_multiple_of(self.layout.elements) {
+            return unsupported("rows are no whole blocks of this type");
+        }
+        Ok(Some(found))
     }
 
     /// Codes and scales of finite rows.
@@ -105,6 +127,50 @@ impl Blocks {
             ..CodeTile::default()
         }
     }
+}
+
+/// `Q4_0`, `Q5_0`: the value of largest magnitude becomes code 0, and the scale carries its sign.
+#[derive(Debug)]
+struct Signed {
+    /// Half the number of codes.
+    half: u8,
+}
+
+impl Reference for Signed {
+    fn needs_first_extreme(&self) -> bool {
+        true
+    }
+
+    fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
+        let d = group.extreme / -f32::from(self.half);
+        let coder = CodeRule::Truncated {
+            factor: inverse(d),
+            offset: f32::from(self.half) + 0.5,
+            max: 2 * self.half - 1,
+        };
+        // The codes follow from the scale before it is rounded to F16.
+        Ok(Choice::scaled(stored(Float::F16, d)?, coder))
+    }
+}
+
+/// `Q8_0`: ties away from zero.
+#[derive(Debug)]
+struct Bytes;
+
+impl Reference for Bytes {
+    fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
+        let d = group.amax() / 127.0;
+        let factor = inverse(d);
+        Ok(Choice::scaled(
+            stored(Float::F16, d)?,
+            CodeRule::AwayFromZero { factor },
+        ))
+    }
+}
+
+/// `1 / value`, and 0 for 0.
+fn inverse(value: f32) -> f32 {
+    if value == 0.0 { 0.0 } else { 1.0 / value }
 }
 
 /// Whether a scheme is what blocks of this layout mean.

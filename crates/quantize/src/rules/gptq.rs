@@ -3,7 +3,7 @@
 use safequant_kernels::Float;
 use safequant_schemes::Code;
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::numbers::{
     exact_f32, float_scale, nearest_i32, smallest_positive, stored, stored_positive,
 };
@@ -57,7 +57,7 @@ impl Reference for Gptq {
     }
 }
 
-fn with_zero(scale: f32, zero: i32, coder: Coder) -> Choice {
+fn with_zero(scale: f32, zero: i32, coder: CodeRule) -> Choice {
     Choice {
         scale,
         zero,
@@ -73,11 +73,11 @@ impl Gptq {
         if exact == 0.0 {
             let zero = self.range.middle();
             let code = u8::try_from(zero).unwrap_or(u8::MAX);
-            return with_zero(scale, zero, Coder::Constant { code });
+            return with_zero(scale, zero, CodeRule::Constant { code });
         }
         let zero = self.zero(low, exact);
         let coder = if self.packer_may_change_a_code(exact, max) {
-            Coder::Repacked {
+            CodeRule::Repacked {
                 source: self.source,
                 arith: Float::F32,
                 divisor: exact,
@@ -98,8 +98,8 @@ impl Gptq {
     }
 
     /// `clamp(rne(value / divisor) + zero, 0, max)`, which is rounding with the limits moved instead of the value.
-    fn coder(&self, divisor: f32, zero: i32) -> Coder {
-        Coder::Integer {
+    fn coder(&self, divisor: f32, zero: i32) -> CodeRule {
+        CodeRule::Integer {
             arith: Float::F32,
             divisor,
             zero: 0,

@@ -3,7 +3,7 @@
 use safequant_kernels::Float;
 use safequant_schemes::{Code, Granularity, OffsetForm, ZeroPoint};
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::numbers::{exact_f32, float_scale, stored};
 use super::{Found, Group, Reference, Wanted, found, unsupported};
 
@@ -57,7 +57,7 @@ impl Reference for Hqq {
             scale: stored(self.scale, 1.0 / factor)?,
             zero: 0,
             offset: stored(self.scale, zero)?,
-            coder: Coder::Product {
+            coder: CodeRule::Product {
                 input: Float::F32,
                 arith: Float::F32,
                 factor,

@@ -3,7 +3,7 @@
 use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 use safequant_schemes::{Code, ScaleCoding, Scheme, SuperScale};
 
-use super::coder::Coder;
+use super::choice::CodeRule;
 
 /// What kind of scales stand beside small floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,15 +72,15 @@ pub(super) fn power(
 }
 
 /// Codes of `value / divisor`: E2M1 by the tool's rule, all others to the nearest even.
-pub(super) fn divided(format: Minifloat, rule: E2M1Rule, arith: Float, divisor: f32) -> Coder {
+pub(super) fn divided(format: Minifloat, rule: E2M1Rule, arith: Float, divisor: f32) -> CodeRule {
     if format == Minifloat::E2M1 {
-        Coder::E2M1 {
+        CodeRule::E2M1 {
             rule,
             arith,
             divisor,
         }
     } else {
-        Coder::Divided {
+        CodeRule::Divided {
             arith,
             format,
             divisor,

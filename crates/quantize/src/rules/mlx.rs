@@ -3,7 +3,7 @@
 use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 use safequant_schemes::{Code, OffsetForm, ZeroPoint};
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, exact_f32, float_scale, stored};
 use super::{Found, Group, Reference, Wanted, found, unsupported};
@@ -67,7 +67,7 @@ impl Reference for Affine {
             scale: stored(self.scale, scale)?,
             zero: 0,
             offset: stored(self.scale, bias)?,
-            coder: Coder::Shifted {
+            coder: CodeRule::Shifted {
                 arith: Float::F32,
                 offset: -bias,
                 divisor: scale,
@@ -109,9 +109,9 @@ impl Reference for Nvfp4 {
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let scale = e4m3(group.amax() / 6.0);
         if scale == 0.0 {
-            return Ok(Choice::scaled(scale, Coder::Constant { code: 0 }));
+            return Ok(Choice::scaled(scale, CodeRule::Constant { code: 0 }));
         }
-        let coder = Coder::E2M1 {
+        let coder = CodeRule::E2M1 {
             rule: E2M1Rule::TowardZeroUnsigned,
             arith: Float::F32,
             divisor: scale,

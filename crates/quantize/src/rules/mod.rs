@@ -5,7 +5,7 @@
 
 mod awq;
 mod bitsandbytes;
-mod coder;
+mod choice;
 mod comfy_ui;
 mod compressed_tensors;
 mod fine_grained_fp8;
@@ -23,7 +23,7 @@ mod torch_ao;
 use safequant_kernels::Float;
 use safequant_schemes::{Code, ColumnFactor, ScaleDirection, Scheme, SuperScale, ZeroPoint};
 
-pub(crate) use self::coder::Choice;
+pub(crate) use self::choice::Choice;
 pub(crate) use self::ggml::Blocks;
 use crate::{Division, Error, ScaleRule, Target};
 
@@ -34,11 +34,27 @@ pub(crate) struct Group {
     pub(crate) low: f32,
     /// Largest value; of a whole matrix, 0 if that is larger.
     pub(crate) high: f32,
+    /// The value of largest magnitude; of several the first one where the rule needs it, else any.
+    pub(crate) extreme: f32,
     /// Whether it is shorter than the others.
     pub(crate) is_short: bool,
 }
 
 impl Group {
+    pub(crate) fn new((low, high): (f32, f32), is_short: bool) -> Self {
+        Group {
+            low,
+            high,
+            extreme: if high >= -low { high } else { low },
+            is_short,
+        }
+    }
+
+    /// Whether the largest magnitude has both signs.
+    pub(crate) fn has_two_extremes(self) -> bool {
+        self.high > 0.0 && self.high.to_bits() == (-self.low).to_bits()
+    }
+
     /// Largest magnitude.
     fn amax(self) -> f32 {
         self.high.max(-self.low)
@@ -58,6 +74,11 @@ pub(crate) trait Reference: std::fmt::Debug {
     /// The number itself, if it is not finite.
     fn super_scale(&self, _extremes: Group) -> Result<f32, f32> {
         Ok(1.0)
+    }
+
+    /// Whether [`Group::extreme`] must be the first of several.
+    fn needs_first_extreme(&self) -> bool {
+        false
     }
 
     /// Chooses for a group; `above` is what [`Reference::super_scale`] gave, or 1.

@@ -3,7 +3,7 @@
 use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 use safequant_schemes::{Code, Granularity};
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, exact_f32, float_scale, stored_positive};
 use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
@@ -61,9 +61,9 @@ impl Reference for Nvfp4 {
         let scale = e4m3(if exact == 0.0 { 1.0 } else { exact });
         let divisor = scale * above;
         if divisor == 0.0 {
-            return Ok(Choice::scaled(scale, Coder::Constant { code: 0 }));
+            return Ok(Choice::scaled(scale, CodeRule::Constant { code: 0 }));
         }
-        let coder = Coder::E2M1 {
+        let coder = CodeRule::E2M1 {
             rule: E2M1Rule::EvenPlusZero,
             arith: Float::F32,
             divisor,
@@ -112,7 +112,7 @@ impl Reference for Float8 {
             1.0
         };
         let scale = stored_positive(self.scale, exact)?;
-        let coder = Coder::Divided {
+        let coder = CodeRule::Divided {
             arith: self.arith,
             format: self.format,
             divisor: scale,
@@ -142,7 +142,7 @@ impl Reference for Integer {
             scale,
             zero: -min,
             offset: 0.0,
-            coder: Coder::Integer {
+            coder: CodeRule::Integer {
                 arith: Float::F32,
                 divisor: scale,
                 zero: 0,

@@ -1,6 +1,6 @@
 //! Small numbers of dtypes, and conversions.
 
-use safequant_kernels::{Float, Minifloat, NanRule, OverflowRule};
+use safequant_kernels::Float;
 use safequant_schemes::{ScaleCoding, Scheme};
 
 use super::unsupported;
@@ -38,10 +38,29 @@ pub(super) fn stored_positive(dtype: Float, scale: f32) -> Result<f32, f32> {
     })
 }
 
-/// The nearest E4M3, at most 448.
+/// The nearest E4M3, at most 448; a NaN stays one.
+///
+/// As encoding and decoding would give it, without a code in between: the kept mantissa bits are rounded in place, or, for
+/// subnormals, by adding a number whose last place is the smallest of them.
 pub(super) fn e4m3(value: f32) -> f32 {
-    let format = Minifloat::E4M3;
-    format.decode(format.encode(value, OverflowRule::Saturate, NanRule::Torch))
+    const SMALLEST_NORMAL: f32 = 0.015_625;
+    const LARGEST: f32 = 448.0;
+    /// Its last place is 2^-9.
+    const UNIT: f32 = 16_384.0;
+    const DROPPED: u32 = (1 << 20) - 1;
+    let magnitude = value.abs();
+    let rounded = if magnitude < SMALLEST_NORMAL {
+        (magnitude + UNIT) - UNIT
+    } else if magnitude < LARGEST {
+        let bits = magnitude.to_bits();
+        let carried = bits + (DROPPED >> 1) + (bits >> 20 & 1);
+        f32::from_bits(carried & !DROPPED)
+    } else if magnitude.is_nan() {
+        return f32::from_bits(0x7fc0_0000);
+    } else {
+        LARGEST
+    };
+    rounded.copysign(value)
 }
 
 /// The distance from 1 to the next larger value.
@@ -88,19 +107,29 @@ pub(super) fn nearest_i32(value: f32) -> i32 {
     value.round_ties_even() as i32
 }
 
-/// The nearest integer to a value that will be clamped to less than 512 afterwards, ties to even: the adder rounds at the
-/// last place of 1.5 * 2^23, which is 1. (`round_ties_even` is a call on baseline x86-64.)
-pub(super) fn nearest_of_small(value: f32) -> f32 {
-    const UNIT: f32 = 12_582_912.0;
-    (value.clamp(-1024.0, 1024.0) + UNIT) - UNIT
-}
+#[cfg(test)]
+mod tests {
+    use safequant_kernels::{Minifloat, NanRule, OverflowRule};
 
-/// An integer in 0..=255.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped to the codes; the cast saturates"
-)]
-pub(super) fn small_u8(value: f32) -> u8 {
-    value as u8
+    use super::e4m3;
+
+    /// Every 2^12-th pattern and its two neighbors: ties, the ends, NaN and infinities are among them.
+    #[test]
+    fn e4m3_is_what_encoding_and_decoding_give() {
+        let format = Minifloat::E4M3;
+        let mut n = 0;
+        for bits in (0..=u32::MAX).step_by(1 << 12) {
+            for bits in [bits.wrapping_sub(1), bits, bits + 1] {
+                let value = f32::from_bits(bits);
+                let code = format.encode(value, OverflowRule::Saturate, NanRule::Torch);
+                assert_eq!(
+                    e4m3(value).to_bits(),
+                    format.decode(code).to_bits(),
+                    "{bits:08x}"
+                );
+                n += 1;
+            }
+        }
+        assert_eq!(n, 3 << 20);
+    }
 }

@@ -2,7 +2,7 @@
 
 use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 
-use super::coder::Choice;
+use super::choice::Choice;
 use super::micro::{Kind, divided, kind, power};
 use super::{Found, Group, Reference, Wanted, found, unsupported};
 

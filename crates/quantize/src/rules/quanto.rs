@@ -3,7 +3,7 @@
 use safequant_kernels::{Float, Minifloat};
 use safequant_schemes::{Code, OffsetForm, ZeroPoint};
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, kind};
 use super::numbers::{exact_f32, float_scale, smallest_positive, stored, stored_positive};
 use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
@@ -61,7 +61,7 @@ impl Reference for Shifted {
             scale: stored(self.scale, exact)?,
             zero: 0,
             offset: self.scale.nearest(offset),
-            coder: Coder::Shifted {
+            coder: CodeRule::Shifted {
                 arith: t,
                 offset,
                 divisor: exact,
@@ -84,9 +84,9 @@ impl Reference for Symmetric {
         let exact = self.source.nearest(group.amax() / exact_f32(max));
         let coder = if exact == 0.0 {
             let code = u8::try_from(-min).unwrap_or(u8::MAX);
-            Coder::Constant { code }
+            CodeRule::Constant { code }
         } else {
-            Coder::Integer {
+            CodeRule::Integer {
                 arith: self.source,
                 divisor: exact,
                 zero: 0,
@@ -116,10 +116,10 @@ impl Reference for Float8 {
         if exact == 0.0 {
             // The tool stores 0 here, and the row becomes NaN.
             let scale = smallest_positive(self.scale);
-            return Ok(Choice::scaled(scale, Coder::Constant { code: 0 }));
+            return Ok(Choice::scaled(scale, CodeRule::Constant { code: 0 }));
         }
         let scale = stored_positive(self.scale, exact)?;
-        let coder = Coder::Divided {
+        let coder = CodeRule::Divided {
             arith: self.source,
             format: self.format,
             divisor: exact,

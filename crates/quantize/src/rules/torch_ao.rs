@@ -3,7 +3,7 @@
 use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 use safequant_schemes::{Code, OffsetForm, ZeroPoint};
 
-use super::coder::{Choice, Coder};
+use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{
     e4m3, exact_f32, float_scale, nearest_i32, smallest_normal, smallest_positive, stored,
@@ -80,7 +80,7 @@ impl Reference for Integer {
             scale,
             zero: half,
             offset: 0.0,
-            coder: Coder::Product {
+            coder: CodeRule::Product {
                 input: Float::F32,
                 arith,
                 factor: arith.nearest(1.0 / exact),
@@ -113,7 +113,7 @@ impl Reference for Asymmetric {
             scale: stored(self.scale, exact)?,
             zero,
             offset: 0.0,
-            coder: Coder::Product {
+            coder: CodeRule::Product {
                 input: Float::F32,
                 arith: t,
                 factor: t.nearest(1.0 / exact),
@@ -139,7 +139,7 @@ impl Reference for Int4 {
             scale: stored(self.scale, scale)?,
             zero: 8,
             offset: stored(self.scale, offset)?,
-            coder: Coder::Shifted {
+            coder: CodeRule::Shifted {
                 arith: Float::F32,
                 offset: -group.low,
                 divisor: scale,
@@ -162,10 +162,10 @@ impl Reference for Float8 {
         if exact == 0.0 {
             // The tool stores 0 here, and the row becomes NaN.
             let scale = smallest_positive(self.scale);
-            return Ok(Choice::scaled(scale, Coder::Constant { code: 0 }));
+            return Ok(Choice::scaled(scale, CodeRule::Constant { code: 0 }));
         }
         let scale = stored_positive(self.scale, exact)?;
-        let coder = Coder::Divided {
+        let coder = CodeRule::Divided {
             arith: Float::F32,
             format: self.format,
             divisor: exact,
@@ -215,7 +215,7 @@ impl Reference for Nvfp4 {
         let exact = group.amax() / 6.0 / above;
         let scale = e4m3(exact.clamp(SMALLEST_E4M3, 448.0));
         let factor = (1.0 / above) / scale;
-        let coder = Coder::Multiplied {
+        let coder = CodeRule::Multiplied {
             arith: Float::F32,
             format: Minifloat::E2M1,
             factor: factor.min(f32::MAX),

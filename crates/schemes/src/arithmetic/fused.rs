@@ -50,9 +50,28 @@ impl Dequantizer {
         };
         let (out, stores) = out.into_floats();
         let prepared = self.prepare(tile, float.and_then(|float| self.step(float)))?;
+        let offsets = self.offsets(&prepared);
+        let rows = self.coded((&prepared, &offsets), (codes, flip), local, float);
+        match &self.index {
+            Some(groups) => (self.backend.decode_indexed)(&rows, &groups.index, out, stores),
+            None => (self.backend.decode_rows)(&rows, out, stores),
+        }
+        Ok(())
+    }
+
+    /// The formula of rows `local` of one matrix as plain data; `float` is the dtype of the output, `None` for F32 values.
+    ///
+    /// # Panics
+    /// If [`Dequantizer::is_fused`] does not hold.
+    pub(super) fn coded<'t>(
+        &'t self,
+        (prepared, offsets): (&'t Prepared<'t>, &'t [f32]),
+        (codes, flip): (StoredCodes<'t>, u8),
+        local: &Range<usize>,
+        float: Option<Float>,
+    ) -> CodedRows<'t> {
         let kind = self.kind().expect("the caller has asked");
         let grid = self.grid(local).expect("the caller has asked");
-        let offsets = offsets(kind, &prepared);
         let first = match self.scheme.arithmetic {
             Arithmetic::RoundedTo(first) if float == Some(self.reference) => first,
             Arithmetic::RoundedTo(_)
@@ -65,11 +84,11 @@ impl Dequantizer {
             | Arithmetic::Probed(_)
             | Arithmetic::Int8Grid(_) => Float::F32,
         };
-        let rows = CodedRows {
+        CodedRows {
             n_rows: local.len(),
             n_columns: self.in_features,
             codes,
-            value: self.meaning(tile, flip, kind),
+            value: self.meaning(prepared.tile, flip, kind),
             grid: ScaleGrid {
                 scales: match self.scheme.scale {
                     ScaleCoding::One => &[],
@@ -81,14 +100,23 @@ impl Dequantizer {
                 },
                 ..grid
             },
-            formula: formula(kind, &offsets, prepared.step.unwrap_or(Float::F32)),
+            formula: formula(kind, offsets, prepared.step.unwrap_or(Float::F32)),
             first_rounded_to: first,
-        };
-        match &self.index {
-            Some(groups) => (self.backend.decode_indexed)(&rows, &groups.index, out, stores),
-            None => (self.backend.decode_rows)(&rows, out, stores),
         }
-        Ok(())
+    }
+
+    /// What is added to products, one for each entry of the grid.
+    pub(super) fn offsets(&self, prepared: &Prepared<'_>) -> Vec<f32> {
+        match self.kind() {
+            None | Some(Kind::Product | Kind::Quotient | Kind::Over127) => Vec::new(),
+            Some(Kind::Offset(_)) => prepared.offsets.clone(),
+            Some(Kind::RoundedZero(float)) => {
+                let pairs = prepared.tile.zeros.iter().zip(&prepared.factors);
+                pairs
+                    .map(|(&zero, &scale)| negated_product(float, zero, scale))
+                    .collect()
+            }
+        }
     }
 
     fn kind(&self) -> Option<Kind> {
@@ -203,19 +231,5 @@ fn formula(kind: Kind, offsets: &[f32], step: Float) -> Formula<'_> {
         }
         Kind::Offset(OffsetForm::Subtracted) => Formula::MinusOffset { offsets, step },
         Kind::Offset(OffsetForm::BeforeScale) => Formula::OffsetFirst { offsets, step },
-    }
-}
-
-/// What is added to products, one for each entry of the grid.
-fn offsets(kind: Kind, prepared: &Prepared<'_>) -> Vec<f32> {
-    match kind {
-        Kind::Product | Kind::Quotient | Kind::Over127 => Vec::new(),
-        Kind::Offset(_) => prepared.offsets.clone(),
-        Kind::RoundedZero(float) => {
-            let pairs = prepared.tile.zeros.iter().zip(&prepared.factors);
-            pairs
-                .map(|(&zero, &scale)| negated_product(float, zero, scale))
-                .collect()
-        }
     }
 }

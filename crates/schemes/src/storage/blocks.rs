@@ -241,9 +241,9 @@ impl Blocks {
         &self,
         tensor: &QuantizedTensor,
         part: usize,
-        matrix: u64,
-        rows: &Range<usize>,
+        (matrix, rows): (u64, &Range<usize>),
         tile: &CodeTile,
+        cut: [&Range<usize>; 3],
     ) -> Result<EncodedRegion, Error> {
         let Some(layout) = coded(self.format) else {
             return Err(Error::CannotWrite {
@@ -253,9 +253,14 @@ impl Blocks {
                 reason: "blocks of this type are only read".to_owned(),
             });
         };
-        let fields = fields_of(tensor, layout, tile)?;
         let mut bytes = vec![0; rows.len() * self.row_len];
-        layout.pack(&fields, &mut bytes);
+        let scales = tile.scales.get(cut[1].clone()).unwrap_or_default();
+        let is_plain = scales.iter().all(|&scale| is_f16(scale));
+        let codes = &tile.codes[cut[0].clone()];
+        if !is_plain || !self.format.pack_scaled(codes, scales, &mut bytes) {
+            let fields = fields_of(tensor, layout, &cut_tile(tile, cut))?;
+            layout.pack(&fields, &mut bytes);
+        }
         let first = matrix * to_u64(self.rows) + to_u64(rows.start);
         let row_len = to_u64(self.row_len);
         Ok(EncodedRegion {
@@ -269,7 +274,7 @@ impl Blocks {
 }
 
 /// What belongs to some rows of a tile: ranges of its codes, scales and super-scales.
-pub(crate) fn cut_tile(tile: &CodeTile, [codes, scales, supers]: [&Range<usize>; 3]) -> CodeTile {
+fn cut_tile(tile: &CodeTile, [codes, scales, supers]: [&Range<usize>; 3]) -> CodeTile {
     let floats = |values: &[f32], range: &Range<usize>| {
         values
             .get(range.clone())

@@ -148,9 +148,9 @@ impl Report {
         let files = checkpoint.shards().iter();
         let files = files.map(|s| (s.name.clone(), s.source.len_bytes(), s.header.tensors.len()));
         let tensors = checkpoint.tensors().map(|t| Stored {
-            name: t.info.name.clone(),
+            name: t.info.name.to_string(),
             dtype: t.info.dtype,
-            shape: t.info.shape.clone(),
+            shape: t.info.shape.to_vec(),
             len_bytes: t.info.len_bytes(),
             n_elements: t.info.n_elements(),
             file: t.shard.name.clone(),
@@ -285,10 +285,10 @@ fn quantized_entries(checkpoint: &Checkpoint, model: &Model) -> Vec<Entry> {
 
 fn plain_entry(info: &TensorInfo) -> Entry {
     Entry {
-        name: info.name.clone(),
+        name: info.name.to_string(),
         convention: None,
         scheme: info.dtype.name().to_owned(),
-        shape: info.shape.clone(),
+        shape: info.shape.to_vec(),
         parameters: if info.dtype.is_dense_float() {
             info.n_elements()
         } else {

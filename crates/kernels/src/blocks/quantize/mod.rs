@@ -9,6 +9,7 @@ mod float4;
 mod iq4;
 mod k_quants;
 mod legacy;
+mod pack;
 mod ternary;
 
 use super::BlockFormat;

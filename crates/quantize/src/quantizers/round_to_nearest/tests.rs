@@ -59,7 +59,7 @@ fn targets(granularity: Granularity, scale: Float) -> Vec<Target> {
 fn rows(values: &[f32], in_features: usize, source: Float) -> Rows<'_> {
     let out_features = widen(values.len() / in_features.max(1));
     Rows {
-        values,
+        values: Floats::F32(values),
         in_features,
         first_row: 0,
         out_features,
@@ -268,7 +268,7 @@ fn values_that_are_not_finite_are_refused_with_their_place_or_clamped() {
             let expected = quantize(
                 &target,
                 Rows {
-                    values: &clamped,
+                    values: Floats::F32(&clamped),
                     ..input
                 },
             );
@@ -420,7 +420,7 @@ fn a_weight_quantized_to_fp8_chooses_the_same_scale_again() {
     let again = quantize(
         &target,
         Rows {
-            values: &dense,
+            values: Floats::F32(&dense),
             ..input
         },
     )

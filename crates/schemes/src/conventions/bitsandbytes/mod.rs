@@ -363,9 +363,9 @@ impl Found<'_> {
         };
         Ok(QuantizedTensor {
             module: module.to_owned(),
-            weight: codes.name.clone(),
+            weight: codes.name.to_string(),
             convention: ID,
-            shape: codes.shape.clone(),
+            shape: codes.shape.to_vec(),
             scheme: Scheme {
                 zero_point: ZeroPoint::Fixed(128),
                 arithmetic: match spelling {
@@ -445,7 +445,7 @@ impl FourBit<'_> {
         parts.push(descriptor);
         Ok(QuantizedTensor {
             module: self.module.to_owned(),
-            weight: self.weight.name.clone(),
+            weight: self.weight.name.to_string(),
             convention: ID,
             shape: state.shape.clone(),
             scheme: scheme(state, granularity),

@@ -71,7 +71,7 @@ impl Module<'_> {
         let minifloat = minifloat_of(info.dtype)
             .ok_or_else(|| wrong_dtype(self.name, info, "F8_E4M3 or F8_E5M2"))?;
         Ok(Bound {
-            shape: info.shape.clone(),
+            shape: info.shape.to_vec(),
             scheme: Scheme::plain(
                 Code::Minifloat(minifloat),
                 Granularity::Tensor,
@@ -121,7 +121,7 @@ impl Module<'_> {
             _ => self.float_scale(scale, matrix)?,
         };
         Ok(Bound {
-            shape: info.shape.clone(),
+            shape: info.shape.to_vec(),
             scheme: Scheme {
                 zero_point,
                 arithmetic: Arithmetic::ScaledDifference,

@@ -40,7 +40,7 @@ impl<'a> Module<'a> {
             ));
         }
         Ok(Bound {
-            shape: info.shape.clone(),
+            shape: info.shape.to_vec(),
             scheme: Scheme {
                 zero_point: ZeroPoint::Fixed(128),
                 basis: rotated(rotation),
@@ -231,7 +231,7 @@ impl<'a> Module<'a> {
 
     /// One of these shapes.
     pub(super) fn expect(&self, info: &'a TensorInfo, shapes: &[Vec<u64>]) -> Result<(), Error> {
-        if shapes.contains(&info.shape) {
+        if shapes.iter().any(|shape| info.shape == *shape) {
             return Ok(());
         }
         let texts: Vec<String> = shapes.iter().map(|s| format!("{s:?}")).collect();

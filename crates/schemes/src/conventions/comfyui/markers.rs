@@ -195,7 +195,7 @@ impl Markers {
             if info.dtype != Dtype::U8 || info.shape.len() != 1 {
                 return Err(Error::PartDtype {
                     module: module.to_owned(),
-                    part: info.name.clone(),
+                    part: info.name.to_string(),
                     expected: "U8, one dimension".to_owned(),
                     found: info.dtype,
                 });

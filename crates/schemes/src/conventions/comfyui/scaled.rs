@@ -14,7 +14,7 @@ impl Module<'_> {
         let minifloat =
             minifloat_of(info.dtype).ok_or_else(|| wrong_dtype(self.name, info, "FP8"))?;
         let bound = Bound {
-            shape: info.shape.clone(),
+            shape: info.shape.to_vec(),
             scheme: Scheme::plain(
                 Code::Minifloat(minifloat),
                 Granularity::Tensor,
@@ -64,7 +64,7 @@ impl Module<'_> {
             _ => self.compute,
         };
         Ok(Bound {
-            shape: info.shape.clone(),
+            shape: info.shape.to_vec(),
             scheme: Scheme {
                 arithmetic: Arithmetic::EachStep(reference),
                 ..Scheme::plain(Code::Minifloat(minifloat), granularity, coding)

@@ -261,7 +261,7 @@ impl<'a> Found<'a> {
                     part: format!("{module}.{SCALE} (other FP8 weights have one)"),
                 });
             }
-            plain.push((module.to_owned(), info.name.clone()));
+            plain.push((module.to_owned(), info.name.to_string()));
         }
         if !plain.is_empty() {
             let n = plain.len();
@@ -291,7 +291,7 @@ impl<'a> Found<'a> {
         let all = self.headers.tensors();
         for info in all.filter(|i| is_legacy_marker(&i.name)) {
             self.evidence.push(format!("{} is there", info.name));
-            self.orphans.push(info.name.clone());
+            self.orphans.push(info.name.to_string());
         }
     }
 
@@ -312,7 +312,7 @@ impl<'a> Found<'a> {
                 }
                 Some(_) => continue,
             }
-            self.orphans.push(info.name.clone());
+            self.orphans.push(info.name.to_string());
         }
         Ok(())
     }

@@ -108,7 +108,7 @@ impl<'a> Found<'a> {
                         || (COMPANIONS.contains(&ending) && !modules.contains(module))
                 })
             })
-            .map(|info| info.name.clone())
+            .map(|info| info.name.to_string())
             .collect();
         let mut found = Self {
             headers,

@@ -219,7 +219,7 @@ impl<'a> Found<'a> {
             let companion = COMPANIONS.contains(&ending) && !is_bound;
             let attention = ATTENTION.contains(&ending) && !is_bound;
             if stale || fused || companion || attention {
-                self.orphans.push(info.name.clone());
+                self.orphans.push(info.name.to_string());
             }
         }
     }
@@ -398,7 +398,7 @@ impl Recognized for Found<'_> {
             missing(&format!("the scale ({})", names.join(", ")))
         })?;
         // Llama 4 experts under FBGEMM are stored [experts, in, out]: the scale's place of `out` gives it away.
-        let mut shape = codes.shape.clone();
+        let mut shape = codes.shape.to_vec();
         let mut axes = Axes::OutIn;
         if minifloat == Minifloat::E2M1
             && let Some(last) = shape.last_mut()
@@ -440,7 +440,7 @@ impl Recognized for Found<'_> {
         }
         Ok(QuantizedTensor {
             module: module.to_owned(),
-            weight: codes.name.clone(),
+            weight: codes.name.to_string(),
             convention: ID,
             shape,
             scheme: Scheme {

@@ -56,7 +56,7 @@ impl Convention for Gguf {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for info in headers.tensors().filter(|info| is_stored_narrow(info)) {
             *counts.entry(type_name(info)).or_default() += 1;
-            tensors.insert(module_of(headers, info).to_owned(), info.name.clone());
+            tensors.insert(module_of(headers, info).to_owned(), info.name.to_string());
         }
         if tensors.is_empty() {
             return Ok(None);

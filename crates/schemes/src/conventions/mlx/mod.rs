@@ -184,7 +184,7 @@ impl Recognized for Found<'_> {
         let scheme = scheme(mode, sizes, float.unwrap_or(Float::F32));
         Ok(QuantizedTensor {
             module: module.to_owned(),
-            weight: parts.weight.name.clone(),
+            weight: parts.weight.name.to_string(),
             convention: ID,
             shape,
             scheme: match spelling {
@@ -417,7 +417,7 @@ fn candidates(ratio: u64, args: Args) -> Vec<Sizes> {
 
 /// `[.., out_features, in_features]`.
 fn shape_of(module: &str, sizes: Sizes, parts: &Parts<'_>) -> Result<Vec<u64>, Error> {
-    let mut shape = parts.scales.shape.clone();
+    let mut shape = parts.scales.shape.to_vec();
     let columns = last(parts.scales).checked_mul(sizes.group);
     let too_large = || Error::TooLarge {
         module: module.to_owned(),

@@ -159,7 +159,7 @@ impl<'a> Found<'a> {
             None => evidence.insert(0, "no configuration: NVFP4 by its names".to_owned()),
         }
         Ok(Self {
-            orphans: orphans.map(|i| i.name.clone()).collect(),
+            orphans: orphans.map(|i| i.name.to_string()).collect(),
             modules: modules.into_iter().map(str::to_owned).collect(),
             reference: headers.model_dtype()?.unwrap_or(Float::Bf16),
             headers,
@@ -434,7 +434,7 @@ fn mxfp4(module: &str, codes: &TensorInfo, scale: &TensorInfo) -> Result<(Layout
 }
 
 fn mxfp8(module: &str, codes: &TensorInfo, scale: &TensorInfo) -> Result<(Layout, Scheme), Error> {
-    let shape = codes.shape.clone();
+    let shape = codes.shape.to_vec();
     let size = shapes::group(&shape, &scale.shape);
     let size = size.ok_or_else(|| wrong_shape(module, scale, shapes::groups_of(&shape, 32)))?;
     let code = Code::Minifloat(Minifloat::E4M3);

@@ -140,7 +140,7 @@ pub(super) fn with_scales(
     codes: &TensorInfo,
     scale: &TensorInfo,
 ) -> Result<(Layout, Granularity), Error> {
-    let shape = codes.shape.clone();
+    let shape = codes.shape.to_vec();
     let error = || wrong_shape(module, scale, format!("scales of a weight of {shape:?}"));
     let (stack, [rows, columns]) = split(&codes.shape).ok_or_else(error)?;
     let own = scale.shape.strip_prefix(stack).ok_or_else(error)?;

@@ -52,7 +52,7 @@ impl Convention for Quanto {
         let orphans = headers
             .tensors()
             .filter(|info| is_orphan(&info.name, &modules, qmap.as_ref()))
-            .map(|info| info.name.clone())
+            .map(|info| info.name.to_string())
             .collect();
         let mut evidence = vec![format!("{} modules with weight._data", modules.len())];
         if let Some(qmap) = &qmap {

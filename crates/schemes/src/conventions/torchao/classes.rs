@@ -138,7 +138,7 @@ impl<'a> Pieces<'a> {
 
     /// `[.., out_features, in_features]`, of codes that take `per_element` of them in one element.
     fn shape(&self, codes: &TensorInfo, per_element: u64) -> Result<Vec<u64>, Error> {
-        let mut shape = codes.shape.clone();
+        let mut shape = codes.shape.to_vec();
         if !matches!(shape.len(), 2 | 3) || shape.contains(&0) {
             let expected = "a matrix or a stack of matrices".to_owned();
             return Err(wrong_shape(self.module(), codes, expected));

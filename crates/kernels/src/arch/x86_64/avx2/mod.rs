@@ -11,6 +11,7 @@
 mod blocks;
 mod convert;
 mod e2m1;
+mod encode;
 mod formula;
 mod gather;
 mod indexed;
@@ -26,6 +27,7 @@ mod tiles;
 mod transposed;
 mod unpack;
 
+use crate::encode::{CodeRule, Difference, Floats};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
     Backend, BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE,
@@ -56,6 +58,9 @@ pub(crate) static BACKEND: Backend = Backend {
     min_max,
     absmax,
     first_non_finite,
+    extremes,
+    encode: encode_groups,
+    compare,
     copy,
     decode_rows,
     decode_indexed,
@@ -82,10 +87,10 @@ macro_rules! entries {
 
 entries! {
     fn unpack(packing: Packing, packed: &[u8], out: &mut [u8]) = unpack::unpack;
-    fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = again::pack;
     fn unpack_tile(tile: Tile, packed: &[u8], out: &mut [u8]) = tiles::unpack_tile;
     fn unpack_plane(planes: Planes, plane: usize, words: &[u8], out: &mut [u8]) = again::unpack_plane;
     fn pack_plane(planes: Planes, plane: usize, codes: &[u8], words: &mut [u8]) = again::pack_plane;
+    fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) = encode::pack;
     fn dequantize_integer(codes: &[u8], zero: i32, scale: f32, out: &mut [f32]) = again::dequantize_integer;
     fn dequantize_table(codes: &[u8], table: &[f32; 256], scale: f32, out: &mut [f32]) = sixteen::dequantize_table;
     fn rotate(values: &mut [f32], group: usize) = again::rotate;
@@ -101,6 +106,9 @@ entries! {
     fn min_max(values: &[f32]) -> (f32, f32) = scan::min_max;
     fn absmax(values: &[f32]) -> f32 = scan::absmax;
     fn first_non_finite(values: &[f32]) -> Option<usize> = again::first_non_finite;
+    fn extremes(source: Floats<'_>, group: usize, out: &mut [(f32, f32)]) = encode::extremes;
+    fn encode_groups(source: Floats<'_>, group: usize, rules: &[CodeRule], out: &mut [u8]) = encode::encode;
+    fn compare(original: Floats<'_>, decoded: Floats<'_>) -> Difference = encode::compare;
     fn copy(from: &[u8], to: &mut [u8], stores: Stores) = stream::copy_bytes;
     fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) = rows::decode_rows;
     fn decode_indexed(rows: &CodedRows<'_>, index: &[u32], out: FloatsMut<'_>, stores: Stores) = indexed::decode_indexed;

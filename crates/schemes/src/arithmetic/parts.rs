@@ -1,0 +1,119 @@
+//! A tile some rows at a time, for who looks at the values once and then drops them: they stay in the cache.
+
+use std::ops::Range;
+
+use safequant_kernels::Float;
+use safequant_kernels::Packing;
+use safequant_kernels::rows::{
+    CodeLayout, CodeMeaning, CodedRows, FloatsMut, Formula, ScaleGrid, StoredCodes, Stores, Zeros,
+};
+
+use super::{Dequantizer, RowsOut};
+use crate::storage::{scale_rows, segments, to_usize};
+use crate::{CodeTile, Error};
+
+/// Values that are decoded at once.
+const PART: usize = 32 << 10;
+
+impl Dequantizer {
+    /// As [`Dequantizer::tile`], in the dtype `float`, but some rows at a time: calls `see` with rows of the tile and their
+    /// bytes, in order.
+    ///
+    /// # Errors
+    /// As [`Dequantizer::tile`].
+    ///
+    /// # Panics
+    /// If the tile is not one of this tensor.
+    pub fn parts(
+        &self,
+        tile: &CodeTile,
+        float: Float,
+        mut see: impl FnMut(Range<usize>, &[u8]),
+    ) -> Result<(), Error> {
+        let columns = self.in_features;
+        let row_bytes = columns * float.size_bytes();
+        let mut buffer = Vec::new();
+        if !self.is_fused() || self.index.is_some() || columns == 0 {
+            let n_rows = tile.rows.end.saturating_sub(tile.rows.start);
+            let n_rows = to_usize(&self.module, "a tile", n_rows)?;
+            buffer.resize(n_rows * row_bytes, 0);
+            self.tile(tile, RowsOut::Bytes(float, &mut buffer))?;
+            see(0..n_rows, &buffer);
+            return Ok(());
+        }
+        let prepared = self.prepare(tile, self.step(float))?;
+        let offsets = self.offsets(&prepared);
+        let at_once = (PART / columns).max(1);
+        buffer.resize(at_once * row_bytes, 0);
+        let (mut first, mut scale) = (0, 0);
+        for (_, local) in segments(&self.module, &tile.rows, self.out_features)? {
+            let codes = StoredCodes {
+                bytes: &tile.codes[first * columns..(first + local.len()) * columns],
+                stride: columns,
+                layout: CodeLayout::Rows(Packing::Bytes),
+            };
+            let all = self.coded((&prepared, &offsets), (codes, 0), &local, Some(float));
+            for start in (0..local.len()).step_by(at_once) {
+                let rows = start..(start + at_once).min(local.len());
+                let bytes = &mut buffer[..rows.len() * row_bytes];
+                let out = FloatsMut::Bytes(float, bytes);
+                (self.backend.decode_rows)(&cut(&all, &rows, scale), out, Stores::Ordinary);
+                see(first + rows.start..first + rows.end, bytes);
+            }
+            first += local.len();
+            scale += scale_rows(self.scheme.granularity, &local, columns).len() * self.n_groups;
+        }
+        Ok(())
+    }
+}
+
+/// Some of the rows; `scale` entries of the grid belong to other matrices before them.
+fn cut<'t>(all: &CodedRows<'t>, rows: &Range<usize>, scale: usize) -> CodedRows<'t> {
+    let grid = all.grid;
+    let skip = scale + grid.line(rows.start) * grid.width(all.n_columns);
+    let of_offsets = |offsets: &'t [f32]| &offsets[skip..];
+    CodedRows {
+        n_rows: rows.len(),
+        codes: StoredCodes {
+            bytes: &all.codes.bytes[rows.start * all.codes.stride..rows.end * all.codes.stride],
+            ..all.codes
+        },
+        value: match all.value {
+            CodeMeaning::Integer {
+                flip,
+                zero: Zeros::Each(zeros),
+            } => CodeMeaning::Integer {
+                flip,
+                zero: Zeros::Each(&zeros[skip..]),
+            },
+            value @ (CodeMeaning::Integer {
+                zero: Zeros::Fixed(_),
+                flip: _,
+            }
+            | CodeMeaning::Minifloat(_)
+            | CodeMeaning::Table16(_)) => value,
+        },
+        grid: ScaleGrid {
+            // No scales are scales of 1.
+            scales: grid.scales.get(skip..).unwrap_or_default(),
+            rows_before: grid.rows_before.saturating_add(rows.start) % grid.rows,
+            ..grid
+        },
+        formula: match all.formula {
+            Formula::PlusOffset { offsets, step } => Formula::PlusOffset {
+                offsets: of_offsets(offsets),
+                step,
+            },
+            Formula::MinusOffset { offsets, step } => Formula::MinusOffset {
+                offsets: of_offsets(offsets),
+                step,
+            },
+            Formula::OffsetFirst { offsets, step } => Formula::OffsetFirst {
+                offsets: of_offsets(offsets),
+                step,
+            },
+            formula @ (Formula::Product | Formula::Quotient | Formula::ProductTimes(_)) => formula,
+        },
+        ..*all
+    }
+}
