@@ -9,10 +9,7 @@ Every round runs, job by job, first the yardstick and then the job: `cp` and `sy
 result's for dequantizing. Medians over the rounds; ratios are medians of the rounds' ratios. `sync` is that of the files alone
 (fsync), which is what the job does too. CPU is user and system time of the processes; what kernel threads do is in neither.
 Anonymous memory is RssAnon, polled every 5 ms. With `--cold` the files that are read are dropped from the page cache before each
-measurement, and `cp` is timed without `sync` beside that with it.
-
-`--peers` adds what other tools need for the same job, for those that are installed (`--python` names an interpreter that has
-llmcompressor or mlx_lm, `--llama-quantize` the program); what is missing is named. Standard library only, Linux.
+measurement, and `cp` is timed without `sync` beside that with it. Standard library only, Linux.
 """
 
 import argparse

@@ -204,6 +204,6 @@ pub(crate) const LANES: usize = 8;
 
 /// The sum of such sums: one order for every backend.
 pub(crate) fn sum_of_lanes(lanes: &[f64; LANES]) -> f64 {
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
+    let pair = |lane: usize| lanes[lane] + lanes[lane + 4];
+    (pair(0) + pair(2)) + (pair(1) + pair(3))
 }

@@ -177,7 +177,7 @@ fn nearest_of_small(value: f32) -> f32 {
 }
 
 /// What became of a weight: squares in F64, differences in F32 (exact wherever the two are within a factor of two), sums
-/// as [`LANES`] says.
+/// as `LANES` says.
 ///
 /// # Panics
 /// If the lengths differ.

@@ -72,12 +72,11 @@ fn splat(pair: u32) -> __m256i {
 
 /// The smallest and the largest scale for which everything from 0.5 to 6 times it is normal.
 const fn range<const FLOAT: usize>() -> (f32, f32) {
-    match FLOAT {
-        F16 => (1.0 / 8192.0, 8192.0),
-        _ => {
-            const LARGE: f32 = (1u128 << 100) as f32;
-            (1.0 / LARGE, LARGE)
-        }
+    const LARGE: f32 = (1u128 << 100) as f32;
+    if FLOAT == F16 {
+        (1.0 / 8192.0, 8192.0)
+    } else {
+        (1.0 / LARGE, LARGE)
     }
 }
 
@@ -86,16 +85,13 @@ const fn range<const FLOAT: usize>() -> (f32, f32) {
 fn pairs<const FLOAT: usize>(scales: &[f32; 8]) -> [u32; 8] {
     let scale = load_ps(scales);
     let three_halves = _mm256_mul_ps(scale, _mm256_set1_ps(1.5));
-    let pairs = match FLOAT {
-        F16 => {
-            let half =
-                |v: __m256| _mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
-            _mm256_or_si256(half(scale), _mm256_slli_epi32::<16>(half(three_halves)))
-        }
-        _ => {
-            let one = _mm256_srli_epi32::<16>(round_bf16_upper(scale));
-            _mm256_blend_epi16::<0b1010_1010>(one, round_bf16_upper(three_halves))
-        }
+    let pairs = if FLOAT == F16 {
+        let half =
+            |v: __m256| _mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+        _mm256_or_si256(half(scale), _mm256_slli_epi32::<16>(half(three_halves)))
+    } else {
+        let one = _mm256_srli_epi32::<16>(round_bf16_upper(scale));
+        _mm256_blend_epi16::<0b1010_1010>(one, round_bf16_upper(three_halves))
     };
     let (smallest, largest) = range::<FLOAT>();
     let is_large = _mm256_cmp_ps::<_CMP_GE_OQ>(scale, _mm256_set1_ps(smallest));

@@ -365,7 +365,7 @@ impl Segment<'_> {
                 }
             },
             CodeMeaning::Integer { flip, zero: _ } => {
-                self.integers::<FLOAT, STREAM>(flip, codes, out)
+                self.integers::<FLOAT, STREAM>(flip, codes, out);
             }
             CodeMeaning::Table16(table) => {
                 let table = std::array::from_fn(|code| table[code % 16]);

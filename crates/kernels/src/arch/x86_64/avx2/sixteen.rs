@@ -255,14 +255,14 @@ fn words<const GROUP: usize>(planes: &Planes, codes: __m256i) -> [__m256i; 2] {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn dwords<const GROUP: usize>(planes: &Planes, codes: __m256i) -> [__m256i; 4] {
-    let p = planes.map(|plane| _mm256_shuffle_epi8(plane, codes));
+    let bytes = planes.map(|plane| _mm256_shuffle_epi8(plane, codes));
     let low = [
-        _mm256_unpacklo_epi8(p[0], p[1]),
-        _mm256_unpackhi_epi8(p[0], p[1]),
+        _mm256_unpacklo_epi8(bytes[0], bytes[1]),
+        _mm256_unpackhi_epi8(bytes[0], bytes[1]),
     ];
     let high = [
-        _mm256_unpacklo_epi8(p[2], p[3]),
-        _mm256_unpackhi_epi8(p[2], p[3]),
+        _mm256_unpacklo_epi8(bytes[2], bytes[3]),
+        _mm256_unpackhi_epi8(bytes[2], bytes[3]),
     ];
     let results = [
         _mm256_unpacklo_epi16(low[0], high[0]),
@@ -271,9 +271,9 @@ fn dwords<const GROUP: usize>(planes: &Planes, codes: __m256i) -> [__m256i; 4] {
         _mm256_unpackhi_epi16(low[1], high[1]),
     ];
     if GROUP == 16 {
-        let [a, b] = in_order(results[0], results[1]);
-        let [c, d] = in_order(results[2], results[3]);
-        [a, c, b, d]
+        let [first, third] = in_order(results[0], results[1]);
+        let [second, fourth] = in_order(results[2], results[3]);
+        [first, second, third, fourth]
     } else {
         results
     }

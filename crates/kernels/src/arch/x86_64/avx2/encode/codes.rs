@@ -46,6 +46,7 @@ fn groups<const KIND: u8>(source: &[u8], group: usize, rules: &[CodeRule], out: 
 /// The codes of one group.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
+#[expect(clippy::too_many_lines, reason = "one short arm per rule")]
 fn one<const KIND: u8>(source: &[u8], rule: &CodeRule, out: &mut [u8]) {
     match *rule {
         CodeRule::Integer {
