@@ -222,32 +222,48 @@ impl Sample {
     }
 }
 
-/// Copies with the traffic of a kernel: every byte of `from` is read and every byte of `to` written, with no arithmetic. Block by
-/// block, so that both streams run at once: a block goes to the output as often as the output is longer; what is left of it,
-/// where the output is shorter, is only read.
+/// Copies with the traffic of a kernel: every byte of `from` is read and every byte of `to` written, with no arithmetic. Piece by
+/// piece, so that both streams run at once: where the output is longer, a piece of it comes from where a kernel would read
+/// (what overlaps is in a cache); where it is shorter, the rest of the input is only read. Pieces begin at whole
+/// cache lines of the output, as a kernel's would: a streaming store to a part of a line costs many times more.
 ///
 /// # Panics
 /// If `from` is empty and `to` is not.
 pub fn copy_traffic(backend: &Backend, from: &[u8], to: &mut [u8], stores: Stores) {
-    // Streaming copies end with a fence that waits for memory: with blocks of 4 KiB it took half of the time, and kernels
+    // Streaming copies end with a fence that waits for memory: with pieces of 4 KiB it took half of the time, and kernels
     // were compared with a limit that was none.
-    let block_len = match stores {
+    let piece = match stores {
         Stores::Ordinary => 4 << 10,
         Stores::Streaming => 128 << 10,
     };
     let (n_in, n_out) = (from.len(), to.len());
-    let blocks = n_in.max(n_out).div_ceil(block_len).clamp(1, n_in.max(1));
-    let cut = |len: usize, i: usize| len * i / blocks..len * (i + 1) / blocks;
-    for i in 0..blocks {
-        let block = &from[cut(n_in, i)];
-        let mut copied = 0;
-        for out in to[cut(n_out, i)].chunks_mut(block.len().max(1)) {
-            (backend.copy)(&block[..out.len()], out, stores);
-            copied = copied.max(out.len());
+    if n_in <= n_out {
+        for (at, out) in to.chunks_mut(piece).enumerate() {
+            let first = (at * piece * n_in / n_out).min(n_in.saturating_sub(out.len()));
+            for out in out.chunks_mut(n_in) {
+                (backend.copy)(&from[first..first + out.len()], out, stores);
+            }
         }
-        black_box(block[copied..].iter().fold(0, |sum, byte| sum ^ byte));
+        return;
+    }
+    let mut rest = to;
+    let mut written = 0;
+    for (at, block) in from.chunks(piece).enumerate() {
+        let end = match (at * piece + block.len()) * n_out / n_in {
+            end if end == n_out => end,
+            end => end / LINE * LINE,
+        };
+        let (out, after) = rest.split_at_mut(end - written);
+        let first = (at * piece).min(n_in - out.len());
+        (backend.copy)(&from[first..first + out.len()], out, stores);
+        let unread = block.get(out.len()..).unwrap_or_default();
+        black_box(unread.iter().fold(0, |sum, byte| sum ^ byte));
+        (rest, written) = (after, end);
     }
 }
+
+/// A line of the cache.
+const LINE: usize = 64;
 
 #[cfg(test)]
 mod tests {

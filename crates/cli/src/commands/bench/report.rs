@@ -8,7 +8,7 @@ use super::measure::Measurement;
 use super::{Place, Plan};
 use crate::output::{self, Align, Output, SCHEMA_VERSION, Table, Text, counted, figure, len};
 
-const GIB: f64 = (1u64 << 30) as f64;
+const GIB: f64 = 1_073_741_824.0;
 
 /// A table for each place and number of threads.
 pub(super) fn print(plan: &Plan, all: &[Measurement], output: Output) -> io::Result<()> {
