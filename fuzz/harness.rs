@@ -93,7 +93,11 @@ fn check_header(header: &Header, len_bytes: u64) {
     let mut names = BTreeSet::new();
     let mut end = header.data_start();
     for tensor in &header.tensors {
-        assert!(names.insert(&tensor.name), "{:?} twice", tensor.name);
+        assert!(
+            names.insert(tensor.name.as_str()),
+            "{:?} twice",
+            tensor.name
+        );
         assert_eq!(
             tensor.range.start, end,
             "{:?} leaves a hole or overlaps",
@@ -143,7 +147,11 @@ fn check_gguf(header: &Header, len_bytes: u64) {
     let mut names = BTreeSet::new();
     let mut end = header.data_start();
     for tensor in &header.tensors {
-        assert!(names.insert(&tensor.name), "{:?} twice", tensor.name);
+        assert!(
+            names.insert(tensor.name.as_str()),
+            "{:?} twice",
+            tensor.name
+        );
         assert!(tensor.range.start >= end, "{:?} overlaps", tensor.name);
         let elements = tensor.shape.iter().map(|d| u128::from(*d));
         let bits = elements.product::<u128>() * u128::from(tensor.dtype.bits());
