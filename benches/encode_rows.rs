@@ -6,11 +6,8 @@
 
 use std::hint::black_box;
 
-use criterion::measurement::WallTime;
-use criterion::{
-    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
-};
-use safequant_benches::{group, weights};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use safequant_benches::{group, twin, weights};
 use safequant_kernels::{Backend, Float, Floats, PORTABLE, Stores};
 use safequant_quantize::report::row_losses;
 use safequant_quantize::{
@@ -125,36 +122,6 @@ fn into<'o>(
     }
 }
 
-/// A copy of as many bytes in and out: what is read and not copied is added up.
-fn twin(group: &mut BenchmarkGroup<'_, WallTime>, id: BenchmarkId, n: (usize, usize), to: Stores) {
-    let backend = Backend::detect();
-    let (input, mut output) = (vec![1_u8; n.0], vec![0_u8; n.1]);
-    let copy = |input: &[u8], output: &mut [u8]| {
-        let blocks = n.0.div_ceil(4096).max(1);
-        let cut = |len: usize, i: usize| len * i / blocks..len * (i + 1) / blocks;
-        let mut sum = 0_u64;
-        for i in 0..blocks {
-            let (from, out) = (&input[cut(n.0, i)], &mut output[cut(n.1, i)]);
-            let (copied, rest) = from.split_at(out.len());
-            (backend.copy)(copied, out, to);
-            let words = rest.as_chunks::<8>().0;
-            sum = words
-                .iter()
-                .fold(sum, |sum, w| sum ^ u64::from_le_bytes(*w));
-        }
-        sum
-    };
-    copy(&input, &mut output);
-    assert!(
-        output.iter().all(|&byte| byte == 1),
-        "every byte is written"
-    );
-    group.throughput(Throughput::Bytes((n.0 + n.1) as u64));
-    group.bench_function(id, |bencher| {
-        bencher.iter(|| copy(black_box(&input), black_box(&mut output)));
-    });
-}
-
 fn benches(criterion: &mut Criterion) {
     for &(place, n_rows, n_columns) in PLACES {
         let mut values = vec![0; 2 * n_rows * n_columns];
@@ -179,9 +146,13 @@ fn benches(criterion: &mut Criterion) {
             let mut out = vec![0; expected.len()];
             let stores = Stores::for_len(out.len());
             let name = format!("{convention}:{scheme}");
-            let id = BenchmarkId::new(format!("copy/{name}"), place);
-            let traffic = (values.len(), out.len());
-            twin(&mut group, id, traffic, stores);
+            let traffic = values.len() + out.len();
+            twin(
+                &mut group,
+                (&name, place),
+                (values.len(), out.len()),
+                stores,
+            );
             for backend in Backend::available() {
                 // From memory portable takes a second and is known from L2.
                 if place == "DRAM" && backend.name == PORTABLE.name {
@@ -190,7 +161,7 @@ fn benches(criterion: &mut Criterion) {
                 out.fill(0);
                 case.run(&values, None, backend, into(&mut out, (backend, stores)));
                 assert!(out == expected, "{} {name} {place}", backend.name);
-                group.throughput(Throughput::Bytes((traffic.0 + traffic.1) as u64));
+                group.throughput(Throughput::Bytes(traffic as u64));
                 let id = |what| BenchmarkId::new(format!("{what}/{}/{name}", backend.name), place);
                 group.bench_function(id("encode"), |bencher| {
                     bencher.iter(|| {

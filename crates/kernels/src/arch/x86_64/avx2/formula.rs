@@ -1,10 +1,11 @@
 //! [`Formula`] on eight values, and results to bytes.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm256_add_ps, _mm256_and_si256,
-    _mm256_blendv_epi8, _mm256_castps_si256, _mm256_castsi128_si256, _mm256_castsi256_ps,
-    _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps, _mm256_inserti128_si256, _mm256_mul_ps,
-    _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_sub_ps,
+    __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_unpackhi_epi16, _mm_unpacklo_epi16,
+    _mm256_add_ps, _mm256_and_si256, _mm256_blend_epi16, _mm256_blendv_epi8, _mm256_castps_si256,
+    _mm256_castsi128_si256, _mm256_castsi256_ps, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps,
+    _mm256_inserti128_si256, _mm256_mul_ps, _mm256_or_si256, _mm256_set_m128i, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_srli_epi32, _mm256_sub_ps,
 };
 
 use super::lanes::{bf16_no_nan, bf16_one_nan, nan_lanes, round_bf16_upper};
@@ -97,4 +98,22 @@ pub(super) fn f16(a: __m256, b: __m256) -> __m256i {
     let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a);
     let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(b);
     _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
+}
+
+/// Sixteen results that are no NaN, rounded to 16 bits: each of `even` before its neighbour in `odd`.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(super) fn interleaved<const FLOAT: usize>(even: __m256, odd: __m256) -> __m256i {
+    if FLOAT == F16 {
+        let even = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(even);
+        let odd = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(odd);
+        return _mm256_set_m128i(_mm_unpackhi_epi16(even, odd), _mm_unpacklo_epi16(even, odd));
+    }
+    let low = _mm256_srli_epi32::<16>(round_bf16_upper(even));
+    _mm256_blend_epi16::<0b1010_1010>(low, round_bf16_upper(odd))
+}
+
+/// Bytes of a result.
+pub(super) const fn size_of_result<const FLOAT: usize>() -> usize {
+    if FLOAT == F32 { 4 } else { 2 }
 }

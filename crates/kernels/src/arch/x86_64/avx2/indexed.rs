@@ -13,16 +13,14 @@
 //! ```
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_prefetch,
-    _mm_unpackhi_epi16, _mm_unpacklo_epi16, _mm256_and_si256, _mm256_blend_epi16,
-    _mm256_castps_si256, _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_cvtps_ph,
-    _mm256_extracti128_si256, _mm256_mul_ps, _mm256_permute2x128_si256, _mm256_set_m128i,
-    _mm256_set1_epi32, _mm256_srl_epi32, _mm256_srli_epi32, _mm256_sub_ps, _mm256_unpackhi_epi32,
-    _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm256_xor_si256,
+    __m256, __m256i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_prefetch, _mm256_and_si256,
+    _mm256_castps_si256, _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_extracti128_si256,
+    _mm256_mul_ps, _mm256_set1_epi32, _mm256_srl_epi32, _mm256_sub_ps, _mm256_xor_si256,
 };
 
-use super::formula::{BF16, F16, F32};
-use super::lanes::{load, load_ps, round_bf16_upper, store, store16};
+use super::formula::{BF16, F16, F32, interleaved};
+use super::gather::{transpose_halves, transpose8};
+use super::lanes::{load, load_ps, store, store16};
 use super::rows::bytes_of;
 use super::stream;
 use crate::rows::{CodeLayout, CodeMeaning, CodedRows, FloatsMut, Formula, Stores, Zeros};
@@ -379,7 +377,7 @@ fn code<const BITS: usize>(lanes: __m256i, shift: usize) -> __m256 {
 fn put<const FLOAT: usize>(column: impl Fn(usize) -> __m256, out: &mut [u8]) {
     if FLOAT == F32 {
         let lanes = |j: usize| _mm256_castps_si256(column(j));
-        let rows = transpose([
+        let rows = transpose8([
             lanes(0),
             lanes(1),
             lanes(2),
@@ -395,7 +393,7 @@ fn put<const FLOAT: usize>(column: impl Fn(usize) -> __m256, out: &mut [u8]) {
         }
         return;
     }
-    let pair = |j: usize| pairs::<FLOAT>(column(j), column(j + 1));
+    let pair = |j: usize| interleaved::<FLOAT>(column(j), column(j + 1));
     let rows = transpose_halves([pair(0), pair(2), pair(4), pair(6)]);
     for (row, results) in rows.into_iter().enumerate() {
         let halves = [
@@ -407,51 +405,4 @@ fn put<const FLOAT: usize>(column: impl Fn(usize) -> __m256, out: &mut [u8]) {
             store16(out.expect("a row of the strip"), results);
         }
     }
-}
-
-/// Results of two columns that are no NaN, rounded to 16 bits: the first one in the lower half of each lane.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn pairs<const FLOAT: usize>(even: __m256, odd: __m256) -> __m256i {
-    if FLOAT == F16 {
-        let even = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(even);
-        let odd = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(odd);
-        return _mm256_set_m128i(_mm_unpackhi_epi16(even, odd), _mm_unpacklo_epi16(even, odd));
-    }
-    let low = _mm256_srli_epi32::<16>(round_bf16_upper(even));
-    _mm256_blend_epi16::<0b1010_1010>(low, round_bf16_upper(odd))
-}
-
-/// Eight registers of eight lanes, rows for columns.
-#[target_feature(enable = "avx2")]
-#[inline]
-#[expect(clippy::many_single_char_names, reason = "eight columns, in order")]
-fn transpose([a, b, c, d, e, f, g, h]: [__m256i; 8]) -> [__m256i; 8] {
-    // Rows 0 and 4, 1 and 5, 2 and 6, 3 and 7 of four columns.
-    let [p, q, r, s] = transpose_halves([a, b, c, d]);
-    let [t, u, v, w] = transpose_halves([e, f, g, h]);
-    [
-        _mm256_permute2x128_si256::<0x20>(p, t),
-        _mm256_permute2x128_si256::<0x20>(q, u),
-        _mm256_permute2x128_si256::<0x20>(r, v),
-        _mm256_permute2x128_si256::<0x20>(s, w),
-        _mm256_permute2x128_si256::<0x31>(p, t),
-        _mm256_permute2x128_si256::<0x31>(q, u),
-        _mm256_permute2x128_si256::<0x31>(r, v),
-        _mm256_permute2x128_si256::<0x31>(s, w),
-    ]
-}
-
-/// Four registers, each half turned by itself.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn transpose_halves([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
-    let low = [_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d)];
-    let high = [_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d)];
-    [
-        _mm256_unpacklo_epi64(low[0], low[1]),
-        _mm256_unpackhi_epi64(low[0], low[1]),
-        _mm256_unpacklo_epi64(high[0], high[1]),
-        _mm256_unpackhi_epi64(high[0], high[1]),
-    ]
 }

@@ -55,12 +55,13 @@ pub(super) fn put<const STREAM: bool>(out: &mut [u8; 32], vector: __m256i) {
     let to: *mut __m256i = out.as_mut_ptr().cast();
     let [first, second]: [*mut __m128i; 2] = [to.cast(), to.cast::<__m128i>().wrapping_add(1)];
     if STREAM && to.is_aligned() {
-        // SAFETY: 32 writable bytes at a multiple of 32. All callers are below `rows::decode`, which ends with the fence.
+        // SAFETY: 32 writable bytes at a multiple of 32. Callers are below `rows::decode` and
+        // `blocks::decode`, which end with the fence.
         unsafe { _mm256_stream_si256(to, vector) }
     } else if STREAM && first.is_aligned() {
         let upper = _mm256_extracti128_si256::<1>(vector);
-        // SAFETY: twice 16 writable bytes at multiples of 16. All callers are below `rows::decode`, which ends with the
-        // fence.
+        // SAFETY: twice 16 writable bytes at multiples of 16. Callers are below `rows::decode` and `blocks::decode`,
+        // which end with the fence.
         unsafe {
             _mm_stream_si128(first, _mm256_castsi256_si128(vector));
             _mm_stream_si128(second, upper);

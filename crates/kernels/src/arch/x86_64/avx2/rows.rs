@@ -25,11 +25,11 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use super::formula::{BF16, F16, F32, apply, words16, words32};
+use super::formula::{BF16, F16, F32, apply, size_of_result, words16, words32};
 use super::lanes::{prefetch_ahead, put, store};
 use super::minifloat::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Met, ScaledFp8, from_table, values};
 use super::plan::{Plan, SEGMENT, Sharing, Way};
-use super::sixteen::{AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, look_up, nibbles, size_of_result};
+use super::sixteen::{AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, look_up, nibbles};
 use super::tables::{Tables, is_plain};
 use super::{gather, stream, transposed, unpack};
 use crate::rows::{

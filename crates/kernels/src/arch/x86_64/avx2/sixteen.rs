@@ -24,7 +24,7 @@ use std::arch::x86_64::{
     _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
 };
 
-use super::formula::F32;
+use super::formula::{F32, size_of_result};
 use super::lanes::{load, load_ps, prefetch_ahead, put, store, store_ps};
 use super::tables::{Planes, Sixteen, Tables};
 use crate::{Packing, portable};
@@ -287,11 +287,6 @@ fn in_order(first: __m256i, second: __m256i) -> [__m256i; 2] {
         _mm256_permute2x128_si256::<0x20>(first, second),
         _mm256_permute2x128_si256::<0x31>(first, second),
     ]
-}
-
-/// Bytes of a result.
-pub(super) const fn size_of_result<const FLOAT: usize>() -> usize {
-    if FLOAT == F32 { 4 } else { 2 }
 }
 
 /// The source of a packing of two codes to a byte.

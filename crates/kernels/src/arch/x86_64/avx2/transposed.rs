@@ -16,13 +16,11 @@ use std::arch::x86_64::{
     _mm256_setzero_si256, _mm256_srli_epi16, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
-use super::formula::F32;
+use super::formula::{F32, size_of_result};
 use super::gather::{prefetch, transpose8, vector_at};
 use super::lanes::load16;
 use super::plan::Plan;
-use super::sixteen::{
-    AWQ, HIGH_FIRST, LOW_FIRST, MANY, nibbles, ordered_codes, put_results, size_of_result,
-};
+use super::sixteen::{AWQ, HIGH_FIRST, LOW_FIRST, MANY, nibbles, ordered_codes, put_results};
 use super::tables::{Planes, Tables, planes_at, table_len};
 use crate::rows::{CodeLayout, CodedRows, Stores};
 

@@ -1,11 +1,11 @@
 //! Packed runs to one code per byte: whole blocks here, the end of a run by [`Packing::unpack`].
 
 use std::arch::x86_64::{
-    __m256i, _mm_cvtsi32_si128, _mm_loadl_epi64, _mm256_and_si256, _mm256_broadcastsi128_si256,
-    _mm256_cmpeq_epi8, _mm256_mullo_epi16, _mm256_or_si256, _mm256_set_m128i, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setr_epi32,
-    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sll_epi32, _mm256_slli_epi16,
-    _mm256_srli_epi16, _mm256_srlv_epi32,
+    __m256i, _mm_cvtsi32_si128, _mm_loadl_epi64, _mm_setr_epi8, _mm256_and_si256,
+    _mm256_broadcastsi128_si256, _mm256_cmpeq_epi8, _mm256_mullo_epi16, _mm256_or_si256,
+    _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x,
+    _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8,
+    _mm256_sll_epi32, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_srlv_epi32,
 };
 
 use super::lanes::{load16, store};
@@ -150,40 +150,11 @@ fn in_lanes<const BITS: usize>(packed: &[u8], out: &mut [u8]) -> usize {
 fn lane_codes<const BITS: usize>(low: &[u8; 16], high: &[u8; 16]) -> __m256i {
     let first_byte = |lane: usize| (4 * BITS * lane / 8) as i8;
     let [a, b, c, d] = [0, 1, 2, 3].map(first_byte);
-    let gather = _mm256_setr_epi8(
-        a,
-        a + 1,
-        a + 2,
-        a + 3,
-        b,
-        b + 1,
-        b + 2,
-        b + 3, //
-        c,
-        c + 1,
-        c + 2,
-        c + 3,
-        d,
-        d + 1,
-        d + 2,
-        d + 3, //
-        a,
-        a + 1,
-        a + 2,
-        a + 3,
-        b,
-        b + 1,
-        b + 2,
-        b + 3, //
-        c,
-        c + 1,
-        c + 2,
-        c + 3,
-        d,
-        d + 1,
-        d + 2,
-        d + 3,
-    );
+    #[rustfmt::skip]
+    let gather = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        a, a + 1, a + 2, a + 3, b, b + 1, b + 2, b + 3,
+        c, c + 1, c + 2, c + 3, d, d + 1, d + 2, d + 3,
+    ));
     let fields = _mm256_shuffle_epi8(_mm256_set_m128i(load16(high), load16(low)), gather);
     let odd = if BITS % 2 == 1 { 4 } else { 0 };
     let fields = _mm256_srlv_epi32(fields, _mm256_setr_epi32(0, odd, 0, odd, 0, odd, 0, odd));

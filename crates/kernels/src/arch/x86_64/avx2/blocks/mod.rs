@@ -8,9 +8,8 @@ mod k_quants;
 mod legacy;
 mod runs;
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
-use super::formula::{BF16, F16, F32};
+use super::formula::{BF16, F16, F32, size_of_result};
+use super::lanes::prefetch_ahead;
 use super::rows::bytes_of;
 use super::{convert, stream};
 use crate::{BlockFormat, Float, FloatsMut, Stores};
@@ -67,10 +66,6 @@ fn decode<const FLOAT: usize>(format: BlockFormat, blocks: &[u8], out: &mut [u8]
 
 #[repr(align(64))]
 struct Buffer([u8; BUFFER]);
-
-const fn size_of_result<const FLOAT: usize>() -> usize {
-    if FLOAT == F32 { 4 } else { 2 }
-}
 
 #[target_feature(enable = "avx2,f16c")]
 fn kernel<const FLOAT: usize, const STREAM: bool>(
@@ -133,28 +128,15 @@ fn each<const BYTES: usize, const FLOAT: usize>(
     let len = format.elements() * size_of_result::<FLOAT>();
     let (blocks, _) = blocks.as_chunks::<BYTES>();
     for (bytes, out) in blocks.iter().zip(out.chunks_exact_mut(len)) {
-        prefetch::<BYTES>(bytes);
+        bytes
+            .iter()
+            .step_by(64)
+            .for_each(|line| prefetch_ahead(line));
         if halves.iter().all(|&at| half(bytes, at) & 0x7c00 != 0x7c00) {
             block(bytes, out);
         } else {
             special::<FLOAT>(format, bytes, out);
         }
-    }
-}
-
-/// Asks for a block that comes later. The processor looks ahead by itself, but not beyond a page.
-#[allow(
-    unused_unsafe,
-    reason = "the intrinsic became safe after our oldest compiler"
-)]
-#[target_feature(enable = "avx2")]
-#[inline]
-fn prefetch<const BYTES: usize>(block: &[u8; BYTES]) {
-    const AHEAD: usize = 2048;
-    for at in (0..BYTES).step_by(64) {
-        let address = block.as_ptr().wrapping_add(AHEAD + at);
-        // SAFETY: a prefetch reads nothing and takes any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 }
 

@@ -17,18 +17,15 @@
 //! ```
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_FROUND_TO_NEAREST_INT, _mm_set1_epi16, _mm_stream_si128,
-    _mm_unpackhi_epi16, _mm_unpacklo_epi16, _mm256_and_si256, _mm256_blend_epi16,
-    _mm256_broadcastsi128_si256, _mm256_castps_si256, _mm256_castsi128_si256,
-    _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_cvtps_ph,
-    _mm256_extracti128_si256, _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
-    _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32,
-    _mm256_setr_epi64x, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_srli_epi32,
-    _mm256_srlv_epi64, _mm256_stream_si256, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+    __m256, __m256i, _mm_set1_epi16, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_castps_si256, _mm256_castsi128_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
+    _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi8,
+    _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setr_epi64x, _mm256_shuffle_epi8,
+    _mm256_srli_epi16, _mm256_srlv_epi64, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
-use super::super::formula::{F16, F32};
-use super::super::lanes::{load_ps, load16, round_bf16_upper, store};
+use super::super::formula::{F32, interleaved};
+use super::super::lanes::{self, load_ps, load16};
 
 /// Elements of a run.
 pub(super) const RUN: usize = 32;
@@ -131,19 +128,6 @@ pub(super) fn nibbles(packed: __m256i) -> [__m256i; 2] {
     ]
 }
 
-/// Sixteen results that are no NaN, rounded to 16 bits, in order.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn words<const FLOAT: usize>(even: __m256, odd: __m256) -> __m256i {
-    if FLOAT == F16 {
-        let even = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(even);
-        let odd = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(odd);
-        return _mm256_set_m128i(_mm_unpackhi_epi16(even, odd), _mm_unpacklo_epi16(even, odd));
-    }
-    let low = _mm256_srli_epi32::<16>(round_bf16_upper(even));
-    _mm256_blend_epi16::<0b1010_1010>(low, round_bf16_upper(odd))
-}
-
 /// Sixteen results of 16 bits: their low bytes and their high bytes, each in both halves of a register.
 #[derive(Clone, Copy)]
 pub(super) struct Table([__m256i; 2]);
@@ -157,7 +141,7 @@ impl Table {
             0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, //
             0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15,
         );
-        let planes = _mm256_shuffle_epi8(words::<FLOAT>(even, odd), split);
+        let planes = _mm256_shuffle_epi8(interleaved::<FLOAT>(even, odd), split);
         Self([
             _mm256_permute4x64_epi64::<0b10_00_10_00>(planes),
             _mm256_permute4x64_epi64::<0b11_01_11_01>(planes),
@@ -195,41 +179,19 @@ pub(super) fn calculate<const FLOAT: usize, const STREAM: bool>(
         let half = |half: usize| {
             let even = lift(integers, [0, 2, 4, 6].map(|i| 8 * half + i));
             let odd = lift(integers, [1, 3, 5, 7].map(|i| 8 * half + i));
-            words::<FLOAT>(result(half, even), result(half, odd))
+            interleaved::<FLOAT>(result(half, even), result(half, odd))
         };
         put::<STREAM, 2>(out, [half(0), half(1)]);
     }
 }
 
-/// Writes all results of a run: past the caches where `STREAM` says so and the address allows it. It is enough that it is a
-/// multiple of 16, which is what allocators give.
+/// Writes all results of a run: past the caches where `STREAM` says so and the address allows it.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn put<const STREAM: bool, const N: usize>(out: &mut [u8], results: [__m256i; N]) {
     let out: &mut [[u8; 32]; N] = out.as_chunks_mut().0.first_chunk_mut().expect("a run");
-    let address = out.as_ptr().addr();
-    if STREAM && address.is_multiple_of(32) {
-        for (out, result) in out.iter_mut().zip(results) {
-            // SAFETY: 32 writable bytes, whose address was found to be a multiple of 32 (they follow each other). All callers
-            // are below `super::decode`, which ends with the fence.
-            unsafe { _mm256_stream_si256(out.as_mut_ptr().cast(), result) }
-        }
-    } else if STREAM && address.is_multiple_of(16) {
-        for (out, result) in out.iter_mut().zip(results) {
-            let (first, second) = out.split_at_mut(16);
-            // SAFETY: as above, with twice 16 bytes and a multiple of 16.
-            unsafe {
-                _mm_stream_si128(first.as_mut_ptr().cast(), _mm256_castsi256_si128(result));
-                _mm_stream_si128(
-                    second.as_mut_ptr().cast(),
-                    _mm256_extracti128_si256::<1>(result),
-                );
-            }
-        }
-    } else {
-        for (out, result) in out.iter_mut().zip(results) {
-            store(out, result);
-        }
+    for (out, result) in out.iter_mut().zip(results) {
+        lanes::put::<STREAM>(out, result);
     }
 }
 
