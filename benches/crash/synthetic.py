@@ -24,6 +24,7 @@ def layer_tensors(layer, hidden, inner):
     yield at + "mlp.up_proj.weight", [inner, hidden]
     yield at + "mlp.down_proj.weight", [hidden, inner]
     yield at + "input_layernorm.weight", [hidden]
+    yield at + "post_attention_layernorm.weight", [hidden]
 
 
 def size(shape):
@@ -61,6 +62,8 @@ def write(directory, total_bytes, shard_bytes, hidden, inner, vocabulary=8192):
         tensors += new
         done += sum(size(shape) for _, shape in new)
         layer += 1
+    tensors.append(("model.norm.weight", [hidden]))
+    done += size([hidden])
     shards, held = [[]], 0
     for tensor in tensors:
         if held and held + size(tensor[1]) > shard_bytes:
@@ -77,10 +80,17 @@ def write(directory, total_bytes, shard_bytes, hidden, inner, vocabulary=8192):
     index = {"metadata": {"total_size": done}, "weight_map": weight_map}
     with open(os.path.join(directory, "model.safetensors.index.json"), "w") as out:
         json.dump(index, out, indent=2)
-    config = {"architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": inner,
-              "model_type": "llama", "num_hidden_layers": layer, "torch_dtype": "bfloat16"}
+    config = {"architectures": ["LlamaForCausalLM"], "head_dim": 128, "hidden_size": hidden,
+              "intermediate_size": inner, "max_position_embeddings": 4096, "model_type": "llama",
+              "num_attention_heads": hidden // 128, "num_hidden_layers": layer,
+              "num_key_value_heads": hidden // 4 // 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+              "tie_word_embeddings": True, "torch_dtype": "bfloat16", "vocab_size": vocabulary}
     with open(os.path.join(directory, "config.json"), "w") as out:
         json.dump(config, out, indent=2)
     with open(os.path.join(directory, "tokenizer.json"), "w") as out:
-        out.write("{}")
+        # Just enough of one for GGUF, which wants every token.
+        vocab = {"t%d" % i: i for i in range(vocabulary)}
+        split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        json.dump({"added_tokens": [], "pre_tokenizer": split, "decoder": {"type": "ByteLevel"},
+                   "model": {"type": "BPE", "vocab": vocab, "merges": ["t 0"]}}, out)
     return done

@@ -4,12 +4,15 @@
     cargo build --release -p safequant-cli
     benches/jobs/whole_jobs.py target/release/safequant --rounds 5
     benches/jobs/whole_jobs.py target/release/safequant --rounds 3 --cold
+    benches/jobs/whole_jobs.py target/release/safequant --peers env/bin/python --llama-quantize llama-quantize
 
 Every round runs, job by job, first the yardstick and then the job: `cp` and `sync` of the source's files for quantizing, of the
 result's for dequantizing. Medians over the rounds; ratios are medians of the rounds' ratios. `sync` is that of the files alone
 (fsync), which is what the job does too. CPU is user and system time of the processes; what kernel threads do is in neither.
 Anonymous memory is RssAnon, polled every 5 ms. With `--cold` the files that are read are dropped from the page cache before each
-measurement, and `cp` is timed without `sync` beside that with it. Standard library only, Linux.
+measurement, and `cp` is timed without `sync` beside that with it. With `--peers` or `--llama-quantize` the jobs of other programs
+(peer_jobs.py; the interpreter given has llm-compressor and mlx_lm) run beside ours of the same kind instead. Standard library
+only, Linux.
 """
 
 import argparse
@@ -32,6 +35,17 @@ JOBS = [
     ("quantize W4A16", ["quantize", "--scheme", "W4A16"], "source"),
     ("dequantize FP8_BLOCK", ["dequantize"], "quantize FP8_BLOCK"),
     ("dequantize W4A16", ["dequantize"], "quantize W4A16"),
+]
+
+# Whose, our arguments, and theirs.
+PEERS = [
+    ("llm-compressor model_free_ptq", ["--scheme", "FP8_DYNAMIC"], ["model_free_ptq", "FP8_DYNAMIC"]),
+    ("llm-compressor model_free_ptq", ["--scheme", "FP8_BLOCK"], ["model_free_ptq", "FP8_BLOCK"]),
+    ("llm-compressor model_free_ptq", ["--scheme", "W4A16"], ["model_free_ptq", "W4A16"]),
+    ("mlx_lm", ["--scheme", "W4A16_ASYM", "--convention", "mlx", "--group-size", "64"], ["mlx", "4", "64"]),
+    ("llama-quantize", ["--scheme", "Q4_0"], "Q4_0"),
+    ("llama-quantize", ["--scheme", "Q8_0"], "Q8_0"),
+    ("llama-quantize", ["--scheme", "Q4_K"], "Q4_K"),
 ]
 
 
@@ -78,6 +92,9 @@ def files(folder):
 def clear(folder):
     """Removes an output, and lets the disk come to rest."""
     shutil.rmtree(folder, ignore_errors=True)
+    for path in (folder, folder + ".gguf"):
+        if os.path.isfile(path):
+            os.remove(path)
     os.sync()
 
 
@@ -174,6 +191,51 @@ class Bench:
             clear(yardstick)
         return rounds, sizes
 
+    def peer(self, arguments, theirs):
+        """Rounds of cp and sync of the source, our job, theirs, and whether theirs could run."""
+        result, copy = self.path("result"), self.path("copy")
+        source = self.source
+        if isinstance(theirs, str):
+            # It reads GGUF, so ours does as well: the file is made by us, in BF16.
+            source = self.path("source.gguf")
+            if not os.path.exists(source):
+                command = [self.binary, "convert", self.source, "-o", source, "--to", "gguf", "--quiet"]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            peer = [self.options.llama_quantize, source, result + ".gguf", theirs, "2"]
+        else:
+            script = os.path.join(HERE, "peer_jobs.py")
+            peer = [self.options.peers, script, theirs[0], source, result, *theirs[1:]]
+        rounds = {"cp and sync": [], "job": [], "peer": []}
+        for _ in range(self.options.rounds):
+            copy_command, sync_command = copies(self.source, copy)
+            self.prepare(self.source)
+            rounds["cp and sync"].append(measure(copy_command, sync_command))
+            clear(copy)
+            self.prepare(self.source)
+            ours = self.command(["quantize", *arguments], source, result)
+            rounds["job"].append(measure(ours))
+            clear(result)
+            rounds["peer"].append(measure(peer))
+            clear(result)
+        return rounds
+
+
+def peers_table(bench):
+    print("| job | cp and sync, s | ours, s | theirs, s | times | CPU of ours, s | CPU of theirs, s | times | anonymous, ours, MB | theirs, MB |")
+    print("| --- |" + " ---: |" * 9)
+    for name, ours, theirs in PEERS:
+        has_it = bench.options.llama_quantize if isinstance(theirs, str) else bench.options.peers
+        if not has_it:
+            print("| %s: not run, no program given |" % name + " |" * 9)
+            continue
+        rounds = bench.peer(ours, theirs)
+        both, job, peer = rounds["cp and sync"], rounds["job"], rounds["peer"]
+        cells = ["%s, %s" % (name, ours[1]),
+                 "%.2f" % middle(both, "wall"), "%.2f" % middle(job, "wall"), "%.2f" % middle(peer, "wall"), "%.1f" % ratio(peer, job, "wall"),
+                 "%.2f" % middle(job, "cpu"), "%.2f" % middle(peer, "cpu"), "%.1f" % ratio(peer, job, "cpu"),
+                 "%.0f" % max(run.anonymous for run in job), "%.0f" % max(run.anonymous for run in peer)]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
 
 def table(bench):
     cold = bench.options.cold
@@ -204,10 +266,16 @@ def main():
     parser.add_argument("--memory", help="as the program's (default: its own)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--source", help="a checkpoint to use, or a folder to create and keep")
+    parser.add_argument("--peers", help="an interpreter that has llm-compressor and mlx_lm: their jobs beside ours")
+    parser.add_argument("--llama-quantize", help="llama.cpp's program: its jobs beside ours")
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        table(Bench(options, folder))
+        bench = Bench(options, folder)
+        if options.peers or options.llama_quantize:
+            peers_table(bench)
+        else:
+            table(bench)
 
 
 if __name__ == "__main__":

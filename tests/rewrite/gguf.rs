@@ -233,6 +233,23 @@ fn quantizing_and_respelling_may_come_in_any_order() {
 }
 
 #[test]
+fn only_quantized_weights_lose_more_when_quantized_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    llama(&at("llama"));
+    run(&at("llama"), &to("gguf"), &at("dense.gguf"), &roomy()).unwrap();
+    let verb = tiny::quantize("Q8_0", "gguf");
+    run(&at("dense.gguf"), &verb, &at("q8_0.gguf"), &roomy()).unwrap();
+    for (source, is_warned) in [("dense.gguf", false), ("q8_0.gguf", true)] {
+        let to = tiny::quantize("Q4_0", "gguf");
+        let checkpoint = open(&at(source));
+        let plan = rewrite::plan(&checkpoint, &to, &at("q4_0.gguf"), &roomy()).unwrap();
+        let warns = plan.notes.iter().any(|note| note.contains("loses more"));
+        assert_eq!(warns, is_warned, "{source}: {:?}", plan.notes);
+    }
+}
+
+#[test]
 fn memory_threads_and_parts_change_no_tensor() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

@@ -8,8 +8,8 @@ use safequant_schemes::{
 };
 
 use super::{
-    DenseSource, Key, Ordered, QuantizeWork, Step, Steps, Work, drop_orphans, layout_of, left,
-    share_statistics, stored,
+    DenseSource, Key, Ordered, QuantizeWork, Step, Steps, Work, drop_orphans, is_dense, layout_of,
+    left, share_statistics, stored,
 };
 use crate::select::{Choice, Kind, Selection, fused_groups, is_unoriented_stack, kind};
 use crate::{Action, Error, QuantizeRecipe, recipe};
@@ -39,11 +39,8 @@ pub(crate) fn quantize(
         builder.add_quantized(tensor)?;
     }
     drop_orphans(checkpoint, model, &mut builder.ordered);
-    if let Some((convention, _)) = model
-        .conventions
-        .first()
-        .filter(|_| !model.quantized.is_empty())
-    {
+    let is_quantized = model.quantized.iter().any(|tensor| !is_dense(tensor));
+    if let Some((convention, _)) = model.conventions.first().filter(|_| is_quantized) {
         builder.notes.push(format!(
             "the source is quantized already ({convention}): its weights are decoded and quantized again, which loses more"
         ));
