@@ -1,0 +1,126 @@
+//! One pass over a checkpoint for all rules.
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use safequant_schemes::Error;
+
+use crate::measure::{self, Measured, WeightStatistics};
+use crate::{Check, Depth, Finding, Findings, Place, Rule, Subject};
+
+/// What to look at.
+pub struct Options {
+    /// How much is read. Rules that need more are skipped.
+    pub depth: Depth,
+    /// The rules to run.
+    pub rules: Vec<&'static Rule>,
+}
+
+/// What an audit found.
+pub struct Report {
+    /// By place, then rule.
+    pub findings: Vec<Finding>,
+    /// Rules that ran.
+    pub ran: Vec<&'static Rule>,
+    /// Rules that would have needed more than was read.
+    pub skipped: Vec<&'static Rule>,
+    /// Errors that no rule of those asked for claims: something is wrong all the same, and the report must say so.
+    pub unclaimed: Vec<Error>,
+    /// The numbers, for histograms and maps.
+    pub measured: Measured,
+}
+
+/// Audits a checkpoint. The report does not depend on the number of threads.
+pub fn audit(mut subject: Subject<'_>, options: &Options) -> Report {
+    let measured = measure(&mut subject, options.depth);
+    let (ran, skipped): (Vec<_>, Vec<_>) = options
+        .rules
+        .iter()
+        .copied()
+        .partition(|rule| rule.depth() <= options.depth);
+    let mut findings = Vec::new();
+    for rule in &ran {
+        run(
+            rule,
+            &subject,
+            &measured,
+            &mut Findings::new(rule, &mut findings),
+        );
+    }
+    findings.sort_by(|a: &Finding, b| (&a.place, a.rule).cmp(&(&b.place, b.rule)));
+    let is_claimed = |error: &Error| ran.iter().any(|rule| claims(rule, error));
+    let unclaimed = subject.problems.into_iter();
+    Report {
+        findings,
+        unclaimed: unclaimed.filter(|error| !is_claimed(error)).collect(),
+        ran,
+        skipped,
+        measured,
+    }
+}
+
+/// Reads what `depth` asks of every weight; what cannot be read becomes a problem.
+fn measure(subject: &mut Subject<'_>, depth: Depth) -> Measured {
+    if depth == Depth::Headers {
+        return Measured::new();
+    }
+    let weights: Vec<(_, Result<WeightStatistics, Error>)> = subject
+        .model
+        .quantized
+        .par_iter()
+        .map(|tensor| {
+            let statistics = measure::weight(tensor, subject.checkpoint, depth);
+            (tensor.module.clone(), statistics)
+        })
+        .collect();
+    let mut measured = Measured::new();
+    for (module, statistics) in weights {
+        match statistics {
+            Ok(statistics) => drop(measured.insert(module, statistics)),
+            Err(error) => subject.problems.push(error),
+        }
+    }
+    measured
+}
+
+fn claims(rule: &Rule, error: &Error) -> bool {
+    match rule.check {
+        Check::Problems(codes) => codes.contains(&error.code()),
+        Check::Headers(_)
+        | Check::Module(_)
+        | Check::Scales(_)
+        | Check::Codes(_)
+        | Check::AllScales(_) => false,
+    }
+}
+
+fn run(rule: &Rule, subject: &Subject<'_>, measured: &Measured, findings: &mut Findings<'_>) {
+    let weights = || {
+        let all = subject.model.quantized.iter();
+        all.filter_map(|tensor| Some((tensor, measured.get(&tensor.module)?)))
+    };
+    match rule.check {
+        Check::Problems(_) => {
+            for error in subject.problems.iter().filter(|error| claims(rule, error)) {
+                findings.add(Place::default(), error.to_string());
+            }
+        }
+        Check::Headers(check) => check(subject, findings),
+        Check::Module(check) => {
+            for tensor in &subject.model.quantized {
+                check(subject, tensor, findings);
+            }
+        }
+        Check::Scales(check) => {
+            for (tensor, statistics) in weights() {
+                check(tensor, &statistics.scales, findings);
+            }
+        }
+        Check::Codes(check) => {
+            for (tensor, statistics) in weights() {
+                if let Some(codes) = &statistics.codes {
+                    check(tensor, codes, findings);
+                }
+            }
+        }
+        Check::AllScales(check) => check(subject, measured, findings),
+    }
+}
