@@ -1,4 +1,4 @@
-//! How rows are cut for [`super::rows`]: segments, tiles of gathered rows, and how groups lie in blocks.
+//! How rows are cut for [`super::rows`]: segments, and how groups lie in blocks.
 
 use std::ops::Range;
 
@@ -14,10 +14,13 @@ pub(super) const SEGMENT: usize = 2048;
 /// Codes that are unpacked at once: few, so that unpacking and the stores of results overlap.
 const UNPACKED: usize = 512;
 
+/// Of rows that are made of columns, two codes to a byte.
+const NIBBLES: Packing = Packing::LsbFirst { bits: 4 };
+
 /// How a row is cut.
 #[derive(Clone, Copy)]
 pub(super) struct Plan {
-    /// Of the rows that segments are taken from: stored or gathered.
+    /// Of the rows that segments are taken from: stored, or made of what is ([`super::transposed`]).
     pub(super) packing: Packing,
     /// Whether sixteen results are all there are for a group.
     pub(super) is_sixteen: bool,
@@ -25,8 +28,6 @@ pub(super) struct Plan {
     pub(super) is_e2m1: bool,
     /// Columns of a group; no more than a row has.
     pub(super) group: usize,
-    /// Rows that are decoded together.
-    pub(super) tile: usize,
     /// Columns of a segment.
     pub(super) segment: usize,
     /// How groups lie in blocks of 64 codes.
@@ -64,13 +65,16 @@ impl Plan {
             return None;
         }
         let stored = rows.codes.layout.packing();
+        let group = rows.grid.columns.min(rows.n_columns);
+        let is_whole = group == rows.n_columns;
         let (packing, unit) = match rows.codes.layout {
             CodeLayout::Rows(_) => (stored, stored.codes_per_unit().0),
             CodeLayout::WordsOfRows(_) => (stored, stored.codes_per_word_unit(4).0),
-            CodeLayout::Columns(_) => (Packing::Bytes, 1),
+            CodeLayout::Columns(_) => match nibbles(stored) {
+                Some(_) if is_whole || group.is_multiple_of(2) => (NIBBLES, 2),
+                Some(_) | None => (Packing::Bytes, 1),
+            },
         };
-        let group = rows.grid.columns.min(rows.n_columns);
-        let is_whole = group == rows.n_columns;
         if !is_whole && !group.is_multiple_of(unit) || !SEGMENT.is_multiple_of(unit) {
             return None;
         }
@@ -92,19 +96,10 @@ impl Plan {
             Some(_) => is_sixteen && sharing != Sharing::Other,
             None => matches!(packing, Packing::Bytes | Packing::LsbFirst { bits: 8 }),
         };
-        // Of a stored line, a tile takes one or two lines of the cache; what is gathered for it is a part of L2.
-        let (tile, most) = match rows.codes.layout {
-            CodeLayout::Rows(_) => match way {
-                Way::Direct if needs_no_memory => (1, usize::MAX),
-                Way::Direct => (1, UNPACKED),
-                Way::Buffered => (1, SEGMENT),
-            },
-            CodeLayout::WordsOfRows(_) => (32, SEGMENT),
-            CodeLayout::Columns(_) => (128, SEGMENT / 4),
-        };
-        let segment = match most / group {
-            0 | 1 => most,
-            groups => groups * group,
+        let most = match way {
+            Way::Direct if needs_no_memory => usize::MAX,
+            Way::Direct => UNPACKED,
+            Way::Buffered => SEGMENT,
         };
         Some(Self {
             packing,
@@ -112,11 +107,18 @@ impl Plan {
             is_e2m1: matches!(rows.value, CodeMeaning::Minifloat(Minifloat::E2M1))
                 && is_plain(rows),
             group,
-            tile,
-            segment,
+            segment: whole_groups(most, group),
             sharing,
             way,
         })
+    }
+}
+
+/// `most` columns at most: whole groups, or a part of one.
+fn whole_groups(most: usize, group: usize) -> usize {
+    match most / group {
+        0 => most,
+        groups => groups * group,
     }
 }
 
@@ -133,6 +135,12 @@ fn zeros_are_small(rows: &CodedRows<'_>) -> bool {
 }
 
 impl Plan {
+    /// The same with other segments, of `most` columns at most.
+    pub(super) fn cut(self, most: usize) -> Self {
+        let segment = whole_groups(most, self.group);
+        Self { segment, ..self }
+    }
+
     /// The segment that starts at column `start`, and the entry of its first group in a line of the grid.
     pub(super) fn segment(&self, start: usize, n_columns: usize) -> (Range<usize>, usize) {
         let entry = start / self.group;

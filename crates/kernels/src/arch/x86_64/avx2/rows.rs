@@ -1,4 +1,5 @@
-//! Stored codes to rows of floats in one go: see [`crate::rows`].
+//! Stored codes to rows of floats in one go: see [`crate::rows`]. Layouts that store the transpose become packed rows first,
+//! a tile at a time, and then take the same ways: [`super::transposed`].
 //!
 //! What does not stay in registers is cut into *segments* of at most [`SEGMENT`] codes, so that it stays in L1: codes that
 //! had to be unpacked first, and results on their way past the caches to where no vector lies on its boundary. A segment
@@ -10,7 +11,6 @@
 //! | codes | formula | way |
 //! |---|---|---|
 //! | two to a byte | any | [`super::sixteen`], from the stored bytes to the output in registers |
-//! | two to a byte, transposed | any | [`super::transposed`], the same |
 //! | at most 4 bits | any | unpacked in L1, then the same |
 //! | FP8 to BF16 | product, scale in the normal range | [`super::minifloat::ScaledFp8`] |
 //! | FP8 | any | widened by F16C, formula in F32, rounded |
@@ -31,14 +31,9 @@ use super::minifloat::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Met, ScaledFp8, from_ta
 use super::plan::{Plan, SEGMENT, Sharing, Way};
 use super::sixteen::{AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, look_up, nibbles};
 use super::tables::{Tables, is_plain};
-use super::{gather, stream, transposed, unpack};
-use crate::rows::{
-    CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, ScaleGrid, StoredCodes, Stores,
-};
+use super::{stream, transposed, unpack};
+use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, StoredCodes, Stores};
 use crate::{Float, Minifloat, Packing, portable};
-
-/// Bytes from one gathered row to the next: not a power of two, or all rows would fall into the same sets of the cache.
-const GATHERED: usize = SEGMENT + 64;
 
 /// Results on their way past the caches, in whole lines.
 #[repr(align(64))]
@@ -95,128 +90,81 @@ pub(super) fn bytes_of(values: &mut [f32]) -> &mut [u8] {
 
 #[target_feature(enable = "avx2,f16c")]
 fn decode<const FLOAT: usize>(rows: &CodedRows<'_>, plan: Plan, out: &mut [u8], stores: Stores) {
-    let n_done = transposed::decode::<FLOAT>(rows, &plan, out, stores);
-    if n_done < rows.n_rows {
-        let line_len = rows.n_columns * size_of_result::<FLOAT>();
-        let rows = without_first(rows, n_done);
-        decode_tiles::<FLOAT>(&rows, plan, &mut out[n_done * line_len..], stores);
+    match rows.codes.layout {
+        CodeLayout::Rows(_) => decode_lines::<FLOAT>(rows, plan, out, stores),
+        CodeLayout::WordsOfRows(_) | CodeLayout::Columns(_) => {
+            transposed::decode::<FLOAT>(rows, plan, out, stores);
+        }
     }
     if stores == Stores::Streaming {
         stream::fence();
     }
 }
 
-/// All rows but the first ones.
-fn without_first<'a>(rows: &CodedRows<'a>, n: usize) -> CodedRows<'a> {
-    let StoredCodes {
-        bytes,
-        stride,
-        layout,
-    } = rows.codes;
-    let before = match layout {
-        CodeLayout::Rows(_) => n * stride,
-        CodeLayout::WordsOfRows(_) => 4 * n,
-        CodeLayout::Columns(packing) => byte_of(packing, n),
-    };
-    CodedRows {
-        n_rows: rows.n_rows - n,
-        codes: StoredCodes {
-            bytes: &bytes[before..],
-            ..rows.codes
-        },
-        grid: ScaleGrid {
-            rows_before: rows.grid.rows_before.saturating_add(n),
-            ..rows.grid
-        },
-        ..*rows
-    }
-}
-
+/// Lines that are rows.
 #[target_feature(enable = "avx2,f16c")]
-fn decode_tiles<const FLOAT: usize>(
+fn decode_lines<const FLOAT: usize>(
     rows: &CodedRows<'_>,
     plan: Plan,
     out: &mut [u8],
     stores: Stores,
 ) {
     let mut scratch = Scratch::new(rows, &plan);
-    let tile = plan.tile;
-    let mut gathered = vec![0; if tile == 1 { 0 } else { tile * GATHERED }];
-    let size = size_of_result::<FLOAT>();
-    let line_len = rows.n_columns * size;
-    for (at, lines) in out.chunks_mut(tile * line_len).enumerate() {
-        let first_row = at * tile;
-        let n_rows = lines.len() / line_len;
-        if tile == 1 {
-            let line = rows.grid.line(first_row);
-            scratch.work.shared.turn_to::<FLOAT>(rows, line);
-        }
-        let mut start = 0;
-        while start < rows.n_columns {
-            let (columns, entry) = plan.segment(start, rows.n_columns);
-            start = columns.end;
-            let (codes, stride) =
-                pieces(rows, first_row..first_row + n_rows, &columns, &mut gathered);
-            for (row, line) in lines.chunks_exact_mut(line_len).enumerate() {
-                let first = rows.grid.line(first_row + row) * rows.grid.width(rows.n_columns);
-                let segment = Segment {
-                    rows,
-                    plan,
-                    codes: &codes[row * stride..],
-                    entry: first + entry,
-                };
-                let out = &mut line[columns.start * size..columns.end * size];
-                segment.write::<FLOAT>(&mut scratch, stores, out);
-            }
-        }
+    let line_len = rows.n_columns * size_of_result::<FLOAT>();
+    let StoredCodes { bytes, stride, .. } = rows.codes;
+    for (row, out) in out.chunks_exact_mut(line_len).enumerate() {
+        let line = rows.grid.line(row);
+        scratch.work.shared.turn_to::<FLOAT>(rows, line);
+        let codes = &bytes[row * stride..];
+        let columns = 0..rows.n_columns;
+        let part = PartOfRow {
+            row,
+            columns,
+            codes,
+        };
+        part.decode::<FLOAT>((rows, &plan), &mut scratch, stores, out);
     }
 }
 
-/// The codes of columns `columns` of rows `tile`, packed as the plan says, and the bytes from one row to the next: where
-/// they are stored, or gathered.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn pieces<'a>(
-    rows: &CodedRows<'a>,
-    tile: Range<usize>,
-    columns: &Range<usize>,
-    gathered: &'a mut [u8],
-) -> (&'a [u8], usize) {
-    let StoredCodes {
-        bytes,
-        stride,
-        layout,
-    } = rows.codes;
-    match layout {
-        CodeLayout::Rows(packing) => (
-            &bytes[tile.start * stride + byte_of(packing, columns.start)..],
-            stride,
-        ),
-        CodeLayout::WordsOfRows(packing) => {
-            let line = byte_of(packing, columns.start) / 4;
-            let n_words = packing.packed_len_bytes(columns.len(), 4) / 4;
-            let lines = &bytes[line * stride + 4 * tile.start..];
-            gather::words(lines, stride, (tile.len(), n_words), gathered, GATHERED);
-            (gathered, GATHERED)
-        }
-        CodeLayout::Columns(packing) => {
-            let lines = &bytes[columns.start * stride + byte_of(packing, tile.start)..];
-            let row_len = GATHERED / 4 + 16;
-            gather::codes(
-                packing,
-                lines,
-                stride,
-                (tile.len(), columns.len()),
-                gathered,
-                row_len,
-            );
-            (gathered, row_len)
+/// Columns of a row that begin where a segment does.
+pub(super) struct PartOfRow<'a> {
+    pub(super) row: usize,
+    pub(super) columns: Range<usize>,
+    /// From the first of the columns on, packed as the plan says.
+    pub(super) codes: &'a [u8],
+}
+
+impl PartOfRow<'_> {
+    /// Decodes it to `out`, one segment after the other.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    pub(super) fn decode<const FLOAT: usize>(
+        &self,
+        (rows, plan): (&CodedRows<'_>, &Plan),
+        scratch: &mut Scratch<'_>,
+        stores: Stores,
+        out: &mut [u8],
+    ) {
+        let size = size_of_result::<FLOAT>();
+        let first = rows.grid.line(self.row) * rows.grid.width(rows.n_columns);
+        let mut start = self.columns.start;
+        while start < self.columns.end {
+            let (columns, entry) = plan.segment(start, self.columns.end);
+            start = columns.end;
+            let [from, to] = [columns.start, columns.end].map(|at| at - self.columns.start);
+            let segment = Segment {
+                rows,
+                plan,
+                codes: &self.codes[byte_of(plan.packing, from)..],
+                entry: first + entry,
+            };
+            segment.write::<FLOAT>(scratch, stores, &mut out[from * size..to * size]);
         }
     }
 }
 
 /// Where a code begins that stands first in a unit.
-fn byte_of(packing: Packing, code: usize) -> usize {
+pub(super) fn byte_of(packing: Packing, code: usize) -> usize {
     let (unit_codes, unit_bytes) = packing.codes_per_unit();
     code / unit_codes * unit_bytes
 }
@@ -224,7 +172,7 @@ fn byte_of(packing: Packing, code: usize) -> usize {
 /// Codes of one row: whole groups, or a part of one.
 struct Segment<'a> {
     rows: &'a CodedRows<'a>,
-    plan: Plan,
+    plan: &'a Plan,
     /// From the first code of the segment on.
     codes: &'a [u8],
     /// Of the first group.
@@ -232,7 +180,7 @@ struct Segment<'a> {
 }
 
 /// Memory for one segment at a time; of what the plan does not use, there is none.
-struct Scratch<'a> {
+pub(super) struct Scratch<'a> {
     out: Option<Box<Aligned>>,
     work: Work<'a>,
 }
@@ -246,7 +194,7 @@ struct Work<'a> {
 
 impl<'a> Scratch<'a> {
     #[target_feature(enable = "avx2")]
-    fn new(rows: &'a CodedRows<'a>, plan: &Plan) -> Self {
+    pub(super) fn new(rows: &'a CodedRows<'a>, plan: &Plan) -> Self {
         Self {
             out: None,
             work: Work {
