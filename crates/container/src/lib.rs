@@ -21,6 +21,7 @@ mod manifest;
 #[cfg(feature = "mmap")]
 mod mmap;
 mod name;
+mod order;
 mod paths;
 mod quick;
 mod shape;

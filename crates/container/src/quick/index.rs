@@ -119,6 +119,7 @@ fn take_weight_map(
         return Ok(None);
     };
     loop {
+        window.with(|cursor| map.take_alike(cursor));
         if window.step(|cursor| map.take(cursor))?.is_none() {
             return Ok(None);
         }
@@ -134,25 +135,75 @@ struct WeightMap {
     names: Names,
     entries: Vec<(Name, Name)>,
     ascends: bool,
+    /// The text from behind the last tensor's name to the next member: the shard, and how lines are ended. Empty if unknown.
+    tail: Vec<u8>,
 }
+
+/// Longest such text that is worth remembering.
+const MAX_TAIL_BYTES: usize = 256;
 
 impl WeightMap {
     /// Room for what is usual (45 bytes of name in a line of 90); `None` if there is no memory.
     fn new(len_bytes: u64) -> Option<Self> {
         let len = usize::try_from(len_bytes).ok()?;
         let mut entries = Vec::new();
-        entries.try_reserve_exact(len / 128).ok()?;
+        entries.try_reserve_exact(len / 88).ok()?;
         Some(Self {
             names: Names::with_capacity(len / 2).ok()?,
             entries,
             ascends: true,
+            tail: Vec::new(),
         })
+    }
+
+    /// Takes members that differ from the last one in the tensor's name only, each with the comma behind it, for as long as
+    /// they come.
+    fn take_alike(&mut self, cursor: &mut Cursor<'_>) {
+        while let Some(at) = self.take_one_alike(cursor) {
+            cursor.at = at;
+        }
+    }
+
+    #[inline]
+    fn take_one_alike(&mut self, cursor: &Cursor<'_>) -> Option<usize> {
+        let rest = cursor.bytes.get(cursor.at..)?.strip_prefix(b"\"")?;
+        let (last, shard) = self.entries.last()?;
+        let tensor = self.names.push_plain(rest)?;
+        let rest = rest[tensor.len_bytes()..].strip_prefix(self.tail.as_slice());
+        match rest {
+            Some(rest) if !self.tail.is_empty() && self.entries.len() < self.entries.capacity() => {
+                self.ascends &= self.names.bytes(last) < self.names.bytes(&tensor);
+                let shard = shard.clone();
+                self.entries.push((tensor, shard));
+                Some(cursor.bytes.len() - rest.len())
+            }
+            Some(_) | None => {
+                self.names.pop(&tensor);
+                None
+            }
+        }
+    }
+
+    /// Remembers what follows the name of a tensor that ends at `from`, if another member follows.
+    fn remember(&mut self, cursor: &Cursor<'_>, from: usize) {
+        let mut ahead = Cursor {
+            bytes: cursor.bytes,
+            at: cursor.at,
+        };
+        self.tail.clear();
+        if ahead.take(b',').is_some() && ahead.peek() == Some(b'"') {
+            let tail = &cursor.bytes[from..ahead.at];
+            if tail.len() <= MAX_TAIL_BYTES {
+                self.tail.extend_from_slice(tail);
+            }
+        }
     }
 
     /// One member; nothing has changed if it is `None`.
     #[inline]
     fn take(&mut self, cursor: &mut Cursor<'_>) -> Option<()> {
         let tensor = cursor.string()?;
+        let tensor_end = cursor.at - 1;
         cursor.take(b':')?;
         let shard = cursor.string()?;
         reserve_one(&mut self.entries).ok()?;
@@ -169,6 +220,7 @@ impl WeightMap {
         };
         let tensor = self.names.push(tensor).ok()?;
         self.entries.push((tensor, shard));
+        self.remember(cursor, tensor_end);
         Some(())
     }
 
