@@ -4,6 +4,7 @@
 //! quantization. Whatever it hands out has been validated against the real size of the file.
 #![deny(unsafe_code)]
 
+mod buffer;
 mod checkpoint;
 mod disk;
 mod dtype;
@@ -30,6 +31,7 @@ mod source;
 mod tensor;
 mod writer;
 
+pub use buffer::AlignedBuffer;
 pub use checkpoint::{Checkpoint, CheckpointKind, Shard, Sidecar};
 pub use disk::{Disk, DiskFile, Entry, OsDisk};
 pub use dtype::Dtype;
