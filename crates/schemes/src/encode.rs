@@ -6,7 +6,7 @@ mod sparse;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use safequant_kernels::{Backend, E8M0Rule, NanRule, OverflowRule};
+use safequant_kernels::{Backend, BlockFormat, CodeForm, E8M0Rule, NanRule, OverflowRule, Packing};
 
 pub(crate) use self::constants::floats_region;
 pub use self::constants::{
@@ -19,8 +19,8 @@ use crate::storage::{
     Sparse, Stored, WordShift, blocks, grid_of, scale_rows, segments, super_rows, to_u64,
 };
 use crate::{
-    Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role, ScaleCoding,
-    Storage, SuperScale, ZeroCoding, ZeroPoint,
+    Axes, Axis, Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role,
+    ScaleCoding, Storage, SuperScale, ZeroCoding, ZeroPoint,
 };
 
 /// Bytes for a rectangle of one stored part.
@@ -165,12 +165,97 @@ pub fn encode(
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<EncodedRegion>, Error> {
+    regions(tensor, tile, backend, |_| true)
+}
+
+/// As [`encode`], for all parts but the codes: a quantizer has written those itself, in the form that [`code_form`] says.
+///
+/// # Errors
+/// As [`encode`].
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_beside(
+    tensor: &QuantizedTensor,
+    tile: &CodeTile,
+    backend: &'static Backend,
+) -> Result<Vec<EncodedRegion>, Error> {
+    regions(tensor, tile, backend, |part| part.role != Role::Codes)
+}
+
+/// The part that holds nothing but the codes, row after row without a gap, and their form there; `None` where codes lie
+/// otherwise.
+pub fn code_form(tensor: &QuantizedTensor) -> Option<(usize, CodeForm)> {
+    let found = tensor.parts.iter().enumerate();
+    let (i, part) = found
+        .into_iter()
+        .find(|(_, part)| part.role == Role::Codes)?;
+    let packing = match part.storage {
+        Storage::Elements { axes: Axes::OutIn } if part.dtype.bits() == 8 => Packing::Bytes,
+        Storage::Packed {
+            axes: Axes::OutIn,
+            along: Axis::In,
+            packing,
+        }
+        | Storage::Flat { packing } => packing,
+        Storage::Elements { .. }
+        | Storage::SharedElements { .. }
+        | Storage::Common
+        | Storage::Packed { .. }
+        | Storage::PackedConstant { .. }
+        | Storage::Vector
+        | Storage::Sparse { .. }
+        | Storage::Tiled { .. }
+        | Storage::LowHigh { .. }
+        | Storage::Blocks { .. }
+        | Storage::Planes { .. } => return None,
+    };
+    let flip = match tensor.scheme.code {
+        Code::Integer {
+            bits,
+            encoding: IntegerEncoding::TwosComplement,
+        } if bits == 8 || holds_bare_fields(part, bits) => 1 << (bits - 1),
+        Code::Integer {
+            encoding: IntegerEncoding::TwosComplement,
+            ..
+        }
+        | Code::Dense(_) => return None,
+        Code::Integer {
+            encoding: IntegerEncoding::Unsigned,
+            ..
+        }
+        | Code::Minifloat(_)
+        | Code::Codebook(_)
+        | Code::StoredCodebook => 0,
+    };
+    let word = usize::try_from(part.dtype.bits() / 8).ok()?.max(1);
+    let (unit, _) = packing.codes_per_word_unit(word);
+    let is_whole = tensor.in_features().is_multiple_of(to_u64(unit));
+    let is_plain = is_streamed(part, tensor) && part.extent.is_none();
+    (is_whole && is_plain).then_some((i, CodeForm { packing, flip }))
+}
+
+/// The part that is blocks of ggml, and their type: rows lie one after the other.
+pub fn block_format(tensor: &QuantizedTensor) -> Option<(usize, BlockFormat)> {
+    let found = tensor
+        .parts
+        .iter()
+        .position(|part| part.role == Role::Codes)?;
+    Some((found, blocks::of(tensor)?))
+}
+
+fn regions(
+    tensor: &QuantizedTensor,
+    tile: &CodeTile,
+    backend: &'static Backend,
+    is_wanted: impl Fn(&Part) -> bool,
+) -> Result<Vec<EncodedRegion>, Error> {
     let mut regions = Vec::new();
     let streamed: Vec<(usize, &Part, Stored)> = tensor
         .parts
         .iter()
         .enumerate()
-        .filter(|(_, part)| is_streamed(part, tensor))
+        .filter(|(_, part)| is_streamed(part, tensor) && is_wanted(part))
         .map(|(i, part)| Ok((i, part, Stored::new(tensor, part)?)))
         .collect::<Result<_, Error>>()?;
     let scheme = &tensor.scheme;

@@ -5,7 +5,7 @@ use safequant_schemes::Code;
 
 use super::choice::{Choice, CodeRule};
 use super::numbers::{float_scale, stored};
-use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+use super::{Found, Group, IntegerRange, Reference, Sight, Symmetry, Wanted, found, unsupported};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let scheme = wanted.scheme;
@@ -38,6 +38,10 @@ struct FourBits {
 }
 
 impl Reference for FourBits {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let amax = group.amax();
         let scale = stored(self.scale, amax)?;
@@ -63,6 +67,10 @@ struct Int8 {
 }
 
 impl Reference for Int8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let exact = Float::F16.nearest(group.amax());
         if !exact.is_finite() {

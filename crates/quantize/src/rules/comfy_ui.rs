@@ -6,7 +6,7 @@ use safequant_schemes::Code;
 use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, float_scale, smallest_normal, smallest_positive, stored};
-use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+use super::{Found, Group, IntegerRange, Reference, Sight, Symmetry, Wanted, found, unsupported};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let Wanted { scheme, source, .. } = wanted;
@@ -53,6 +53,10 @@ struct Float8 {
 }
 
 impl Reference for Float8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let t = self.source;
         let exact = t.nearest(group.amax() / self.format.max_finite());
@@ -82,6 +86,10 @@ struct Int8 {
 }
 
 impl Reference for Int8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let exact = (group.amax() / 127.0).max(1e-30);
         let scale = stored(self.scale, exact)?;
@@ -103,6 +111,10 @@ struct Int4 {
 }
 
 impl Reference for Int4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let exact = self.source.nearest(group.amax() / 7.0);
         let exact = if exact == 0.0 {
@@ -137,6 +149,10 @@ struct Nvfp4 {
 }
 
 impl Reference for Nvfp4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn super_scale(&self, extremes: Group) -> Result<f32, f32> {
         Ok(self.source.nearest(extremes.amax() / (6.0 * 448.0)))
     }
@@ -168,6 +184,10 @@ struct Mx {
 }
 
 impl Reference for Mx {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let largest = self.format.max_finite();
         if group.amax() == 0.0 {

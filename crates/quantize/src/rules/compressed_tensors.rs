@@ -6,7 +6,7 @@ use safequant_schemes::Code;
 use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, eps, exact_f32, float_scale, nearest_i32, smallest_normal, stored};
-use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+use super::{Found, Group, IntegerRange, Reference, Sight, Symmetry, Wanted, found, unsupported};
 use crate::Division;
 
 /// Largest value of E2M1 times that of E4M3.
@@ -68,6 +68,13 @@ struct Integer {
 }
 
 impl Reference for Integer {
+    fn sight(&self) -> Sight {
+        match self.range.symmetry {
+            Symmetry::Symmetric => Sight::Magnitude,
+            Symmetry::Asymmetric => Sight::Ends,
+        }
+    }
+
     /// `calculate_qparams` runs in the weight's dtype wherever the division runs.
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let (low, high) = group.with_zero();
@@ -112,6 +119,10 @@ struct Float8 {
 }
 
 impl Reference for Float8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let scale = self.source.nearest(group.amax() / self.format.max_finite());
         let (scale, divisor) = stored_or_eps(self.scale, self.source, scale)?;
@@ -131,6 +142,10 @@ struct Nvfp4 {
 }
 
 impl Reference for Nvfp4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn super_scale(&self, extremes: Group) -> Result<f32, f32> {
         let t = self.source;
         let amax = extremes.amax().max(smallest_normal(t));
@@ -162,6 +177,10 @@ struct Mx {
 }
 
 impl Reference for Mx {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let rule = MxScaleRule::SevenFourths { amax: self.source };
         let (_, scale) = power(rule, self.bytes, self.format, group.amax())?;

@@ -21,9 +21,11 @@ mod quanto;
 mod torch_ao;
 
 use safequant_kernels::Float;
-use safequant_schemes::{Code, ColumnFactor, ScaleDirection, Scheme, SuperScale, ZeroPoint};
+use safequant_schemes::{
+    Code, CodeTile, ColumnFactor, ScaleDirection, Scheme, SuperScale, ZeroPoint,
+};
 
-pub(crate) use self::choice::Choice;
+pub(crate) use self::choice::{Choice, Rules};
 pub(crate) use self::ggml::Blocks;
 use crate::{Division, Error, ScaleRule, Target};
 
@@ -34,7 +36,7 @@ pub(crate) struct Group {
     pub(crate) low: f32,
     /// Largest value; of a whole matrix, 0 if that is larger.
     pub(crate) high: f32,
-    /// The value of largest magnitude; of several the first one where the rule needs it, else any.
+    /// The value of largest magnitude; of several the first one where [`Sight::Extreme`] says so, else any.
     pub(crate) extreme: f32,
     /// Whether it is shorter than the others.
     pub(crate) is_short: bool,
@@ -46,6 +48,17 @@ impl Group {
             low,
             high,
             extreme: if high >= -low { high } else { low },
+            is_short,
+        }
+    }
+
+    /// Of the value of largest magnitude, where nothing else is known.
+    pub(crate) fn of_extreme(extreme: f32, is_short: bool) -> Self {
+        let high = extreme.abs();
+        Group {
+            low: -high,
+            high,
+            extreme,
             is_short,
         }
     }
@@ -66,6 +79,67 @@ impl Group {
     }
 }
 
+/// What a rule looks at in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// The largest magnitude: [`Group::extreme`] has no sign, and the ends are those of a symmetric group.
+    Magnitude,
+    /// The value of largest magnitude, the first of several: the ends are those of a symmetric group.
+    Extreme,
+    /// Smallest and largest value.
+    Ends,
+}
+
+/// Consecutive groups, by what a rule looks at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Groups<'a> {
+    /// Magnitudes, or values of largest magnitude.
+    Extremes(&'a [f32]),
+    /// Smallest and largest values.
+    Ends(&'a [(f32, f32)]),
+}
+
+impl Groups<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Groups::Extremes(values) => values.len(),
+            Groups::Ends(ends) => ends.len(),
+        }
+    }
+
+    #[inline]
+    fn get(&self, i: usize, is_short: bool) -> Group {
+        match self {
+            Groups::Extremes(values) => Group::of_extreme(values[i], is_short),
+            Groups::Ends(ends) => Group::new(ends[i], is_short),
+        }
+    }
+}
+
+/// What has been chosen for consecutive groups.
+#[derive(Debug)]
+pub(crate) struct Chosen<'a> {
+    /// Gets scales, zero points and offsets.
+    pub(crate) tile: &'a mut CodeTile,
+    /// Which of them.
+    pub(crate) zero_point: ZeroPoint,
+    /// Gets rules.
+    pub(crate) rules: &'a mut Rules,
+}
+
+impl Chosen<'_> {
+    #[inline]
+    fn push(&mut self, choice: Choice) {
+        self.tile.scales.push(choice.scale);
+        match self.zero_point {
+            ZeroPoint::Stored(_) => self.tile.zeros.push(choice.zero),
+            ZeroPoint::Offset { .. } => self.tile.offsets.push(choice.offset),
+            ZeroPoint::Fixed(_) => {}
+        }
+        self.rules.push(choice.coder);
+    }
+}
+
 /// One tool's way of choosing.
 pub(crate) trait Reference: std::fmt::Debug {
     /// The scale of the scales of a matrix, from its extremes; only asked where the scheme has one.
@@ -76,9 +150,9 @@ pub(crate) trait Reference: std::fmt::Debug {
         Ok(1.0)
     }
 
-    /// Whether [`Group::extreme`] must be the first of several.
-    fn needs_first_extreme(&self) -> bool {
-        false
+    /// What it looks at.
+    fn sight(&self) -> Sight {
+        Sight::Ends
     }
 
     /// Chooses for a group; `above` is what [`Reference::super_scale`] gave, or 1.
@@ -86,6 +160,26 @@ pub(crate) trait Reference: std::fmt::Debug {
     /// # Errors
     /// The scale before it is stored, if its dtype cannot hold it.
     fn choose(&self, group: Group, above: f32) -> Result<Choice, f32>;
+
+    /// [`Reference::choose`] for consecutive groups, of which the last one may be shorter: one call for many, so that the rule
+    /// is inlined.
+    ///
+    /// # Errors
+    /// The group that was refused, and its scale.
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        let n = groups.len();
+        for i in 0..n {
+            let group = groups.get(i, last_is_short && i + 1 == n);
+            chosen.push(self.choose(group, above).map_err(|scale| (i, scale))?);
+        }
+        Ok(())
+    }
 }
 
 /// What a reference is asked for.

@@ -4,7 +4,7 @@ use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 
 use super::choice::Choice;
 use super::micro::{Kind, divided, kind, power};
-use super::{Found, Group, Reference, Wanted, found, unsupported};
+use super::{Found, Group, Reference, Sight, Wanted, found, unsupported};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     match kind(wanted.scheme) {
@@ -22,6 +22,10 @@ struct OcpMx {
 }
 
 impl Reference for OcpMx {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let (byte, scale) = power(MxScaleRule::Floor, self.bytes, self.format, group.amax())?;
         let divisor = E8M0Rule::Ocp.decode(byte);
