@@ -18,6 +18,7 @@ const SHAPES: &[(usize, usize, usize)] = &[
     (2, 4100, 4100),
     (2, 4224, 64),
     (1, 4500, 3000),
+    (2, 4500, 1500),
     (3, 77, 7),
     (2, 6200, 100),
 ];
@@ -147,8 +148,8 @@ fn each_shape(wants: impl Fn(Packing) -> bool, mut f: impl FnMut(CodedRows<'_>, 
     }
 }
 
-/// Layouts that store the transpose, around the blocks of 8, 16 and 32 rows and columns, the chunks of 128 columns and the
-/// tiles of 1024 rows.
+/// Layouts that store the transpose, around the blocks of 8, 16, 32 and 64 rows and columns and the tiles of 128 rows
+/// (words) and of 256 bytes of a line (columns). Lines are longer than the rows need, and begin at an odd address.
 #[test]
 fn transposed() {
     let mut visited = 0;
@@ -163,6 +164,7 @@ fn transposed() {
         (72, 256, 128),
         (41, 192, 32),
         (64, 320, 320),
+        (130, 64, 64),
         (1100, 64, 64),
     ] {
         let numbers = Rows::new(n_rows, n_columns, group);
@@ -202,6 +204,53 @@ fn transposed() {
         }
     }
     report("transposed", visited);
+}
+
+/// Tiles beside each other, and rows that are decoded in parts: with groups, within one, and with a last tile of a few columns.
+#[test]
+fn transposed_and_wide() {
+    let mut visited = 0;
+    let (words, columns) = (CodeLayout::WordsOfRows, CodeLayout::Columns);
+    for (layout, n_rows, n_columns, group) in [
+        (words(Packing::LsbFirst { bits: 8 }), 131, 8200, 8),
+        (words(Packing::LsbFirst { bits: 3 }), 9, 8288, 32),
+        (words(Packing::LsbFirst { bits: 4 }), 17, 4500, 4500),
+        (words(Packing::LsbFirst { bits: 4 }), 3, 10_000, 5000),
+        (columns(Packing::AwqInterleaved), 520, 4160, 64),
+        (columns(Packing::NibblesHighFirst), 600, 6000, 6000),
+        (columns(Packing::Bytes), 300, 4100, 100),
+    ] {
+        let packing = layout.packing();
+        let (n_lines, stride) = match layout {
+            CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => {
+                (packing.packed_len_bytes(n_columns, 4) / 4, 4 * n_rows)
+            }
+            CodeLayout::Columns(_) => (n_columns, packing.packed_len_bytes(n_rows, 1)),
+        };
+        let numbers = Rows::new(n_rows, n_columns, group);
+        let bytes = cases::bytes(stride * n_lines);
+        let rows = CodedRows {
+            n_rows,
+            n_columns,
+            codes: StoredCodes {
+                bytes: &bytes,
+                stride,
+                layout,
+            },
+            value: CodeMeaning::Integer {
+                flip: 0,
+                zero: Zeros::Each(&numbers.zeros),
+            },
+            grid: numbers.grid(),
+            formula: Formula::Product,
+            first_rounded_to: Float::F32,
+        };
+        visited += check(
+            &rows,
+            &format!("{n_rows} x {n_columns} / {group} {layout:?}"),
+        );
+    }
+    report("transposed and wide", visited);
 }
 
 /// Prints what ran; a list of backends that shrank is seen in CI's log, one that is empty fails.

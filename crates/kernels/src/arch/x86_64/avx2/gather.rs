@@ -1,11 +1,11 @@
 //! Pieces of stored lines to pieces of rows: the turning itself, from L1 to L2, for [`super::transposed`].
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _MM_HINT_T0, _mm_prefetch, _mm_setzero_si128, _mm_unpackhi_epi8,
-    _mm_unpacklo_epi8, _mm256_and_si256, _mm256_andnot_si256, _mm256_or_si256,
-    _mm256_permute2x128_si256, _mm256_set_m128i, _mm256_set1_epi8, _mm256_setzero_si256,
-    _mm256_slli_epi16, _mm256_srli_epi16, _mm256_unpackhi_epi8, _mm256_unpackhi_epi32,
-    _mm256_unpackhi_epi64, _mm256_unpacklo_epi8, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    __m128i, __m256i, _MM_HINT_T0, _mm_cvtsi64_si128, _mm_prefetch, _mm_setzero_si128,
+    _mm_unpackhi_epi8, _mm_unpacklo_epi8, _mm256_and_si256, _mm256_andnot_si256, _mm256_or_si256,
+    _mm256_permute2x128_si256, _mm256_set_m128i, _mm256_set1_epi8, _mm256_slli_epi16,
+    _mm256_srli_epi16, _mm256_unpackhi_epi8, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
+    _mm256_unpacklo_epi8, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
 
 use super::lanes::{load, load16, store, store16};
@@ -13,12 +13,22 @@ use super::sixteen::{HIGH_FIRST, LOW_FIRST};
 use super::unpack;
 use crate::Packing;
 
-/// 32-bit words of rows: `out[row][word]` is word `row` of line `word`. `lines`: eight lines of `stride` bytes, of which the
-/// first `4 * n_rows` are read, rounded up to whole vectors; `out`: rows of `row_len` bytes, the first 32 of which are written.
+/// Bytes of a line of a band: a piece of a stored line, and room, so that lines do not all fall into the same sets of the
+/// cache. A length that the compiler knows saves checks: they took as long as the work.
+pub(super) const BAND_LINE: usize = 512 + 64;
+
+/// Most lines of a band.
+pub(super) const BAND_LINES: usize = 64;
+
+/// Lines that are turned at once.
+pub(super) type Band = [[u8; BAND_LINE]; BAND_LINES];
+
+/// 32-bit words of rows: `out[row][word]` is word `row` of line `word`. `band`: eight lines, of which the first `4 * n_rows`
+/// bytes are read, rounded up to whole vectors; `out`: rows of `row_len` bytes, the first 32 of which are written.
 #[target_feature(enable = "avx2")]
-pub(super) fn words(lines: &[u8], stride: usize, n_rows: usize, out: &mut [u8], row_len: usize) {
+pub(super) fn words(band: &Band, n_rows: usize, out: &mut [u8], row_len: usize) {
     for row in (0..n_rows).step_by(8) {
-        let line = |i: usize| vector_at(lines, i * stride + 4 * row);
+        let line = |i: usize| load(piece(&band[i], 4 * row));
         let block = transpose8([0, 1, 2, 3, 4, 5, 6, 7].map(line));
         for (i, words) in block.into_iter().enumerate() {
             store(piece_mut(out, (row + i) * row_len), words);
@@ -26,15 +36,9 @@ pub(super) fn words(lines: &[u8], stride: usize, n_rows: usize, out: &mut [u8], 
     }
 }
 
-#[target_feature(enable = "avx2")]
 #[inline]
-fn vector_at(bytes: &[u8], at: usize) -> __m256i {
-    load(piece(bytes, at))
-}
-
-#[inline]
-fn piece<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
-    match bytes[at..].first_chunk() {
+fn piece<const N: usize>(line: &[u8; BAND_LINE], at: usize) -> &[u8; N] {
+    match line[at..].first_chunk() {
         Some(piece) => piece,
         None => unreachable!("lines are padded to whole blocks"),
     }
@@ -83,30 +87,24 @@ pub(super) fn transpose_halves([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
     ]
 }
 
-/// Columns of two codes to a byte become rows of the same, low codes first. `lines`: 64 lines of `stride` bytes, of which
-/// those of `n_rows` codes are read, rounded up to sixteen; `out`: rows of `row_len` bytes, the first 32 of which are written.
+/// Columns of two codes to a byte become rows of the same, low codes first. `band`: 64 lines, of which those of `n_rows`
+/// codes are read, rounded up to 32; `out`: rows of `row_len` bytes, the first 32 of which are written.
 #[target_feature(enable = "avx2")]
 pub(super) fn nibbles<const SOURCE: usize>(
-    lines: &[u8],
-    stride: usize,
+    band: &Band,
     n_rows: usize,
     out: &mut [u8],
     row_len: usize,
 ) {
-    for row in (0..n_rows).step_by(32) {
-        let even = |i: usize| piece(lines, 2 * i * stride + row / 2);
-        let odd = |i: usize| piece(lines, (2 * i + 1) * stride + row / 2);
-        for half in 0..2 {
-            let (even, odd) = match half {
-                0 => (bytes_of_lines::<0>(even), bytes_of_lines::<0>(odd)),
-                _ => (bytes_of_lines::<1>(even), bytes_of_lines::<1>(odd)),
-            };
-            let out = &mut out[(row + 16 * half) * row_len..];
-            for (byte, (even, odd)) in even.into_iter().zip(odd).enumerate() {
-                let rows = rows_of_byte::<SOURCE>(byte);
-                for (row, codes) in rows.into_iter().zip(two_rows(even, odd)) {
-                    store(piece_mut(out, row * row_len), codes);
-                }
+    let sixteens = out.chunks_mut(16 * row_len).take(n_rows.div_ceil(16));
+    for (at, out) in sixteens.enumerate() {
+        // Eight bytes of each line.
+        let even = bytes_of_lines(|i| piece(&band[2 * i], 8 * at));
+        let odd = bytes_of_lines(|i| piece(&band[2 * i + 1], 8 * at));
+        for (byte, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+            let rows = rows_of_byte::<SOURCE>(byte);
+            for (row, codes) in rows.into_iter().zip(two_rows(even, odd)) {
+                store(piece_mut(out, row * row_len), codes);
             }
         }
     }
@@ -142,18 +140,27 @@ const fn rows_of_byte<const SOURCE: usize>(byte: usize) -> [usize; 2] {
     }
 }
 
-/// Bytes 0 to 7 (`HALF` 0) or 8 to 15 of 32 lines: one register for each, the lines in order.
+/// The bytes of 32 lines of eight: one register for each place, the lines in order.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn bytes_of_lines<'a, const HALF: usize>(line: impl Fn(usize) -> &'a [u8; 16]) -> [__m256i; 8] {
-    let mut interleaved = [_mm256_setzero_si256(); 8];
-    for (i, pair) in interleaved.iter_mut().enumerate() {
-        let two = |i| _mm256_set_m128i(load16(line(i + 16)), load16(line(i)));
-        *pair = match HALF {
-            0 => _mm256_unpacklo_epi8(two(i), two(i + 8)),
-            _ => _mm256_unpackhi_epi8(two(i), two(i + 8)),
-        };
-    }
+fn bytes_of_lines<'a>(line: impl Fn(usize) -> &'a [u8; 8]) -> [__m256i; 8] {
+    let eight = |i: usize| _mm_cvtsi64_si128(i64::from_le_bytes(*line(i)));
+    let four = |i: usize| {
+        _mm256_set_m128i(
+            _mm_unpacklo_epi8(eight(i + 16), eight(i + 24)),
+            _mm_unpacklo_epi8(eight(i), eight(i + 8)),
+        )
+    };
+    let interleaved = [
+        four(0),
+        four(1),
+        four(2),
+        four(3),
+        four(4),
+        four(5),
+        four(6),
+        four(7),
+    ];
     interleave8(interleave8(interleave8(interleaved)))
 }
 
@@ -189,13 +196,12 @@ pub(super) fn prefetch(address: *const u8) {
 /// Rows that [`codes`] unpacks at once.
 pub(super) const ROWS: usize = 32;
 
-/// Codes of rows: `out[row][column]` is code `row` of line `column`. `lines`: from the unit with the first row's code in
-/// the first line on; `out`: `n_rows` rows of `row_len` bytes, the first `n_columns` of which are written.
+/// Codes of rows: `out[row][column]` is code `row` of line `column`. `out`: `n_rows` rows of `row_len` bytes, the first
+/// `n_columns` of which are written.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn codes(
     packing: Packing,
-    lines: &[u8],
-    stride: usize,
+    band: &Band,
     (n_rows, n_columns): (usize, usize),
     out: &mut [u8],
     row_len: usize,
@@ -203,11 +209,10 @@ pub(super) fn codes(
     let (unit_codes, unit_bytes) = packing.codes_per_unit();
     for column in (0..n_columns).step_by(16) {
         for row in (0..n_rows).step_by(ROWS) {
-            let first = column * stride + row / unit_codes * unit_bytes;
+            let first = row / unit_codes * unit_bytes;
             let size = ((n_rows - row).min(ROWS), (n_columns - column).min(16));
-            let lines = &lines[first..];
             let out = &mut out[row * row_len + column..];
-            let halves = unpack_lines(packing, lines, stride, size);
+            let halves = unpack_lines(packing, &band[column..], first, size);
             for (half, codes) in halves.iter().enumerate().take(size.0.div_ceil(16)) {
                 let size = (size.0 - 16 * half, size.1);
                 put_columns(codes, size, &mut out[16 * half * row_len..], row_len);
@@ -216,18 +221,18 @@ pub(super) fn codes(
     }
 }
 
-/// The first and the second sixteen codes of up to 16 lines.
+/// The first and the second sixteen codes of up to 16 lines, from byte `first` on.
 #[target_feature(enable = "avx2,f16c")]
 fn unpack_lines(
     packing: Packing,
-    lines: &[u8],
-    stride: usize,
+    lines: &[[u8; BAND_LINE]],
+    first: usize,
     (n_rows, n_columns): (usize, usize),
 ) -> [[__m128i; 16]; 2] {
     let mut halves = [[_mm_setzero_si128(); 16]; 2];
-    for column in 0..n_columns {
+    for (column, line) in lines.iter().enumerate().take(n_columns) {
         let mut codes = [0; ROWS];
-        unpack::unpack(packing, &lines[column * stride..], &mut codes[..n_rows]);
+        unpack::unpack(packing, &line[first..], &mut codes[..n_rows]);
         let (sixteens, _) = codes.as_chunks();
         for (half, codes) in halves.iter_mut().zip(sixteens) {
             half[column] = load16(codes);

@@ -177,9 +177,7 @@ fn codes_of<const SOURCE: usize, const GROUP: usize, const FLOAT: usize>(
 /// 64 codes of eight words that stand in the order 0, 2, 4, 6, 1, 3, 5, 7.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn ordered_codes<const SOURCE: usize, const FLOAT: usize>(
-    packed: __m256i,
-) -> [__m256i; 2] {
+fn ordered_codes<const SOURCE: usize, const FLOAT: usize>(packed: __m256i) -> [__m256i; 2] {
     let codes = split::<SOURCE>(packed);
     if FLOAT == F32 {
         let order = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
@@ -219,7 +217,7 @@ fn split<const SOURCE: usize>(packed: __m256i) -> [__m256i; 2] {
 /// The results of 32 codes.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn put_results<const GROUP: usize, const FLOAT: usize, const STREAM: bool>(
+fn put_results<const GROUP: usize, const FLOAT: usize, const STREAM: bool>(
     planes: &Planes,
     codes: __m256i,
     out: &mut [u8],

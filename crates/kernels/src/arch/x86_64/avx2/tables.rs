@@ -1,26 +1,21 @@
-//! Sixteen results of a group as planes in registers: what [`super::sixteen`] and [`super::transposed`] look codes up in.
+//! Sixteen results of a group as planes in registers: what [`super::sixteen`] looks codes up in.
 //!
 //! They are calculated with the portable operations in the portable order. Results stand in *planes*, one for each of
 //! their bytes, because `vpshufb` looks up bytes; each plane lies in both halves of a register.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_broadcastsi128_si256,
-    _mm256_castps_si256, _mm256_mul_ps, _mm256_packus_epi16, _mm256_permute2x128_si256,
-    _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi16, _mm256_set1_ps,
-    _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_sub_ps,
+    __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_castps_si256, _mm256_mul_ps,
+    _mm256_packus_epi16, _mm256_permute2x128_si256, _mm256_permute4x64_epi64,
+    _mm256_permutevar8x32_epi32, _mm256_set1_epi16, _mm256_set1_ps, _mm256_setr_epi8,
+    _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_sub_ps,
     _mm256_unpackhi_epi32, _mm256_unpacklo_epi32,
 };
 
 use super::e2m1::Pairs;
 use super::formula::{F16, F32, apply, f16};
-use super::lanes::{bf16_one_nan, load_ps, load16, round_bf16_upper, store};
+use super::lanes::{bf16_one_nan, load_ps, round_bf16_upper};
 use crate::Float;
 use crate::rows::{CodeMeaning, CodedRows, Formula, Zeros};
-
-/// Bytes of the planes of a group, each of them once: 16 for each byte of a result.
-pub(super) const fn table_len<const FLOAT: usize>() -> usize {
-    if FLOAT == F32 { 64 } else { 32 }
-}
 
 /// The planes of a group, each in both halves of its register, or of two groups, one in each half. Results of two bytes
 /// have two planes; the others are the same again.
@@ -125,19 +120,6 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// The planes of an entry in memory, each of them once.
-    #[target_feature(enable = "avx2,f16c")]
-    #[inline]
-    pub(super) fn put<const FLOAT: usize>(&self, entry: usize, table: &mut [u8]) {
-        let planes = match self.quick::<FLOAT>(entry) {
-            Some(planes) => planes,
-            None => self.of_any::<FLOAT>(entry),
-        };
-        for (table, planes) in table.as_chunks_mut().0.iter_mut().zip(planes) {
-            store(table, planes);
-        }
-    }
-
     /// The planes of products, two to a register; of two-byte results both registers hold both.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
@@ -206,20 +188,6 @@ fn are_finite(scales: &[f32]) -> bool {
         .iter()
         .fold(0, |largest, s| largest.max(s.to_bits() & 0x7fff_ffff));
     largest < f32::INFINITY.to_bits()
-}
-
-/// The planes that [`Tables::put`] wrote, each in both halves.
-#[target_feature(enable = "avx2")]
-#[inline]
-pub(super) fn planes_at<const FLOAT: usize>(table: &[u8]) -> Planes {
-    let (planes, _) = table[..table_len::<FLOAT>()].as_chunks::<16>();
-    let plane = |at: usize| _mm256_broadcastsi128_si256(load16(&planes[at]));
-    if FLOAT == F32 {
-        [plane(0), plane(1), plane(2), plane(3)]
-    } else {
-        let (low, high) = (plane(0), plane(1));
-        [low, high, low, high]
-    }
 }
 
 #[target_feature(enable = "avx2")]

@@ -4,17 +4,20 @@
 //!
 //! ```text
 //! stored lines   --a piece of a line at a time-->  a band of lines, in L1
-//! band           --super::gather-->                packed rows of the tile, in L2
+//! band           --super::gather-->                packed rows of the tile, in a cache
 //! packed rows    --super::rows-->                  results, long pieces of a row at a time
 //! ```
 //!
 //! While the rows of a tile are decoded, the next one is turned: after each row, as many of its lines as keeps pace, and
-//! each line asks for the piece of a line that comes a little later, so that memory reads and writes all the time.
+//! each line asks for the piece of a line that comes a little later.
 //!
-//! What was measured (Zen 3, from DRAM, no arithmetic): reading pieces of 64 or 128 bytes takes twice as long as reading
-//! pieces of 256 and more, at every stride, and with huge pages as well (so it is not the TLB), *if* a piece is read in one
-//! go; eight lines in turns, 64 bytes each, take twice as long again. Results do not mind: pieces of 256 bytes to
-//! 4 KiB in a row, as many rows as there are in a tile, all take the time of a fill.
+//! What was measured (Zen 3, from DRAM):
+//!
+//! - Without arithmetic, pieces of 64 or 128 bytes take twice as long to read as pieces of 256 and more, at every stride, and
+//!   with huge pages as well: it is not the TLB. A piece is read in one go; eight lines in turns take twice as long again.
+//! - To decode packed codes from a cache took a prototype the time of a copy for whole rows, 1.3 to 2.5 times that for tiles
+//!   of 1024 rows, 3 times for 2048: every piece of a row is on another page, and so are its scales. Hence long pieces.
+//! - Reading and writing still take turns: a tile takes as long as turning it and decoding it take one after the other.
 
 use std::ops::Range;
 
@@ -26,8 +29,11 @@ use super::sixteen::{AWQ, HIGH_FIRST, LOW_FIRST, nibbles};
 use crate::Packing;
 use crate::rows::{CodeLayout, CodeMeaning, CodedRows, StoredCodes, Stores, Zeros};
 
-/// Bytes that a tile takes of each stored line, where there are so many.
-const PIECE: usize = 512;
+/// Bytes that a tile takes of each stored line of words, where there are so many.
+const WORDS: usize = 512;
+
+/// The same of a column, whose bytes are of more rows.
+const COLUMN: usize = 256;
 
 /// Bytes of a tile of packed rows: whole rows of most matrices.
 const TILE: usize = 1 << 20;
@@ -44,7 +50,7 @@ const ROWS_AHEAD: usize = 8;
 /// A line of the cache.
 const LINE: usize = 64;
 
-/// Between two pieces in a band, and two rows in a tile, so that they do not all fall into the same sets of the cache.
+/// Between two rows in a tile, so that they do not all fall into the same sets of the cache.
 const GAP: usize = 64;
 
 /// Decodes all rows.
@@ -91,8 +97,8 @@ pub(super) fn decode<const FLOAT: usize>(
     }
 }
 
-/// Asks for what the grid has for row `row` of a tile. Rows of a tile are too far apart for the processor to see it coming,
-/// and without it the first table of each piece of a row waited for memory: half of the time.
+/// Asks for what the grid has for row `row` of a tile: where tiles lie beside each other, rows of the grid are too far apart
+/// for the processor to see it coming. In a prototype the first table of each piece of a row waited a fifth of the time.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn ask_numbers(rows: &CodedRows<'_>, tile: &Tile, row: usize) {
@@ -100,7 +106,7 @@ fn ask_numbers(rows: &CodedRows<'_>, tile: &Tile, row: usize) {
         return;
     }
     let width = rows.grid.width(rows.n_columns);
-    let first = rows.grid.line(tile.rows.start + row) * width;
+    let first = rows.grid.line(tile.rows.start + row).saturating_mul(width);
     let [start, end] =
         [tile.columns.start, tile.columns.end - 1].map(|at| first + at / rows.grid.columns);
     let zeros = match rows.value {
@@ -119,9 +125,17 @@ fn ask_numbers(rows: &CodedRows<'_>, tile: &Tile, row: usize) {
         offsets.as_ptr().cast(),
     ] {
         let numbers: *const u8 = numbers;
-        for at in (4 * start..4 * end + 4).step_by(LINE) {
-            gather::prefetch(numbers.wrapping_add(at));
-        }
+        ask_for(numbers.wrapping_add(4 * start), 4 * (end + 1 - start));
+    }
+}
+
+/// Asks for `len` bytes: all lines of the cache that they touch, as a file's bytes begin anywhere.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn ask_for(start: *const u8, len: usize) {
+    let before = start.addr() % LINE;
+    for at in (0..before + len).step_by(LINE) {
+        gather::prefetch(start.wrapping_sub(before).wrapping_add(at));
     }
 }
 
@@ -143,8 +157,8 @@ struct Tiles {
 impl Tiles {
     fn new(rows: &CodedRows<'_>, plan: Plan) -> Self {
         let (most, multiple) = match rows.codes.layout {
-            CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => (PIECE / 4, LINE / 4),
-            CodeLayout::Columns(packing) => (PIECE * 8 / packing.bits() as usize, 2 * LINE),
+            CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => (WORDS / 4, LINE / 4),
+            CodeLayout::Columns(packing) => (COLUMN * 8 / packing.bits() as usize, 2 * LINE),
         };
         // All of them alike: a last tile of few rows would take less than a line of the cache of each stored line.
         let height = rows.n_rows.div_ceil(rows.n_rows.div_ceil(most));
@@ -201,8 +215,8 @@ impl Lines {
     const fn band(self) -> (usize, usize) {
         match self {
             Lines::Words => (8, 32),
-            Lines::Nibbles(_) => (64, 32),
-            Lines::Codes(_) => (64, 64),
+            Lines::Nibbles(_) => (gather::BAND_LINES, 32),
+            Lines::Codes(_) => (gather::BAND_LINES, gather::BAND_LINES),
         }
     }
 }
@@ -228,9 +242,7 @@ struct Turner<'a> {
     /// Lines of the tile at hand that are in bands, and those that were asked for; they may be of the tile after it.
     done: usize,
     asked: usize,
-    /// Of a band of stored lines.
-    band: Vec<u8>,
-    piece_len: usize,
+    band: Vec<[u8; gather::BAND_LINE]>,
     /// Bytes from one packed row to the next.
     row_len: usize,
 }
@@ -249,7 +261,7 @@ impl<'a> Turner<'a> {
         let packed = plan
             .packing
             .packed_len_bytes(most_columns.unwrap_or_default(), 4);
-        let (band, band_len) = lines.band();
+        let (_, band_len) = lines.band();
         let mut turner = Self {
             codes: rows.codes,
             tiles,
@@ -259,18 +271,10 @@ impl<'a> Turner<'a> {
             after: Pieces::default(),
             done: 0,
             asked: 0,
-            band: Vec::new(),
-            piece_len: 0,
+            band: vec![[0; gather::BAND_LINE]; gather::BAND_LINES],
             row_len: packed.next_multiple_of(band_len) + GAP,
         };
         turner.begin(0);
-        let most = match lines {
-            Lines::Words => 4 * tiles.height,
-            Lines::Nibbles(_) => tiles.height / 2,
-            Lines::Codes(packing) => packing.packed_len_bytes(tiles.height, 1),
-        };
-        turner.piece_len = most.next_multiple_of(32) + GAP;
-        turner.band = vec![0; band * turner.piece_len];
         turner
     }
 
@@ -316,8 +320,7 @@ impl<'a> Turner<'a> {
             self.ask(self.done + AHEAD);
             let piece = self.now.first + self.done * self.codes.stride;
             let piece = &self.codes.bytes[piece..piece + self.now.len];
-            let at = self.done % n_lines * self.piece_len;
-            self.band[at..at + piece.len()].copy_from_slice(piece);
+            self.band[self.done % n_lines][..piece.len()].copy_from_slice(piece);
             self.done += 1;
             if self.done.is_multiple_of(n_lines) || self.done == self.now.n_lines {
                 self.turn_band((self.done - 1) / n_lines, packed);
@@ -336,10 +339,7 @@ impl<'a> Turner<'a> {
             };
             if line < pieces.n_lines {
                 let start = pieces.first + line * self.codes.stride;
-                let start = self.codes.bytes.as_ptr().wrapping_add(start);
-                for at in (0..pieces.len).step_by(LINE) {
-                    gather::prefetch(start.wrapping_add(at));
-                }
+                ask_for(self.codes.bytes.as_ptr().wrapping_add(start), pieces.len);
             }
             self.asked += 1;
         }
@@ -348,21 +348,23 @@ impl<'a> Turner<'a> {
     #[target_feature(enable = "avx2,f16c")]
     fn turn_band(&self, at: usize, packed: &mut [u8]) {
         let (n_lines, len) = self.lines.band();
-        let (from, piece_len) = (&self.band, self.piece_len);
+        let Some(band) = self.band.first_chunk() else {
+            unreachable!("all lines of a band are there");
+        };
         let (n_rows, row_len) = (self.n_rows, self.row_len);
         let to = &mut packed[at * len..];
         match self.lines {
-            Lines::Words => gather::words(from, piece_len, n_rows, to, row_len),
+            Lines::Words => gather::words(band, n_rows, to, row_len),
             Lines::Nibbles(LOW_FIRST) => {
-                gather::nibbles::<LOW_FIRST>(from, piece_len, n_rows, to, row_len);
+                gather::nibbles::<LOW_FIRST>(band, n_rows, to, row_len);
             }
             Lines::Nibbles(HIGH_FIRST) => {
-                gather::nibbles::<HIGH_FIRST>(from, piece_len, n_rows, to, row_len);
+                gather::nibbles::<HIGH_FIRST>(band, n_rows, to, row_len);
             }
-            Lines::Nibbles(_) => gather::nibbles::<AWQ>(from, piece_len, n_rows, to, row_len),
+            Lines::Nibbles(_) => gather::nibbles::<AWQ>(band, n_rows, to, row_len),
             Lines::Codes(packing) => {
                 let size = (n_rows, self.done - at * n_lines);
-                gather::codes(packing, from, piece_len, size, to, row_len);
+                gather::codes(packing, band, size, to, row_len);
             }
         }
     }
