@@ -96,24 +96,29 @@ fn follow(index: &Index, shards: &[Shard]) -> Option<Vec<Place>> {
     if index.weight_map.len() != n_stored {
         return None;
     }
+    // Which shard a name stands for, by the name's place in the index.
+    let mut numbers: Vec<(u32, u32)> = Vec::new();
+    numbers.try_reserve_exact(index.shards.len()).ok()?;
+    for name in &index.shards {
+        let number = shards.binary_search_by(|shard| shard.name.as_str().cmp(name));
+        numbers.push((name.place(), narrow(number.ok()?)));
+    }
+    numbers.sort_unstable();
     let mut left: Vec<_> = shards.iter().map(|shard| shard.header.by_name()).collect();
     let mut places = Vec::new();
     places.try_reserve_exact(n_stored).ok()?;
-    let mut last = None;
+    let mut last = *numbers.first()?;
     for (tensor, name) in &index.weight_map {
-        let shard = match last {
-            Some((same, shard)) if name.is_same_place(same) => shard,
-            Some(_) | None => {
-                let place = shards.binary_search_by(|shard| shard.name.as_str().cmp(name));
-                place.ok()?
-            }
-        };
-        last = Some((name, shard));
+        if name.place() != last.0 {
+            let found = numbers.binary_search_by_key(&name.place(), |&(place, _)| place);
+            last = numbers[found.ok()?];
+        }
+        let shard = last.1 as usize;
         let next = left[shard].next()?;
         if shards[shard].header.tensors[next as usize].name != *tensor {
             return None;
         }
-        places.push((narrow(shard), next));
+        places.push((last.1, next));
     }
     // As many tensors are listed as there are, and each is another one: none is left.
     Some(places)

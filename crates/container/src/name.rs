@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::TryReserveError;
+use std::collections::{BTreeMap, TryReserveError};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
@@ -41,16 +41,16 @@ impl Name {
         (self.end - self.start) as usize
     }
 
-    /// Whether both are the same piece of the same text: equal names may lie in different places.
-    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.text, &other.text) && (self.start, self.end) == (other.start, other.end)
+    /// Where it begins in the text that it shares with other names. One that was put in once has one place.
+    pub(crate) fn place(&self) -> u32 {
+        self.start
     }
 }
 
 /// A text that is being filled with names; no name can be read before [`Names::finish`].
 pub(crate) struct Names {
     text: Arc<OnceLock<String>>,
-    /// The names, and zeros behind them to write over.
+    /// The names, and bytes behind them to write over.
     bytes: Vec<u8>,
     len: usize,
 }
@@ -107,16 +107,18 @@ impl Names {
         None
     }
 
-    /// Makes sure that so many zeros stand behind the names.
+    /// Makes sure that so many bytes can be written behind the names.
     fn make_room(&mut self, len_bytes: usize) -> Result<(), TryReserveError> {
-        let n_zeros = self.bytes.len() - self.len;
-        if n_zeros < len_bytes {
-            let more = (len_bytes - n_zeros).max(ZEROS_BYTES);
-            if self.bytes.capacity() - self.bytes.len() < more {
-                self.bytes.try_reserve_exact(more.max(self.len / 4))?;
-            }
-            self.bytes.resize(self.bytes.len() + more, 0);
+        let Some(missing) = len_bytes.checked_sub(self.bytes.len() - self.len) else {
+            return Ok(());
+        };
+        if self.bytes.capacity() - self.bytes.len() < missing {
+            let more = missing.max(ZEROS_BYTES).max(self.len / 4);
+            self.bytes.try_reserve_exact(more)?;
         }
+        let left = self.bytes.capacity() - self.bytes.len();
+        let more = missing.max(ZEROS_BYTES).min(left);
+        self.bytes.resize(self.bytes.len() + more, 0);
         Ok(())
     }
 
@@ -162,6 +164,30 @@ fn n_plain_ascii(chunk: &[u8; 16]) -> usize {
         *stop = if is_stop { 0xFF } else { 0 };
     }
     u128::from_le_bytes(stops).trailing_zeros() as usize / 8
+}
+
+/// Names that occur again and again, such as those of shards, each put into a text once.
+#[derive(Default)]
+pub(crate) struct Interned(BTreeMap<Vec<u8>, Name>);
+
+impl Interned {
+    /// The name with these bytes, which the caller knows to be UTF-8.
+    pub(crate) fn get(&mut self, names: &mut Names, name: &[u8]) -> Result<Name, TryReserveError> {
+        if let Some(known) = self.0.get(name) {
+            return Ok(known.clone());
+        }
+        let mut key = Vec::new();
+        key.try_reserve_exact(name.len())?;
+        key.extend_from_slice(name);
+        let new = names.push(name)?;
+        self.0.insert(key, new.clone());
+        Ok(new)
+    }
+
+    /// All of them, in byte order.
+    pub(crate) fn into_sorted(self) -> Vec<Name> {
+        self.0.into_values().collect()
+    }
 }
 
 impl From<String> for Name {
@@ -303,7 +329,7 @@ mod tests {
         names.finish()?;
         let own = Name::from("\u{1F600}");
         assert_eq!(smile, own);
-        assert!(!smile.is_same_place(&own) && smile.is_same_place(&smile.clone()));
+        assert_eq!([one.place(), smile.place(), two.place()], [0, 3, 7]);
         assert_eq!(smile, "\u{1F600}");
         assert_eq!(format!("{smile} {smile:?}"), "\u{1F600} \"\u{1F600}\"");
         assert_eq!(format!("{:>5}|", Name::from("ab")), "   ab|");

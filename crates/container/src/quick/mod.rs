@@ -7,13 +7,14 @@
 //!
 //! **Time** is linear in the text, but for names that do not ascend: those are sorted ([`crate::order`]), which also tells
 //! whether one occurs twice, and nothing is hashed, so that no collisions can be prepared. **Memory** is a window of at most
-//! 256 KiB beside the result, and at most 32 bytes for each name of a header whose names do not ascend.
+//! 256 KiB beside the result, and at most 40 bytes for each name of a header whose names do not ascend.
 
 mod cursor;
 mod header;
 mod index;
 #[cfg(test)]
 mod tests;
+mod usual;
 mod window;
 
 pub(crate) use header::{PlainHeader, Ranges, header};
