@@ -1,17 +1,17 @@
-//! Sixteen results of a group as planes in registers: what [`super::sixteen`] and [`super::transposed`] look codes up in.
+//! Sixteen results of a group as planes in registers: what [`super::transposed`] looks codes up in. See [`super::batch`] for
+//! several groups of a row.
 //!
 //! They are calculated with the portable operations in the portable order. Results stand in *planes*, one for each of
 //! their bytes, because `vpshufb` looks up bytes; each plane lies in both halves of a register.
 
 use std::arch::x86_64::{
     __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_broadcastsi128_si256,
-    _mm256_castps_si256, _mm256_mul_ps, _mm256_packus_epi16, _mm256_permute2x128_si256,
-    _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi16, _mm256_set1_ps,
-    _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_sub_ps,
+    _mm256_castps_si256, _mm256_mul_ps, _mm256_packus_epi16, _mm256_permute4x64_epi64,
+    _mm256_permutevar8x32_epi32, _mm256_set1_epi16, _mm256_set1_ps, _mm256_setr_epi8,
+    _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_sub_ps,
     _mm256_unpackhi_epi32, _mm256_unpacklo_epi32,
 };
 
-use super::e2m1::Pairs;
 use super::formula::{F16, F32, apply, f16};
 use super::lanes::{bf16_one_nan, load_ps, load16, round_bf16_upper, store};
 use crate::Float;
@@ -40,8 +40,6 @@ pub(super) struct Tables<'a> {
     are_values_finite: bool,
     /// Whether results of the row at hand are products, or products and offsets, and none of them is a NaN.
     is_quick: bool,
-    /// Of E2M1, for the row at hand.
-    pairs: Pairs,
 }
 
 impl<'a> Tables<'a> {
@@ -65,64 +63,18 @@ impl<'a> Tables<'a> {
             offsets: plain_offsets(rows),
             are_values_finite,
             is_quick: false,
-            pairs: Pairs::default(),
         }
     }
 
-    /// Makes ready for `n_entries` of the grid from `first` on: a line of it. The check is a fraction of an instruction for
-    /// an entry; in each table it would be four.
-    #[target_feature(enable = "avx2,f16c")]
-    pub(super) fn turn_to<const FLOAT: usize, const E2M1: bool>(
-        &mut self,
-        first: usize,
-        n_entries: usize,
-    ) {
+    /// Makes ready for `n_entries` of the grid from `first` on. The check is a fraction of an instruction for an entry; in each
+    /// table it would be four.
+    #[target_feature(enable = "avx2")]
+    pub(super) fn turn_to(&mut self, first: usize, n_entries: usize) {
         let scales = self.rows.grid.scales.get(first..first + n_entries);
-        if E2M1 {
-            self.pairs
-                .turn_to::<FLOAT>(first, scales.unwrap_or_default());
-            return;
-        }
         let offsets = self.offsets.get(first..first + n_entries);
         self.is_quick = self.are_values_finite
             && (is_plain(self.rows) || offsets.is_some_and(|offsets| are_finite(offsets)))
             && scales.is_some_and(|scales| are_finite(scales));
-    }
-
-    /// The planes of an entry. Small, so that it is inlined where it is called.
-    #[target_feature(enable = "avx2,f16c")]
-    #[inline]
-    pub(super) fn one<const FLOAT: usize, const E2M1: bool>(&self, entry: usize) -> Planes {
-        if E2M1 {
-            return match self.pairs.one::<FLOAT>(entry) {
-                Some(planes) => planes,
-                None => self.one_of_any::<FLOAT>(entry),
-            };
-        }
-        match self.quick::<FLOAT>(entry) {
-            Some(planes) => in_both_halves(planes),
-            None => self.one_of_any::<FLOAT>(entry),
-        }
-    }
-
-    /// The planes of two entries, one in each half.
-    #[target_feature(enable = "avx2,f16c")]
-    #[inline]
-    pub(super) fn two<const FLOAT: usize, const E2M1: bool>(
-        &self,
-        first: usize,
-        second: usize,
-    ) -> Planes {
-        if E2M1 {
-            return match self.pairs.two::<FLOAT>(first, second) {
-                Some(planes) => planes,
-                None => self.two_of_any::<FLOAT>(first, second),
-            };
-        }
-        match (self.quick::<FLOAT>(first), self.quick::<FLOAT>(second)) {
-            (Some(first), Some(second)) => one_in_each_half(first, second),
-            (_, _) => self.two_of_any::<FLOAT>(first, second),
-        }
     }
 
     /// The planes of an entry in memory, each of them once.
@@ -169,18 +121,6 @@ impl<'a> Tables<'a> {
         let [low, high] = apply(rows.formula, rows.first_rounded_to, entry, values);
         planes::<FLOAT, true>(Sixteen(low, high))
     }
-
-    #[target_feature(enable = "avx2,f16c")]
-    #[inline(never)]
-    fn one_of_any<const FLOAT: usize>(&self, entry: usize) -> Planes {
-        in_both_halves(self.of_any::<FLOAT>(entry))
-    }
-
-    #[target_feature(enable = "avx2,f16c")]
-    #[inline(never)]
-    fn two_of_any<const FLOAT: usize>(&self, first: usize, second: usize) -> Planes {
-        one_in_each_half(self.of_any::<FLOAT>(first), self.of_any::<FLOAT>(second))
-    }
 }
 
 /// The offsets of `value * scale + offset`, with no rounding in between: MLX.
@@ -222,29 +162,12 @@ pub(super) fn planes_at<const FLOAT: usize>(table: &[u8]) -> Planes {
     }
 }
 
-#[target_feature(enable = "avx2")]
-#[inline]
-fn in_both_halves(compact: [__m256i; 2]) -> Planes {
-    let lower = |v| _mm256_permute2x128_si256::<0x00>(v, v);
-    let upper = |v| _mm256_permute2x128_si256::<0x11>(v, v);
-    let [first, second] = compact;
-    [lower(first), upper(first), lower(second), upper(second)]
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn one_in_each_half(first: [__m256i; 2], second: [__m256i; 2]) -> Planes {
-    let lower = |i: usize| _mm256_permute2x128_si256::<0x20>(first[i], second[i]);
-    let upper = |i: usize| _mm256_permute2x128_si256::<0x31>(first[i], second[i]);
-    [lower(0), upper(0), lower(1), upper(1)]
-}
-
 /// Sixteen values, or results.
 #[derive(Clone, Copy)]
 pub(super) struct Sixteen(pub(super) __m256, pub(super) __m256);
 
 /// The values of sixteen codes before zero point and formula.
-fn values(meaning: CodeMeaning<'_>) -> [f32; 16] {
+pub(super) fn values(meaning: CodeMeaning<'_>) -> [f32; 16] {
     std::array::from_fn(|code| match meaning {
         CodeMeaning::Integer { flip, zero: _ } => f32::from(code as u8 ^ flip),
         CodeMeaning::Minifloat(format) => format.table()[code],
@@ -318,7 +241,7 @@ pub(super) fn planes_of_words(words: __m256i) -> __m256i {
 /// upper.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn by_byte(lanes: __m256i) -> __m256i {
+pub(super) fn by_byte(lanes: __m256i) -> __m256i {
     let order = _mm256_setr_epi8(
         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, //
         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,

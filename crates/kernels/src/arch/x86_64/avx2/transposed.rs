@@ -101,7 +101,7 @@ impl<'a, const FLOAT: usize> Job<'a, FLOAT> {
     #[target_feature(enable = "avx2,f16c")]
     fn new(rows: &'a CodedRows<'a>, group: usize) -> Self {
         let mut tables = Tables::new(rows);
-        tables.turn_to::<FLOAT, false>(0, rows.grid.scales.len());
+        tables.turn_to(0, rows.grid.scales.len());
         let n_tables = CHUNK.div_ceil(group);
         Self {
             rows,
