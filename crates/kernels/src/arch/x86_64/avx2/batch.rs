@@ -1,8 +1,8 @@
-//! Tables of eight groups at a time, for [`super::sixteen`].
+//! Tables of some groups at a time, for [`super::sixteen`].
 //!
 //! Two groups share a register, one in each half: nothing then crosses the halves, which costs two to four times as much as
-//! a shuffle within them. The planes of eight groups go to L1 (256 bytes, or twice as much) and come back by loads that
-//! bring them into both halves. Eight groups are few enough that the processor calculates the next tables while the stores
+//! a shuffle within them. The planes of 8 to 32 groups go to L1 and come back by loads that
+//! bring them into both halves. They are few enough that the processor calculates the next tables while the stores
 //! of the results before wait for memory; the tables of a whole row first was tried and left the memory idle.
 //!
 //! **By odd numbers.** `m * 2^k * scale` differs from `m * scale` in the exponent alone, as long as everything stays in the
@@ -29,16 +29,16 @@ use super::tables::{Planes, by_byte, values};
 use crate::Float;
 use crate::rows::{CodeMeaning, CodedRows, Formula, Zeros};
 
-/// Groups of a batch.
-pub(super) const GROUPS: usize = 8;
+/// The most groups of a batch.
+const MOST: usize = 32;
 
-/// The planes of eight groups, plane by plane, and in a plane sixteen bytes for each group.
+/// The planes of some groups, plane by plane, and in a plane sixteen bytes for each group.
 #[repr(align(32))]
-pub(super) struct Batch([[u8; 16 * GROUPS]; 4]);
+pub(super) struct Batch([[u8; 16 * MOST]; 4]);
 
 impl Batch {
     pub(super) fn new() -> Self {
-        Self([[0; 16 * GROUPS]; 4])
+        Self([[0; 16 * MOST]; 4])
     }
 
     /// The planes of a group, each in both halves.
@@ -47,7 +47,7 @@ impl Batch {
     pub(super) fn one<const FLOAT: usize>(&self, group: usize) -> Planes {
         self.planes::<FLOAT>(|planes| {
             let (groups, _) = planes.as_chunks();
-            _mm256_broadcastsi128_si256(load16(&groups[group % GROUPS]))
+            _mm256_broadcastsi128_si256(load16(&groups[group % MOST]))
         })
     }
 
@@ -57,12 +57,12 @@ impl Batch {
     pub(super) fn two<const FLOAT: usize>(&self, first: usize) -> Planes {
         self.planes::<FLOAT>(|planes| {
             let (pairs, _) = planes.as_chunks();
-            load(&pairs[first % GROUPS / 2])
+            load(&pairs[first % MOST / 2])
         })
     }
 
     #[inline]
-    fn planes<const FLOAT: usize>(&self, plane: impl Fn(&[u8; 16 * GROUPS]) -> __m256i) -> Planes {
+    fn planes<const FLOAT: usize>(&self, plane: impl Fn(&[u8; 16 * MOST]) -> __m256i) -> Planes {
         let [first, second, third, fourth] = &self.0;
         let (first, second) = (plane(first), plane(second));
         if FLOAT == F32 {
@@ -143,17 +143,31 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Calculates the tables of eight entries of the grid from `first` on; of those that there are not, some.
+    /// Calculates the tables of `n` entries of the grid from `first` on, a multiple of eight; of those that there are not, some.
     #[target_feature(enable = "avx2,f16c")]
     #[inline(never)]
-    pub(super) fn fill<const RESULT: usize>(&self, first: usize, batch: &mut Batch) {
-        let scales = eight(self.rows.grid.scales, first, 1.0);
+    pub(super) fn fill<const RESULT: usize>(&self, first: usize, n: usize, batch: &mut Batch) {
+        for eight in 0..n / 8 {
+            let to = Place {
+                batch,
+                first: 4 * eight,
+            };
+            self.fill_eight::<RESULT>(first + 8 * eight, to);
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn fill_eight<const RESULT: usize>(&self, first: usize, mut to: Place<'_>) {
+        let mut spare = [1.0; 8];
+        let scales = eight(self.rows.grid.scales, first, &mut spare);
         match &self.odd {
-            Some(odd) if RESULT == F16 && odd.fill::<F16>(&scales, batch) => return,
-            Some(odd) if RESULT == BF16 && odd.fill::<BF16>(&scales, batch) => return,
+            Some(odd) if RESULT == F16 && odd.fill::<F16>(scales, &mut to) => return,
+            Some(odd) if RESULT == BF16 && odd.fill::<BF16>(scales, &mut to) => return,
             Some(_) | None => {}
         }
-        let zeros = eight(self.zeros, first, 0);
+        let mut spare = [0; 8];
+        let zeros = (!self.zeros.is_empty()).then(|| *eight(self.zeros, first, &mut spare));
         let products = Products {
             values: if RESULT == F16 || RESULT == BF16 {
                 &self.even_odd
@@ -161,44 +175,70 @@ impl<'a> Batches<'a> {
                 &self.in_order
             },
             scales,
-            zeros: (!self.zeros.is_empty()).then(|| zeros.map(|zero| zero as f32)),
+            zeros: zeros.map(|zeros| zeros.map(|zero| zero as f32)),
         };
-        if self.offsets.is_empty() && self.is_quick && are_finite(&scales) {
-            products.fill::<RESULT, false>(batch, |_, scale, values| {
+        let is_quick = self.is_quick && are_finite(scales);
+        if is_quick && self.offsets.is_empty() {
+            products.fill::<RESULT, false>(to, |_, scale, values| {
                 values.map(|v| _mm256_mul_ps(v, scale))
             });
             return;
         }
-        let offsets = eight(self.rows.formula.offsets().unwrap_or_default(), first, 0.0);
-        if self.is_quick && are_finite(&scales) && are_finite(&offsets) {
-            products.fill::<RESULT, false>(batch, |pair, scale, values| {
-                let offset = two(&offsets, pair);
+        let mut spare = [0.0; 8];
+        let offsets = eight(
+            self.rows.formula.offsets().unwrap_or_default(),
+            first,
+            &mut spare,
+        );
+        if is_quick && are_finite(offsets) {
+            products.fill::<RESULT, false>(to, |pair, scale, values| {
+                let offset = two(offsets, pair);
                 values.map(|v| _mm256_add_ps(_mm256_mul_ps(v, scale), offset))
             });
             return;
         }
         let (formula, rounded) = (self.rows.formula, self.rows.first_rounded_to);
-        products.fill::<RESULT, true>(batch, |pair, scale, values| {
-            apply_lanes(formula, rounded, (scale, two(&offsets, pair)), values)
+        products.fill::<RESULT, true>(to, |pair, scale, values| {
+            apply_lanes(formula, rounded, (scale, two(offsets, pair)), values)
         });
     }
 }
 
-/// Eight numbers from `first` on, and asks for later ones.
+/// Where eight groups go in a batch.
+struct Place<'a> {
+    batch: &'a mut Batch,
+    /// The first pair of groups.
+    first: usize,
+}
+
+impl Place<'_> {
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn put<const N: usize>(&mut self, pair: usize, planes: [__m256i; N]) {
+        self.batch.put((self.first + pair) % (MOST / 2), planes);
+    }
+}
+
+/// Eight numbers from `first` on, in place if there are so many, or else with those of `spare` behind them; and asks for later ones.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn eight<T: Copy>(numbers: &[T], first: usize, otherwise: T) -> [T; 8] {
+pub(super) fn eight<'a, T: Copy>(
+    numbers: &'a [T],
+    first: usize,
+    spare: &'a mut [T; 8],
+) -> &'a [T; 8] {
     let rest = numbers.get(first..).unwrap_or_default();
     prefetch_ahead(rest.as_ptr().cast());
-    match rest.first_chunk() {
-        Some(eight) => *eight,
-        None => std::array::from_fn(|i| rest.get(i).copied().unwrap_or(otherwise)),
+    if let Some(eight) = rest.first_chunk() {
+        return eight;
     }
+    spare[..rest.len()].copy_from_slice(rest);
+    spare
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn are_finite(numbers: &[f32; 8]) -> bool {
+pub(super) fn are_finite(numbers: &[f32; 8]) -> bool {
     let numbers = load_ps(numbers);
     let zeros = _mm256_sub_ps(numbers, numbers);
     _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(zeros, _mm256_setzero_ps())) == 0xff
@@ -215,7 +255,7 @@ fn two(numbers: &[f32; 8], pair: usize) -> __m256 {
 /// Sixteen products for each of eight groups.
 struct Products<'a> {
     values: &'a [f32; 16],
-    scales: [f32; 8],
+    scales: &'a [f32; 8],
     zeros: Option<[f32; 8]>,
 }
 
@@ -225,7 +265,7 @@ impl Products<'_> {
     #[inline]
     fn fill<const RESULT: usize, const MAY_BE_NAN: bool>(
         &self,
-        batch: &mut Batch,
+        mut to: Place<'_>,
         results: impl Fn(usize, __m256, [__m256; 4]) -> [__m256; 4],
     ) {
         let (quarters, _) = self.values.as_chunks::<4>();
@@ -234,7 +274,7 @@ impl Products<'_> {
             let both = [a, b, c, d, a, b, c, d];
             load_ps(&both)
         });
-        for pair in 0..GROUPS / 2 {
+        for pair in 0..4 {
             let values = match &self.zeros {
                 Some(zeros) => {
                     let zero = two(zeros, pair);
@@ -242,8 +282,8 @@ impl Products<'_> {
                 }
                 None => values,
             };
-            let results = results(pair, two(&self.scales, pair), values);
-            put_planes::<RESULT, MAY_BE_NAN>(results, pair, batch);
+            let results = results(pair, two(self.scales, pair), values);
+            put_planes::<RESULT, MAY_BE_NAN>(results, pair, &mut to);
         }
     }
 }
@@ -254,7 +294,7 @@ impl Products<'_> {
 fn put_planes<const RESULT: usize, const MAY_BE_NAN: bool>(
     results: [__m256; 4],
     pair: usize,
-    batch: &mut Batch,
+    to: &mut Place<'_>,
 ) {
     let [a, b, c, d] = results;
     let bytes = |v: __m256| by_byte(_mm256_castps_si256(v));
@@ -269,7 +309,7 @@ fn put_planes<const RESULT: usize, const MAY_BE_NAN: bool>(
                 _mm256_unpacklo_epi64(high[0], high[1]),
                 _mm256_unpackhi_epi64(high[0], high[1]),
             ];
-            batch.put(pair, planes);
+            to.put(pair, planes);
         }
         F16 | BF16 => {
             let words = |even, odd| {
@@ -286,9 +326,9 @@ fn put_planes<const RESULT: usize, const MAY_BE_NAN: bool>(
             };
             let (first, second) = (words(a, b), words(c, d));
             let low = _mm256_unpacklo_epi64(first, second);
-            batch.put(pair, [low, _mm256_unpackhi_epi64(first, second)]);
+            to.put(pair, [low, _mm256_unpackhi_epi64(first, second)]);
         }
-        _ => batch.put(pair, planes_of_two::<RESULT, MAY_BE_NAN>(a)),
+        _ => to.put(pair, planes_of_two::<RESULT, MAY_BE_NAN>(a)),
     }
 }
 
@@ -336,10 +376,8 @@ struct Odd {
     low: [u8; 16],
     /// The upper one.
     high: [u8; 16],
-    /// How many times 4 is a factor of what is left.
-    fours: [u8; 16],
-    /// The signs.
-    signs: [u8; 16],
+    /// What the sign and what is left of the power of two, a power of four, add to the upper one: in F16, and in BF16.
+    added: [[u8; 16]; 2],
 }
 
 /// The largest of those integers.
@@ -358,17 +396,18 @@ impl Odd {
             unit,
             low: [0x80; 16],
             high: [0x80; 16],
-            fours: [0; 16],
-            signs: [0; 16],
+            added: [[0; 16]; 2],
         };
         for (code, value) in values.iter().enumerate() {
             let magnitude = (value / unit).abs();
-            if magnitude > LARGEST || magnitude != magnitude.trunc() {
+            if magnitude > LARGEST || magnitude.fract() != 0.0 {
                 return None;
             }
-            odd.signs[code] = if value.is_sign_negative() { 0x80 } else { 0 };
+            let sign = if value.is_sign_negative() { 0x80 } else { 0 };
             let magnitude = magnitude as u8;
             if magnitude == 0 {
+                odd.added[0][code] = sign;
+                odd.added[1][code] = sign;
                 continue;
             }
             let twos = magnitude.trailing_zeros() as u8;
@@ -379,7 +418,8 @@ impl Odd {
             let word = number / 2 + 4 * (twos % 2);
             odd.low[code] = 2 * word;
             odd.high[code] = 2 * word + 1;
-            odd.fours[code] = twos / 2;
+            odd.added[0][code] = sign + twos / 2 * 8;
+            odd.added[1][code] = sign + twos / 2;
         }
         Some(odd)
     }
@@ -387,7 +427,7 @@ impl Odd {
     /// Whether the planes were written: `false` where a result may leave the normal range, or a scale is not positive.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn fill<const FLOAT: usize>(&self, scales: &[f32; 8], batch: &mut Batch) -> bool {
+    fn fill<const FLOAT: usize>(&self, scales: &[f32; 8], to: &mut Place<'_>) -> bool {
         // One scale of each pair, then the others.
         let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
         let scales = _mm256_permutevar8x32_ps(load_ps(scales), order);
@@ -398,16 +438,14 @@ impl Odd {
         let times = |n: f32| _mm256_mul_ps(unit, _mm256_set1_ps(n));
         let first = interleaved::<FLOAT>(unit, times(3.0));
         let second = interleaved::<FLOAT>(times(5.0), times(7.0));
-        // Twice as much in an exponent, and four times as much in its upper byte.
-        let (twice, four) = if FLOAT == F16 {
-            (1 << 10, 3)
+        // Twice as much in an exponent.
+        let (twice, added) = if FLOAT == F16 {
+            (1 << 10, &self.added[0])
         } else {
-            (1 << 7, 0)
+            (1 << 7, &self.added[1])
         };
         let splat = |bytes: &[u8; 16]| _mm256_broadcastsi128_si256(load16(bytes));
-        let (low, high) = (splat(&self.low), splat(&self.high));
-        let added: [u8; 16] = std::array::from_fn(|i| (self.fours[i] << four) + self.signs[i]);
-        let added = splat(&added);
+        let (low, high, added) = (splat(&self.low), splat(&self.high), splat(added));
         let singles = [
             _mm256_unpacklo_epi32(first, second),
             _mm256_unpackhi_epi32(first, second),
@@ -420,7 +458,7 @@ impl Odd {
             ];
             for (j, words) in words.into_iter().enumerate() {
                 let upper = _mm256_add_epi8(_mm256_shuffle_epi8(words, high), added);
-                batch.put(2 * i + j, [_mm256_shuffle_epi8(words, low), upper]);
+                to.put(2 * i + j, [_mm256_shuffle_epi8(words, low), upper]);
             }
         }
         true

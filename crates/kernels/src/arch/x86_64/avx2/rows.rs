@@ -483,21 +483,26 @@ impl Segment<'_> {
         let mut met = Met::none();
         let is_plain = is_plain(self.rows);
         self.each_group::<FLOAT>(codes, out, |at, codes, out| {
-            let entry = self.rows.entry(at);
+            let own;
             let scaled = match shared.of(at) {
-                Some(scaled) => Some(*scaled),
-                None if FLOAT == BF16 && is_plain => ScaledFp8::new::<FORMAT>(entry.scale),
+                Some(scaled) => Some(scaled),
+                None if FLOAT == BF16 && is_plain => {
+                    own = ScaledFp8::new::<FORMAT>(self.rows.entry(at).scale);
+                    own.as_ref()
+                }
                 None => None,
             };
-            match scaled {
-                Some(scaled) => each_block::<2, STREAM>(codes, out, |codes| {
+            if let Some(&scaled) = scaled {
+                each_block::<2, STREAM>(codes, out, |codes| {
                     scaled.block::<FORMAT>(codes, &mut met)
-                }),
-                None => self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
-                    met.look::<FORMAT>(codes);
-                    values::<FORMAT>(codes)
-                }),
+                });
+                return;
             }
+            let entry = self.rows.entry(at);
+            self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
+                met.look::<FORMAT>(codes);
+                values::<FORMAT>(codes)
+            });
         });
         if met.any::<FORMAT>() {
             self.looked_up::<FLOAT, STREAM>(Minifloat::ALL[FORMAT].table(), codes, out);

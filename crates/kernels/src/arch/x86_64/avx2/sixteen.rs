@@ -1,6 +1,6 @@
 //! Codes of at most four bits: sixteen results per entry of the grid, looked up with `vpshufb`.
 //!
-//! The results of eight groups ([`super::batch`]) are calculated right before their codes are looked up, so that the
+//! The results of some groups ([`super::batch`]) are calculated right before their codes are looked up, so that the
 //! processor calculates for some while the stores of others wait for memory. (The tables of all groups of a segment first, then
 //! all codes, was tried: the memory idles meanwhile, a quarter of the rate.)
 //!
@@ -27,7 +27,7 @@ use std::arch::x86_64::{
     _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
 };
 
-use super::batch::{Batch, Batches, GROUPS};
+use super::batch::{Batch, Batches};
 use super::formula::{BF16, F16, F32, size_of_result};
 use super::lanes::{load, load_ps, load16, prefetch_ahead, put, store, store_ps};
 use super::tables::{Planes, Sixteen};
@@ -72,12 +72,13 @@ pub(super) fn look_up<
     first: usize,
     out: &mut [u8],
 ) {
-    let n_blocks = GROUPS * group / 64;
+    let n_groups = const { 8 * 64 / GROUP };
+    let n_blocks = n_groups * group / 64;
     let codes = codes.chunks(n_blocks * block_len::<SOURCE>());
     let outs = out.chunks_mut(n_blocks * 64 * size_of_entry::<RESULT>());
     let mut batch = Batch::new();
     for (at, (codes, out)) in codes.zip(outs).enumerate() {
-        batches.fill::<RESULT>(first + at * GROUPS, &mut batch);
+        batches.fill::<RESULT>(first + at * n_groups, n_groups, &mut batch);
         if size_of_entry::<RESULT>() == 4 {
             look_up_batch::<SOURCE, GROUP, F32, STREAM>((codes, group), &batch, out);
         } else {
@@ -94,7 +95,7 @@ const fn size_of_entry<const RESULT: usize>() -> usize {
     }
 }
 
-/// The same of eight groups. `SIZE`: [`F32`] for results of four bytes, else [`BF16`].
+/// The same of a batch of groups. `SIZE`: [`F32`] for results of four bytes, else [`BF16`].
 #[target_feature(enable = "avx2")]
 #[inline(never)]
 fn look_up_batch<const SOURCE: usize, const GROUP: usize, const SIZE: usize, const STREAM: bool>(
@@ -230,36 +231,49 @@ pub(super) fn ordered_codes<const SOURCE: usize, const FLOAT: usize>(
 #[target_feature(enable = "avx2")]
 #[inline]
 fn three_bits<const GROUP: usize, const SIZE: usize>(packed: &[u8]) -> [__m256i; 2] {
-    let words = const { words_in_order::<GROUP, SIZE>() };
-    // Two neighbors begin at bit 8, 6, 4 or 2 of a word.
-    let powers = words.map(|word| 4u16 << (word % 4 * 2));
-    let powers = powers.map(|power| power.to_le_bytes());
-    let powers = load(as_vector(&powers));
+    let powers = load(const { &three_bit_powers(words_in_order::<GROUP, SIZE>()) });
     // 16 bytes each, that overlap: no byte behind the 24 is read.
-    [(0, 0), (8, 4)].map(|(start, skipped)| {
-        let bytes = words.map(|word| {
-            let byte = (word / 4 * 3 + word % 4 + skipped) as u8;
-            // The byte before the first one is none, the one behind the last is not needed.
-            [byte.wrapping_sub(1), byte]
-        });
+    let bytes = const {
+        let words = words_in_order::<GROUP, SIZE>();
+        [three_bit_bytes(words, 0), three_bit_bytes(words, 4)]
+    };
+    [(0, &bytes[0]), (8, &bytes[1])].map(|(start, bytes)| {
         let codes = match packed[start..].first_chunk() {
             Some(bytes) => _mm256_broadcastsi128_si256(load16(bytes)),
             None => unreachable!("a block has 24 bytes"),
         };
-        let pairs = _mm256_shuffle_epi8(codes, load(as_vector(&bytes)));
+        let pairs = _mm256_shuffle_epi8(codes, load(bytes));
         let pairs = _mm256_srli_epi16::<10>(_mm256_mullo_epi16(pairs, powers));
         let pairs = _mm256_or_si256(pairs, _mm256_slli_epi16::<5>(pairs));
         _mm256_and_si256(pairs, _mm256_set1_epi16(0x0707))
     })
 }
 
-/// Sixteen words as the bytes of a register.
-#[inline]
-fn as_vector(words: &[[u8; 2]; 16]) -> &[u8; 32] {
-    match words.as_flattened().first_chunk() {
-        Some(bytes) => bytes,
-        None => unreachable!("16 words are 32 bytes"),
+/// The two bytes that each pair of codes lies in; from byte `skipped` on.
+const fn three_bit_bytes(words: [usize; 16], skipped: usize) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    let mut at = 0;
+    while at < 16 {
+        let byte = (words[at] / 4 * 3 + words[at] % 4 + skipped) as u8;
+        // The byte before the first one is none, the one behind the last is not needed.
+        bytes[2 * at] = byte.wrapping_sub(1);
+        bytes[2 * at + 1] = byte;
+        at += 1;
     }
+    bytes
+}
+
+/// What brings each pair to the upper end of its word: there it begins at bit 8, 6, 4 or 2.
+const fn three_bit_powers(words: [usize; 16]) -> [u8; 32] {
+    let mut powers = [0; 32];
+    let mut at = 0;
+    while at < 16 {
+        let power = (4u16 << (words[at] % 4 * 2)).to_le_bytes();
+        powers[2 * at] = power[0];
+        powers[2 * at + 1] = power[1];
+        at += 1;
+    }
+    powers
 }
 
 /// The pairs of 32 codes in the order that groups and results of this size need.

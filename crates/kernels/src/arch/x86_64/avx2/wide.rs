@@ -12,15 +12,18 @@
 //! stand in order, where results in order would have to be packed and permuted.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_broadcastsi128_si256,
-    _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_sub_ps,
+    __m256, __m256i, _CMP_EQ_OQ, _CMP_GE_OQ, _CMP_LT_OQ, _mm256_add_ps, _mm256_and_ps,
+    _mm256_and_si256, _mm256_andnot_ps, _mm256_broadcastsi128_si256, _mm256_cmp_ps,
+    _mm256_cvtepi32_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_or_ps,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_sub_epi32, _mm256_sub_ps,
     _mm256_xor_si256,
 };
 
+use super::batch::{are_finite, eight};
 use super::formula::interleaved;
-use super::lanes::{load, load16, prefetch_ahead, put, store};
-use crate::rows::{CodeMeaning, CodedRows, Entry, Formula, Zeros};
+use super::lanes::{load, load_i32, load_ps, load16, prefetch_ahead, put, store, store_ps};
+use crate::rows::{CodeMeaning, CodedRows, Formula, Zeros};
 use crate::{Float, Packing};
 
 /// What is done to values, as constants of [`block`]: nothing but the product.
@@ -140,14 +143,116 @@ impl Groups<'_> {
         out: &mut [u8],
         otherwise: impl Fn(usize, &[u8], &mut [u8]),
     ) {
-        let codes = codes.chunks((self.group * BITS).div_ceil(8));
-        let groups = codes.zip(out.chunks_mut(2 * self.group));
-        for (at, (codes, out)) in groups.enumerate() {
-            let entry = self.rows.entry(self.first + at);
-            match Numbers::new::<BITS>(self.wide.flip, entry) {
-                Some(numbers) => group::<BITS, KIND, FLOAT, STREAM>(numbers, codes, out),
-                None => otherwise(self.first + at, codes, out),
+        let len = (self.group * BITS).div_ceil(8);
+        let mut numbers = Eight::default();
+        let eights = codes
+            .chunks(8 * len)
+            .zip(out.chunks_mut(8 * 2 * self.group));
+        for (at, (codes, out)) in eights.enumerate() {
+            let first = self.first + 8 * at;
+            if !self.set_numbers::<BITS, KIND>(first, &mut numbers) {
+                let groups = codes.chunks(len).zip(out.chunks_mut(2 * self.group));
+                for (i, (codes, out)) in groups.enumerate() {
+                    otherwise(first + i, codes, out);
+                }
+                continue;
             }
+            if !self.group.is_multiple_of(32) || !out.len().is_multiple_of(64) {
+                let groups = codes.chunks(len).zip(out.chunks_mut(2 * self.group));
+                for (i, (codes, out)) in groups.enumerate() {
+                    let numbers = numbers.of(self.wide.flip, i);
+                    group::<BITS, KIND, FLOAT, STREAM>(numbers, codes, out);
+                }
+                continue;
+            }
+            // The same with less between the blocks.
+            let mut blocks = codes
+                .chunks_exact(4 * BITS)
+                .zip(out.as_chunks_mut::<64>().0);
+            let mut i = 0;
+            while blocks.len() > 0 {
+                let numbers = numbers.of(self.wide.flip, i);
+                for (codes, out) in blocks.by_ref().take(self.group / 32) {
+                    put_block::<BITS, KIND, FLOAT, STREAM>(numbers, codes, out);
+                }
+                i += 1;
+            }
+        }
+    }
+
+    /// Sets the numbers of eight groups from entry `first` on. `false` where a product would not be the same.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn set_numbers<const BITS: usize, const KIND: usize>(
+        &self,
+        first: usize,
+        numbers: &mut Eight,
+    ) -> bool {
+        let mut spare = [1.0; 8];
+        let scales = load_ps(eight(self.rows.grid.scales, first, &mut spare));
+        let power = (1u32 << (32 - BITS)) as f32;
+        store_ps(
+            &mut numbers.scales,
+            _mm256_mul_ps(scales, _mm256_set1_ps(1.0 / power)),
+        );
+        if KIND != PRODUCT {
+            // Exact: no zero point is too large for that, see `Plan::new`.
+            let less = match self.rows.value {
+                CodeMeaning::Integer {
+                    zero: Zeros::Fixed(zero),
+                    flip: _,
+                } => _mm256_set1_epi32(zero),
+                CodeMeaning::Integer {
+                    zero: Zeros::Each(zeros),
+                    flip: _,
+                } => load_i32(eight(zeros, first, &mut [0; 8])),
+                CodeMeaning::Minifloat(_) | CodeMeaning::Table16(_) => _mm256_setzero_si256(),
+            };
+            let less = _mm256_sub_epi32(less, _mm256_set1_epi32(1 << (BITS - 1)));
+            store_ps(
+                &mut numbers.less,
+                _mm256_mul_ps(_mm256_cvtepi32_ps(less), _mm256_set1_ps(power)),
+            );
+        }
+        if KIND == PLUS {
+            let offsets = self.rows.formula.offsets().unwrap_or_default();
+            numbers.plus = *eight(offsets, first, &mut [0.0; 8]);
+            if !are_finite(&numbers.plus) {
+                return false;
+            }
+        }
+        are_ordinary(scales)
+    }
+}
+
+/// Whether each is zero, or finite and so large that it can be divided by a power of two.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn are_ordinary(scales: __m256) -> bool {
+    const SMALL: f32 = 1.0 / (1u128 << 80) as f32;
+    let magnitudes = _mm256_andnot_ps(_mm256_set1_ps(-0.0), scales);
+    let is_large = _mm256_cmp_ps::<_CMP_GE_OQ>(magnitudes, _mm256_set1_ps(SMALL));
+    let is_finite = _mm256_cmp_ps::<_CMP_LT_OQ>(magnitudes, _mm256_set1_ps(f32::INFINITY));
+    let is_zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(magnitudes, _mm256_setzero_ps());
+    _mm256_movemask_ps(_mm256_or_ps(_mm256_and_ps(is_large, is_finite), is_zero)) == 0xff
+}
+
+/// Of eight groups.
+#[derive(Default)]
+struct Eight {
+    less: [f32; 8],
+    scales: [f32; 8],
+    plus: [f32; 8],
+}
+
+impl Eight {
+    #[inline]
+    fn of(&self, flip: u8, group: usize) -> Numbers {
+        Numbers {
+            flip,
+            less: self.less[group % 8],
+            scale: self.scales[group % 8],
+            plus: self.plus[group % 8],
         }
     }
 }
@@ -159,26 +264,6 @@ struct Numbers {
     less: f32,
     scale: f32,
     plus: f32,
-}
-
-impl Numbers {
-    /// `None` where a product would not be the same.
-    #[inline]
-    fn new<const BITS: usize>(flip: u8, entry: Entry) -> Option<Self> {
-        const SMALL: f32 = 1.0 / (1u128 << 80) as f32;
-        let is_same = entry.scale == 0.0 || entry.scale.abs() >= SMALL;
-        if !is_same || !entry.scale.is_finite() || !entry.offset.is_finite() {
-            return None;
-        }
-        let power = (1u32 << (32 - BITS)) as f32;
-        Some(Self {
-            flip,
-            // Exact: no zero point is too large for that, see `Plan::new`.
-            less: (entry.zero - (1 << (BITS - 1))) as f32 * power,
-            scale: entry.scale / power,
-            plus: entry.offset,
-        })
-    }
 }
 
 /// Writes the results of a group.
@@ -194,11 +279,7 @@ fn group<const BITS: usize, const KIND: usize, const FLOAT: usize, const STREAM:
     let (whole, _) = whole.as_chunks_mut::<64>();
     let last = codes.get(whole.len() * n..).unwrap_or_default();
     for (codes, out) in codes.chunks_exact(n).zip(whole) {
-        prefetch_ahead(codes.as_ptr());
-        let results = block::<BITS, KIND, FLOAT>(numbers, codes);
-        for (out, results) in out.as_chunks_mut().0.iter_mut().zip(results) {
-            put::<STREAM>(out, results);
-        }
+        put_block::<BITS, KIND, FLOAT, STREAM>(numbers, codes, out);
     }
     if !rest.is_empty() {
         let mut padded = [0; 32];
@@ -210,6 +291,21 @@ fn group<const BITS: usize, const KIND: usize, const FLOAT: usize, const STREAM:
             store(bytes, results);
         }
         rest.copy_from_slice(&bytes.as_flattened()[..rest.len()]);
+    }
+}
+
+/// Writes the results of 32 codes.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn put_block<const BITS: usize, const KIND: usize, const FLOAT: usize, const STREAM: bool>(
+    numbers: Numbers,
+    codes: &[u8],
+    out: &mut [u8; 64],
+) {
+    prefetch_ahead(codes.as_ptr());
+    let results = block::<BITS, KIND, FLOAT>(numbers, codes);
+    for (out, results) in out.as_chunks_mut().0.iter_mut().zip(results) {
+        put::<STREAM>(out, results);
     }
 }
 
