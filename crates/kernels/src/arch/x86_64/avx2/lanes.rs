@@ -108,6 +108,13 @@ pub(super) fn load_ps(values: &[f32; 8]) -> __m256 {
 
 #[target_feature(enable = "avx2")]
 #[inline]
+pub(super) fn load_i32(numbers: &[i32; 8]) -> __m256i {
+    // SAFETY: 8 readable integers; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(numbers.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
 pub(super) fn store_ps(out: &mut [f32; 8], vector: __m256) {
     // SAFETY: 8 writable floats; the store needs no alignment.
     unsafe { _mm256_storeu_ps(out.as_mut_ptr(), vector) }

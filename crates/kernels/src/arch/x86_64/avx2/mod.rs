@@ -8,9 +8,9 @@
     reason = "instruction sets are entered, and memory is accessed, by intrinsics"
 )]
 
+mod batch;
 mod blocks;
 mod convert;
-mod e2m1;
 mod encode;
 mod formula;
 mod gather;
@@ -25,6 +25,7 @@ mod tables;
 mod tiles;
 mod transposed;
 mod unpack;
+mod wide;
 
 use crate::encode::{CodeForm, Difference, Floats, GroupRules};
 use crate::rows::{CodedRows, FloatsMut, Stores};
