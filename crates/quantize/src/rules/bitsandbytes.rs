@@ -5,7 +5,10 @@ use safequant_schemes::Code;
 
 use super::choice::{Choice, CodeRule};
 use super::numbers::{float_scale, stored};
-use super::{Found, Group, IntegerRange, Reference, Sight, Symmetry, Wanted, found, unsupported};
+use super::{
+    Chosen, Found, Group, Groups, IntegerRange, Reference, Sight, Symmetry, Wanted, found,
+    one_by_one, plainly, unsupported,
+};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let scheme = wanted.scheme;
@@ -57,6 +60,22 @@ impl Reference for FourBits {
             }
         };
         Ok(Choice::scaled(scale, coder))
+    }
+
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        let book = self.book;
+        let rule = CodeRule::Nearest { book, factor: 0.0 };
+        let scales = |magnitude: f32| (self.scale.nearest(magnitude), 1.0 / magnitude.max(1e-38));
+        if !last_is_short && plainly(groups, chosen, (0, rule), scales) {
+            return Ok(());
+        }
+        one_by_one(self, (groups, last_is_short), above, chosen)
     }
 }
 

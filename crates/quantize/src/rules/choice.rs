@@ -46,6 +46,14 @@ impl Rules {
         self.each.clear();
     }
 
+    /// One rule for so many groups, whose numbers the caller fills in.
+    pub(super) fn start(&mut self, rule: CodeRule, n_groups: usize) -> &mut [f32] {
+        self.clear();
+        self.same = Some(rule.with_number(0.0));
+        self.numbers.resize(n_groups, 0.0);
+        &mut self.numbers
+    }
+
     #[inline]
     pub(crate) fn push(&mut self, rule: CodeRule) {
         let form = rule.with_number(0.0);

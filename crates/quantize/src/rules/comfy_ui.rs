@@ -6,7 +6,10 @@ use safequant_schemes::Code;
 use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, float_scale, smallest_normal, smallest_positive, stored};
-use super::{Found, Group, IntegerRange, Reference, Sight, Symmetry, Wanted, found, unsupported};
+use super::{
+    Chosen, Found, Group, Groups, IntegerRange, Reference, Sight, Symmetry, Wanted, found,
+    one_by_one, plainly, unsupported,
+};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let Wanted { scheme, source, .. } = wanted;
@@ -174,6 +177,29 @@ impl Reference for Nvfp4 {
             divisor,
         };
         Ok(Choice::scaled(scale, coder))
+    }
+
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        let rule = CodeRule::E2M1 {
+            rule: E2M1Rule::EvenSigned,
+            arith: Float::F32,
+            divisor: 0.0,
+        };
+        let scales = |magnitude: f32| {
+            let scale = e4m3(((magnitude / 6.0) / above).min(448.0));
+            (scale, above * scale)
+        };
+        // Beside a super-scale of 0 every quotient is infinite or NaN, which `min` would hide.
+        if above > 0.0 && plainly(groups, chosen, (0, rule), scales) {
+            return Ok(());
+        }
+        one_by_one(self, (groups, last_is_short), above, chosen)
     }
 }
 

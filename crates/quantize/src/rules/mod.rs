@@ -25,6 +25,7 @@ use safequant_schemes::{
     Code, CodeTile, ColumnFactor, ScaleDirection, Scheme, SuperScale, ZeroPoint,
 };
 
+use self::choice::CodeRule;
 pub(crate) use self::choice::{Choice, Rules};
 pub(crate) use self::ggml::Blocks;
 use crate::{Division, Error, ScaleRule, Target};
@@ -173,13 +174,61 @@ pub(crate) trait Reference: std::fmt::Debug {
         above: f32,
         chosen: &mut Chosen<'_>,
     ) -> Result<(), (usize, f32)> {
-        let n = groups.len();
-        for i in 0..n {
-            let group = groups.get(i, last_is_short && i + 1 == n);
-            chosen.push(self.choose(group, above).map_err(|scale| (i, scale))?);
-        }
-        Ok(())
+        one_by_one(self, (groups, last_is_short), above, chosen)
     }
+}
+
+/// [`Reference::choose`] for group after group.
+fn one_by_one(
+    reference: &(impl Reference + ?Sized),
+    (groups, last_is_short): (Groups<'_>, bool),
+    above: f32,
+    chosen: &mut Chosen<'_>,
+) -> Result<(), (usize, f32)> {
+    let n = groups.len();
+    for i in 0..n {
+        let group = groups.get(i, last_is_short && i + 1 == n);
+        let choice = reference.choose(group, above);
+        chosen.push(choice.map_err(|scale| (i, scale))?);
+    }
+    Ok(())
+}
+
+/// Scales of groups whose rule is the same but for its number, both from the largest magnitude alone, and without a branch, so
+/// that several are calculated at once. Gives up, with nothing chosen, where one of the numbers is not positive and finite: then
+/// something special has to be decided, group by group.
+fn plainly(
+    groups: Groups<'_>,
+    chosen: &mut Chosen<'_>,
+    (zero, rule): (i32, CodeRule),
+    scale_and_number: impl Fn(f32) -> (f32, f32),
+) -> bool {
+    let Groups::Extremes(magnitudes) = groups else {
+        return false;
+    };
+    let before = chosen.tile.scales.len();
+    let n = magnitudes.len();
+    chosen.tile.scales.resize(before + n, 0.0);
+    let scales = &mut chosen.tile.scales[before..];
+    let numbers = chosen.rules.start(rule, n);
+    for ((scale, number), &magnitude) in scales.iter_mut().zip(&mut *numbers).zip(magnitudes) {
+        (*scale, *number) = scale_and_number(magnitude);
+    }
+    let is_plain = |value: &f32| (*value > 0.0) & (*value < f32::INFINITY);
+    let are_plain = |all: &[f32]| {
+        all.iter()
+            .fold(true, |plain, value| plain & is_plain(value))
+    };
+    if !(are_plain(scales) && are_plain(numbers)) {
+        chosen.tile.scales.truncate(before);
+        chosen.rules.clear();
+        return false;
+    }
+    if let ZeroPoint::Stored(_) = chosen.zero_point {
+        let zeros = &mut chosen.tile.zeros;
+        zeros.resize(zeros.len() + n, zero);
+    }
+    true
 }
 
 /// What a reference is asked for.

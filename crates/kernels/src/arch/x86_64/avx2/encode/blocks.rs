@@ -16,7 +16,7 @@ use std::arch::x86_64::{
 
 use super::super::lanes::{prefetch_ahead, store, store16};
 use super::super::stream;
-use super::lanes::{BF16, F16, F32, bytes_of, in_order, load32, size_of, together};
+use super::lanes::{BF16, F16, F32, bytes_of, four, in_order, load32, size_of, together};
 use super::small_float::toward_zero_unsigned;
 use crate::encode::Floats;
 use crate::rows::Stores;
@@ -138,7 +138,7 @@ fn is_ordinary(magnitude: f32) -> bool {
 }
 
 /// The largest magnitude of a block, as bits ordered like integers: above infinity lie NaN.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn largest([a, b, c, d]: [__m256i; 4]) -> f32 {
     let all = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
@@ -152,15 +152,15 @@ fn largest([a, b, c, d]: [__m256i; 4]) -> f32 {
     f32::from_bits(_mm_cvtsi128_si32(one).cast_unsigned())
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn magnitudes(v: [__m256; 4]) -> [__m256i; 4] {
     let mask = _mm256_set1_epi32(0x7fff_ffff);
-    v.map(|v| _mm256_and_si256(_mm256_castps_si256(v), mask))
+    four(v, |v| _mm256_and_si256(_mm256_castps_si256(v), mask))
 }
 
 /// The top bits of the 32 lanes, in the order of the values.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn top_bits<const KIND: u8>([a, b, c, d]: [__m256i; 4]) -> u32 {
     // Saturation keeps signs.
@@ -169,7 +169,7 @@ fn top_bits<const KIND: u8>([a, b, c, d]: [__m256i; 4]) -> u32 {
 }
 
 /// The value of largest magnitude, the first of several; `None` if it is not an ordinary one.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn extreme<const KIND: u8>(v: [__m256; 4]) -> Option<f32> {
     let magnitudes = magnitudes(v);
@@ -178,8 +178,8 @@ fn extreme<const KIND: u8>(v: [__m256; 4]) -> Option<f32> {
         return None;
     }
     let wanted = _mm256_set1_epi32(largest.to_bits().cast_signed());
-    let found = top_bits::<KIND>(magnitudes.map(|m| _mm256_cmpeq_epi32(m, wanted)));
-    let negative = top_bits::<KIND>(v.map(|v| _mm256_castps_si256(v)));
+    let found = top_bits::<KIND>(four(magnitudes, |m| _mm256_cmpeq_epi32(m, wanted)));
+    let negative = top_bits::<KIND>(four(v, |v| _mm256_castps_si256(v)));
     let first = found & found.wrapping_neg();
     Some(if negative & first == 0 {
         largest
@@ -190,7 +190,7 @@ fn extreme<const KIND: u8>(v: [__m256; 4]) -> Option<f32> {
 
 /// Smallest and largest value, if the largest magnitude and their distance are ordinary and zero is not the smallest: its sign
 /// would be that of the first.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn ends(v: [__m256; 4]) -> Option<(f32, f32)> {
     let [a, b, c, d] = v;
@@ -218,17 +218,19 @@ fn half(value: f32) -> [u8; 2] {
 }
 
 /// `value * factor + offset` toward zero, at most `max`, one to a byte in the order of the values.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn truncated<const KIND: u8>(v: [__m256; 4], factor: f32, offset: f32, max: u8) -> __m256i {
     let (factor, offset) = (_mm256_set1_ps(factor), _mm256_set1_ps(offset));
-    let codes = v.map(|v| _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(v, factor), offset)));
+    let codes = four(v, |v| {
+        _mm256_cvttps_epi32(_mm256_add_ps(_mm256_mul_ps(v, factor), offset))
+    });
     let codes = _mm256_min_epu8(together(codes), _mm256_set1_epi8(max.cast_signed()));
     in_order::<KIND>(codes)
 }
 
 /// Code `j` in the low half of byte `j`, code `j + 16` in the upper one.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn nibbles(codes: __m256i) -> [u8; 16] {
     let codes = _mm256_and_si256(codes, _mm256_set1_epi8(15));
@@ -243,7 +245,7 @@ fn nibbles(codes: __m256i) -> [u8; 16] {
 }
 
 /// Bit 4 of each code.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn fifth_bits(codes: __m256i) -> [u8; 4] {
     let bits = _mm256_movemask_epi8(_mm256_slli_epi16::<3>(codes));
@@ -297,11 +299,11 @@ fn q5_1<const KIND: u8>(v: [__m256; 4]) -> Option<[u8; 24]> {
 }
 
 /// Distances from the smallest value.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn above(v: [__m256; 4], low: f32) -> [__m256; 4] {
     let low = _mm256_set1_ps(low);
-    v.map(|v| _mm256_sub_ps(v, low))
+    four(v, |v| _mm256_sub_ps(v, low))
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -315,7 +317,7 @@ fn q8_0<const KIND: u8>(v: [__m256; 4]) -> Option<[u8; 34]> {
     let factor = _mm256_set1_ps(1.0 / d);
     // Ties away from zero, as in `codes::away_from_zero`.
     let (below_half, sign) = (_mm256_set1_ps(0.5_f32.next_down()), _mm256_set1_ps(-0.0));
-    let [a, b, c, d_] = v.map(|v| {
+    let [a, b, c, d_] = four(v, |v| {
         let product = _mm256_mul_ps(v, factor);
         let half = _mm256_or_ps(below_half, _mm256_and_ps(product, sign));
         _mm256_cvttps_epi32(_mm256_add_ps(product, half))
@@ -338,7 +340,7 @@ fn mxfp4<const KIND: u8>(v: [__m256; 4]) -> Option<[u8; 17]> {
     let byte = (largest.to_bits() >> 23) as u8 - 2;
     // The reciprocal of the power, whose exponent field is 254 less that of the power.
     let factor = _mm256_set1_ps(f32::from_bits((254 - u32::from(byte)) << 23));
-    let codes = v.map(|v| toward_zero_unsigned(_mm256_mul_ps(v, factor)));
+    let codes = four(v, |v| toward_zero_unsigned(_mm256_mul_ps(v, factor)));
     let codes = in_order::<KIND>(together(codes));
     Some(joined(&[&[byte], &nibbles(codes)]))
 }

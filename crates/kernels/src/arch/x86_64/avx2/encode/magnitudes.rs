@@ -39,15 +39,17 @@ fn groups<const KIND: u8>(bytes: &[u8], group: usize, ahead: usize, out: &mut [f
     // The last group may be shorter, and the last groups fewer.
     let eights = bytes.chunks(group.saturating_mul(8));
     for (out, eight) in out.chunks_mut(8).zip(eights) {
-        let (mut found, mut chunks) = ([0.0; 8], eight.chunks(group));
-        let lanes =
-            std::array::from_fn(|_| chunks.next().map_or(zero(), |g| one::<KIND>(g, ahead)));
+        let (mut found, chunks) = ([0.0; 8], eight.chunks(group));
+        let mut lanes = [zero(); 8];
+        for (lanes, group) in lanes.iter_mut().zip(chunks) {
+            *lanes = one::<KIND>(group, ahead);
+        }
         values::<KIND>(&mut found, &lanes);
         out.copy_from_slice(&found[..out.len()]);
     }
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn zero() -> __m128i {
     _mm256_castsi256_si128(_mm256_setzero_si256())
@@ -86,7 +88,7 @@ fn one<const KIND: u8>(bytes: &[u8], ahead: usize) -> __m128i {
     }
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn magnitude<const KIND: u8>(bits: __m256i) -> __m256i {
     if size_of::<KIND>() == 4 {
@@ -96,7 +98,7 @@ fn magnitude<const KIND: u8>(bits: __m256i) -> __m256i {
     }
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn max<const KIND: u8>(a: __m256i, b: __m256i) -> __m256i {
     if size_of::<KIND>() == 4 {
@@ -133,19 +135,19 @@ fn values<const KIND: u8>(out: &mut [f32; 8], lanes: &[__m128i; 8]) {
 }
 
 /// `a` and `b` in turn: maxima of the lanes that are half of them apart.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn pairs16(a: __m128i, b: __m128i) -> __m128i {
     _mm_max_epi16(_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b))
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn pairs32(a: __m128i, b: __m128i) -> __m128i {
     _mm_max_epi16(_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b))
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn four_of_32(a: __m128i, b: __m128i, c: __m128i, d: __m128i) -> __m128i {
     let ab = _mm_max_epi32(_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));

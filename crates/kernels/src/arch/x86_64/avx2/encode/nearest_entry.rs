@@ -23,7 +23,7 @@ pub(super) struct Book {
 
 impl Book {
     /// `None` for books that are not searched by midpoints.
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn new(book: Codebook) -> Option<Self> {
         let thresholds = book.thresholds()?;
@@ -41,7 +41,7 @@ impl Book {
     }
 
     /// Codes of values; of a NaN that of the smallest entry, as no bound lies below it.
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn codes(&self, v: __m256) -> __m256i {
         // Where the top bit of an index byte is set, the shuffle gives 0.
@@ -50,7 +50,7 @@ impl Book {
     }
 
     /// Ranks of the entries nearest to values.
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn index(&self, v: __m256) -> __m256i {
         let above = |bound| bits(_mm256_cmp_ps::<_CMP_GT_OQ>(v, bound));
@@ -64,7 +64,7 @@ impl Book {
     }
 
     /// The codes of entries, by their rank, one to a byte.
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn entries(&self, ranks: __m256i) -> __m256i {
         _mm256_shuffle_epi8(self.codes, ranks)

@@ -13,7 +13,8 @@ use super::super::lanes::{put, put16};
 use super::super::stream;
 use super::codes::{UNIT, codes};
 use super::lanes::{
-    BF16, F16, F32, bits, bytes_of, in_order, load32, nearest_no_payload, signs, size_of, together,
+    BF16, F16, F32, bits, bytes_of, four, in_order, load32, nearest_no_payload, signs, size_of,
+    together,
 };
 use super::nearest_entry::Book;
 use super::pack::{self, factors_of};
@@ -239,7 +240,7 @@ struct Work<'a> {
 }
 
 /// A group's number in lanes; of a NaN one whose payload no rounding carries into its sign.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn in_lanes(number: f32) -> __m256 {
     _mm256_set1_ps(if number.is_nan() { f32::NAN } else { number })
@@ -263,7 +264,10 @@ fn turns<const KIND: u8>(
     if group < TURN {
         let turns = source.chunks_exact(turn).zip(numbers.as_chunks::<2>().0);
         for ((source, numbers), out) in turns.zip(out.chunks_exact_mut(sink.len)) {
-            let codes = codes(load32::<KIND>(source), numbers.map(|n| in_lanes(n)));
+            let codes = codes(
+                load32::<KIND>(source),
+                [in_lanes(numbers[0]), in_lanes(numbers[1])],
+            );
             sink.put(out, codes);
         }
         return true;
@@ -317,14 +321,14 @@ fn integer<const KIND: u8, const ARITH: u8>(
         // The quotient plus zero is the quotient; rounding it again changes nothing.
         return turns::<KIND>(work, out, |v, n| {
             let quotients = scaled::<KIND, ARITH>(v, n, |v, n| _mm256_div_ps(v, n));
-            in_order::<KIND>(together(quotients.map(|v| finish(v))))
+            in_order::<KIND>(together(four(quotients, finish)))
         });
     }
     let zero = nearest_no_payload::<KIND, ARITH>(_mm256_set1_ps(zero as f32));
     turns::<KIND>(work, out, |v, n| {
         let quotients = scaled::<KIND, ARITH>(v, n, |v, n| _mm256_div_ps(v, n));
         let sum = |v| nearest_no_payload::<KIND, ARITH>(_mm256_add_ps(v, zero));
-        in_order::<KIND>(together(quotients.map(|v| finish(sum(v)))))
+        in_order::<KIND>(together(four(quotients, |v| finish(sum(v)))))
     })
 }
 
@@ -339,7 +343,7 @@ fn eight_bits<const KIND: u8, const ARITH: u8>(
     let small = small.vectors();
     turns::<KIND>(work, out, |v, n| {
         let v = scaled::<KIND, ARITH>(v, n, &scale);
-        let magnitudes = together(v.map(|v| small.magnitude(v)));
+        let magnitudes = together(four(v, |v| small.magnitude(v)));
         in_order::<KIND>(signs::<7>(magnitudes, v))
     })
 }
@@ -350,22 +354,22 @@ fn e2m1<const KIND: u8, const ARITH: u8>(work: Work<'_>, rule: E2M1Rule, out: &m
     match rule {
         E2M1Rule::EvenSigned => turns::<KIND>(work, out, |v, n| {
             let v = quotients(v, n);
-            let magnitudes = together(v.map(|v| e2m1_magnitude(v)));
+            let magnitudes = together(four(v, |v| e2m1_magnitude(v)));
             in_order::<KIND>(signs::<3>(magnitudes, v))
         }),
         E2M1Rule::EvenPlusZero => turns::<KIND>(work, out, |v, n| {
             let v = quotients(v, n);
-            let magnitudes = together(v.map(|v| e2m1_magnitude(v)));
+            let magnitudes = together(four(v, |v| e2m1_magnitude(v)));
             // A minus zero plus zero is plus zero; every other sign stays.
-            let v = v.map(|v| _mm256_add_ps(v, _mm256_setzero_ps()));
+            let v = four(v, |v| _mm256_add_ps(v, _mm256_setzero_ps()));
             in_order::<KIND>(signs::<3>(magnitudes, v))
         }),
         E2M1Rule::TowardZeroMinusZero => turns::<KIND>(work, out, |v, n| {
-            let codes = quotients(v, n).map(|v| toward_zero_minus_zero(v));
+            let codes = four(quotients(v, n), |v| toward_zero_minus_zero(v));
             in_order::<KIND>(together(codes))
         }),
         E2M1Rule::TowardZeroUnsigned => turns::<KIND>(work, out, |v, n| {
-            let codes = quotients(v, n).map(|v| toward_zero_unsigned(v));
+            let codes = four(quotients(v, n), |v| toward_zero_unsigned(v));
             in_order::<KIND>(together(codes))
         }),
     }
@@ -381,7 +385,7 @@ fn entries<const KIND: u8>(
 ) -> bool {
     turns::<KIND>(work, out, |v, n| {
         let v = scaled::<KIND, F32>(v, n, &scale);
-        let indices = together(v.map(|v| book.index(v)));
+        let indices = together(four(v, |v| book.index(v)));
         in_order::<KIND>(book.entries(indices))
     })
 }

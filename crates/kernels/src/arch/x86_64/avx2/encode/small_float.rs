@@ -45,7 +45,7 @@ impl Small {
         ))
     }
 
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn vectors(self) -> Vectors {
         let Layout {
@@ -87,7 +87,7 @@ pub(super) struct Vectors {
 
 impl Vectors {
     /// `portable::minifloat::encode`: see there for how normal and subnormal results are rounded.
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn codes(&self, v: __m256) -> __m256i {
         let magnitude = magnitude(v);
@@ -142,7 +142,7 @@ impl EightBits {
         })
     }
 
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn vectors(self) -> EightBitVectors {
         let Layout {
@@ -177,7 +177,7 @@ impl EightBitVectors {
     /// To the magnitude the power of two is added whose last place is that of the result. What the sum has more than the
     /// power counts these places: from 0 for subnormal results, from the implicit bit for normal ones, and above lie all
     /// codes of smaller exponents.
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn magnitude(&self, v: __m256) -> __m256i {
         // Above the largest lie infinity, which becomes it, and NaN.
@@ -194,7 +194,7 @@ impl EightBitVectors {
 }
 
 /// [`EightBitVectors::magnitude`] of E2M1, whose largest code is also that of a NaN.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 pub(super) fn e2m1_magnitude(v: __m256) -> __m256i {
     let splat = |n: u32| _mm256_set1_epi32(n.cast_signed());
@@ -210,7 +210,7 @@ pub(super) fn e2m1_magnitude(v: __m256) -> __m256i {
 
 /// [`Vectors::codes`] of E2M1, with its numbers as constants: groups of 16 values do not pay for preparing them. The largest
 /// code is also that of a NaN.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 pub(super) fn e2m1_even(v: __m256) -> __m256i {
     const SHIFT: i32 = 22;
@@ -233,27 +233,27 @@ pub(super) fn e2m1_even(v: __m256) -> __m256i {
 }
 
 /// The sign as the highest of four bits.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn sign_of_four_bits(v: __m256) -> __m256i {
     _mm256_and_si256(_mm256_srli_epi32::<28>(bits(v)), _mm256_set1_epi32(8))
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn magnitude(v: __m256) -> __m256i {
     _mm256_and_si256(bits(v), _mm256_set1_epi32(0x7fff_ffff))
 }
 
 /// All ones in the lanes that are a zero of either sign.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 pub(super) fn zero_lanes(v: __m256) -> __m256i {
     bits(_mm256_cmp_ps::<_CMP_EQ_OQ>(v, _mm256_setzero_ps()))
 }
 
 /// E2M1 magnitudes with ties toward zero, and the same with their signs.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 pub(super) fn toward_zero(v: __m256) -> (__m256i, __m256i) {
     let magnitude = magnitude(v);
@@ -267,7 +267,7 @@ pub(super) fn toward_zero(v: __m256) -> (__m256i, __m256i) {
 }
 
 /// [`crate::E2M1Rule::TowardZeroMinusZero`] in lanes.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 pub(super) fn toward_zero_minus_zero(v: __m256) -> __m256i {
     let minus = _mm256_and_si256(zero_lanes(v), _mm256_set1_epi32(8));
@@ -275,7 +275,7 @@ pub(super) fn toward_zero_minus_zero(v: __m256) -> __m256i {
 }
 
 /// [`crate::E2M1Rule::TowardZeroUnsigned`] in lanes.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 #[inline]
 pub(super) fn toward_zero_unsigned(v: __m256) -> __m256i {
     let (magnitude, signed) = toward_zero(v);
