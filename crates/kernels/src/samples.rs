@@ -436,7 +436,8 @@ mod tests {
             let values = values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             assert!(values.clone().all(f32::is_finite), "{}", format.name());
             let bits: std::collections::BTreeSet<u32> = values.map(f32::to_bits).collect();
-            assert!(bits.len() > 64, "{}: {} values", format.name(), bits.len());
+            // All blocks have one scale: a 4-bit code has sixteen values.
+            assert!(bits.len() > 8, "{}: {} values", format.name(), bits.len());
         }
     }
 

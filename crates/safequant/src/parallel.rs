@@ -123,8 +123,9 @@ mod tests {
         let header = format!(
             r#"{{"m.weight":{{"dtype":"I8","shape":[{ROWS},{COLUMNS}],"data_offsets":[0,{n}]}},
                 "m.weight_scale":{{"dtype":"BF16","shape":[{ROWS},1],"data_offsets":[{n},{}]}},
-                "plain.weight":{{"dtype":"U8","shape":[{ROWS},{COLUMNS}],"data_offsets":[{},{}]}}}}"#,
+                "plain.weight":{{"dtype":"BF16","shape":[{ROWS},{}],"data_offsets":[{},{}]}}}}"#,
             n + scales,
+            COLUMNS / 2,
             n + scales,
             2 * n + scales,
         );
