@@ -155,7 +155,9 @@ fn quantize_blocks(
     })?;
     *output.tile = tile;
     let mut codes = std::mem::take(&mut output.tile.codes);
-    codes.iter_mut().for_each(|code| *code ^= output.form.flip);
+    for code in &mut codes {
+        *code ^= output.form.flip;
+    }
     (backend.pack)(output.form.packing, &codes, output.codes);
     Ok(())
 }
