@@ -341,8 +341,10 @@ fn set_scales(format: BlockFormat, block: &mut [u8]) {
 pub fn copy_traffic(backend: &Backend, from: &[u8], to: &mut [u8], stores: Stores) {
     // Streaming copies end with a fence that waits for memory: with pieces of 4 KiB it took half of the time, and kernels
     // were compared with a limit that was none.
+    // Ordinary ones stay below what glibc's memcpy hands to `rep movsb` (4 KiB where vectors have 32 bytes): on Zen 3 that
+    // takes fifteen times as long where the output begins a few bytes after the input, modulo 4096, and kernels seemed to beat it.
     let piece = match stores {
-        Stores::Ordinary => 4 << 10,
+        Stores::Ordinary => 2 << 10,
         Stores::Streaming => 128 << 10,
     };
     let (n_in, n_out) = (from.len(), to.len());
