@@ -101,7 +101,9 @@ pub(crate) fn in_pieces(
             at = next;
         }
         if flip != 0 {
-            codes.iter_mut().for_each(|code| *code ^= flip);
+            for code in &mut *codes {
+                *code ^= flip;
+            }
         }
         pack(packing, codes, out);
     }

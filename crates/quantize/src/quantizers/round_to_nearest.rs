@@ -63,7 +63,7 @@ impl Quantizer for RoundToNearest {
             let blocks = Blocks::of(&target.scheme)?;
             match blocks.reference(rows.in_features)? {
                 Some(reference) => reference,
-                None => return quantize_blocks(blocks, target, &rows, output, backend),
+                None => return quantize_blocks(blocks, target, &rows, &mut output, backend),
             }
         } else {
             reference(target, rows.source)?
@@ -143,7 +143,7 @@ fn quantize_blocks(
     blocks: Blocks,
     target: &Target,
     rows: &Rows<'_>,
-    output: Output<'_>,
+    output: &mut Output<'_>,
     backend: &'static Backend,
 ) -> Result<(), Error> {
     let tile = with_finite(target, rows, backend, |values| {
@@ -155,7 +155,9 @@ fn quantize_blocks(
     })?;
     *output.tile = tile;
     let mut codes = std::mem::take(&mut output.tile.codes);
-    codes.iter_mut().for_each(|code| *code ^= output.form.flip);
+    for code in &mut codes {
+        *code ^= output.form.flip;
+    }
     (backend.pack)(output.form.packing, &codes, output.codes);
     Ok(())
 }

@@ -214,7 +214,8 @@ fn plainly(
     for ((scale, number), &magnitude) in scales.iter_mut().zip(&mut *numbers).zip(magnitudes) {
         (*scale, *number) = scale_and_number(magnitude);
     }
-    let is_plain = |value: &f32| (*value > 0.0) & (*value < f32::INFINITY);
+    // Of zero and of what is not finite, one less is among the largest integers.
+    let is_plain = |value: &f32| value.to_bits().wrapping_sub(1) < 0x7f7f_ffff;
     let are_plain = |all: &[f32]| {
         all.iter()
             .fold(true, |plain, value| plain & is_plain(value))

@@ -55,7 +55,9 @@ impl Dequantizer {
         }
         let mut codes = vec![0; self.n_rows(tile)? * self.in_features];
         (self.backend.unpack)(form.packing, stored, &mut codes);
-        codes.iter_mut().for_each(|code| *code ^= form.flip);
+        for code in &mut codes {
+            *code ^= form.flip;
+        }
         let whole = CodeTile {
             codes,
             ..tile.clone()

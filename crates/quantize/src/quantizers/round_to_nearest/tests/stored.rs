@@ -7,7 +7,7 @@ fn values(n: usize) -> Vec<f32> {
     let value = |i: usize| match i / 64 % 5 {
         3 => 0.0,
         4 => [0.5, -0.5][i * 31 % 17 % 2],
-        _ => ((i * 7919) % 2003) as f32 / 20_000.0 - 0.05,
+        _ => f32::from(u16::try_from((i * 7919) % 2003).unwrap()) / 20_000.0 - 0.05,
     };
     (0..n).map(|i| Float::Bf16.nearest(value(i))).collect()
 }

@@ -193,9 +193,8 @@ fn extreme<const KIND: u8>(v: [__m256; 4]) -> Option<f32> {
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn ends(v: [__m256; 4]) -> Option<(f32, f32)> {
-    let [a, b, c, d] = v;
-    let low = _mm256_min_ps(_mm256_min_ps(a, b), _mm256_min_ps(c, d));
-    let high = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
+    let low = _mm256_min_ps(_mm256_min_ps(v[0], v[1]), _mm256_min_ps(v[2], v[3]));
+    let high = _mm256_max_ps(_mm256_max_ps(v[0], v[1]), _mm256_max_ps(v[2], v[3]));
     let low = _mm_min_ps(_mm256_castps256_ps128(low), _mm256_extractf128_ps::<1>(low));
     let high = _mm_max_ps(
         _mm256_castps256_ps128(high),
@@ -317,12 +316,16 @@ fn q8_0<const KIND: u8>(v: [__m256; 4]) -> Option<[u8; 34]> {
     let factor = _mm256_set1_ps(1.0 / d);
     // Ties away from zero, as in `codes::away_from_zero`.
     let (below_half, sign) = (_mm256_set1_ps(0.5_f32.next_down()), _mm256_set1_ps(-0.0));
-    let [a, b, c, d_] = four(v, |v| {
+    let rounded = four(v, |v| {
         let product = _mm256_mul_ps(v, factor);
         let half = _mm256_or_ps(below_half, _mm256_and_ps(product, sign));
         _mm256_cvttps_epi32(_mm256_add_ps(product, half))
     });
-    let codes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d_));
+    let halves = [
+        _mm256_packs_epi32(rounded[0], rounded[1]),
+        _mm256_packs_epi32(rounded[2], rounded[3]),
+    ];
+    let codes = _mm256_packs_epi16(halves[0], halves[1]);
     let mut bytes = [0; 32];
     store(&mut bytes, in_order::<KIND>(codes));
     Some(joined(&[&half(d), &bytes]))

@@ -112,12 +112,12 @@ fn max<const KIND: u8>(a: __m256i, b: __m256i) -> __m256i {
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn values<const KIND: u8>(out: &mut [f32; 8], lanes: &[__m128i; 8]) {
-    let [a, b, c, d, e, f, g, h] = *lanes;
     let values = if KIND == F32 {
-        let (low, high) = (four_of_32(a, b, c, d), four_of_32(e, f, g, h));
-        _mm256_castsi256_ps(_mm256_set_m128i(high, low))
+        let (first, last) = lanes.split_at(4);
+        _mm256_castsi256_ps(_mm256_set_m128i(four_of_32(last), four_of_32(first)))
     } else {
-        let pairs = [pairs16(a, b), pairs16(c, d), pairs16(e, f), pairs16(g, h)];
+        let pair = |i: usize| pairs16(lanes[2 * i], lanes[2 * i + 1]);
+        let pairs = [pair(0), pair(1), pair(2), pair(3)];
         let fours = [pairs32(pairs[0], pairs[1]), pairs32(pairs[2], pairs[3])];
         let all = _mm_max_epi16(
             _mm_unpacklo_epi64(fours[0], fours[1]),
@@ -149,7 +149,8 @@ fn pairs32(a: __m128i, b: __m128i) -> __m128i {
 
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn four_of_32(a: __m128i, b: __m128i, c: __m128i, d: __m128i) -> __m128i {
+fn four_of_32(lanes: &[__m128i]) -> __m128i {
+    let &[a, b, c, d] = lanes.first_chunk().expect("four half vectors");
     let ab = _mm_max_epi32(_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
     let cd = _mm_max_epi32(_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
     _mm_max_epi32(_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd))
