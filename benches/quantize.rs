@@ -104,7 +104,9 @@ fn look(criterion: &mut Criterion) {
                 (backend.magnitudes)(source, size, 2048, &mut largest);
                 (backend.extremes)(source, size, &mut ends);
                 let mut pairs = largest.iter().zip(&ends);
-                assert!(pairs.all(|(largest, (low, high))| largest.to_bits() == high.max(-low).to_bits()));
+                let same =
+                    |(a, (low, high)): (&f32, &(f32, f32))| a.to_bits() == high.max(-low).to_bits();
+                assert!(pairs.all(same));
             }
         }
     }
