@@ -1,17 +1,19 @@
 //! From codes and scales to the bytes of stored parts: the reverse of `decode`.
 
 mod constants;
+mod form;
 mod sparse;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use safequant_kernels::{Backend, BlockFormat, CodeForm, E8M0Rule, NanRule, OverflowRule, Packing};
+use safequant_kernels::{Backend, E8M0Rule, NanRule, OverflowRule};
 
 pub(crate) use self::constants::floats_region;
 pub use self::constants::{
     constant_regions, group_index_region, held_regions, trivial_index_region,
 };
+pub use self::form::{block_format, code_form};
 use self::sparse::KeptRows;
 use crate::arithmetic::code_bytes as bytes_of_code;
 use crate::decode::{holds_bare_fields, integer_bits};
@@ -19,8 +21,8 @@ use crate::storage::{
     Sparse, Stored, WordShift, blocks, grid_of, scale_rows, segments, super_rows, to_u64,
 };
 use crate::{
-    Axes, Axis, Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role,
-    ScaleCoding, Storage, SuperScale, ZeroCoding, ZeroPoint,
+    Code, CodeTile, Error, Granularity, IntegerEncoding, Part, QuantizedTensor, Role, ScaleCoding,
+    Storage, SuperScale, ZeroCoding, ZeroPoint,
 };
 
 /// Bytes for a rectangle of one stored part.
@@ -181,67 +183,6 @@ pub fn encode_beside(
     backend: &'static Backend,
 ) -> Result<Vec<EncodedRegion>, Error> {
     regions(tensor, tile, backend, |part| part.role != Role::Codes)
-}
-
-/// The part that holds nothing but the codes, row after row without a gap, and their form there; `None` where codes lie
-/// otherwise.
-pub fn code_form(tensor: &QuantizedTensor) -> Option<(usize, CodeForm)> {
-    let found = tensor.parts.iter().enumerate();
-    let (i, part) = found
-        .into_iter()
-        .find(|(_, part)| part.role == Role::Codes)?;
-    let packing = match part.storage {
-        Storage::Elements { axes: Axes::OutIn } if part.dtype.bits() == 8 => Packing::Bytes,
-        Storage::Packed {
-            axes: Axes::OutIn,
-            along: Axis::In,
-            packing,
-        }
-        | Storage::Flat { packing } => packing,
-        Storage::Elements { .. }
-        | Storage::SharedElements { .. }
-        | Storage::Common
-        | Storage::Packed { .. }
-        | Storage::PackedConstant { .. }
-        | Storage::Vector
-        | Storage::Sparse { .. }
-        | Storage::Tiled { .. }
-        | Storage::LowHigh { .. }
-        | Storage::Blocks { .. }
-        | Storage::Planes { .. } => return None,
-    };
-    let flip = match tensor.scheme.code {
-        Code::Integer {
-            bits,
-            encoding: IntegerEncoding::TwosComplement,
-        } if bits == 8 || holds_bare_fields(part, bits) => 1 << (bits - 1),
-        Code::Integer {
-            encoding: IntegerEncoding::TwosComplement,
-            ..
-        }
-        | Code::Dense(_) => return None,
-        Code::Integer {
-            encoding: IntegerEncoding::Unsigned,
-            ..
-        }
-        | Code::Minifloat(_)
-        | Code::Codebook(_)
-        | Code::StoredCodebook => 0,
-    };
-    let word = usize::try_from(part.dtype.bits() / 8).ok()?.max(1);
-    let (unit, _) = packing.codes_per_word_unit(word);
-    let is_whole = tensor.in_features().is_multiple_of(to_u64(unit));
-    let is_plain = is_streamed(part, tensor) && part.extent.is_none();
-    (is_whole && is_plain).then_some((i, CodeForm { packing, flip }))
-}
-
-/// The part that is blocks of ggml, and their type: rows lie one after the other.
-pub fn block_format(tensor: &QuantizedTensor) -> Option<(usize, BlockFormat)> {
-    let found = tensor
-        .parts
-        .iter()
-        .position(|part| part.role == Role::Codes)?;
-    Some((found, blocks::of(tensor)?))
 }
 
 fn regions(
