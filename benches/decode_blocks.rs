@@ -9,64 +9,14 @@ use safequant_benches::{bytes, group, kernel, twin, weights};
 use safequant_kernels::rows::{
     CodeLayout, CodeMeaning, CodedRows, Formula, ScaleGrid, StoredCodes, Zeros,
 };
-use safequant_kernels::{Backend, BlockFormat, Float, FloatsMut, PORTABLE, Packing, Stores};
+use safequant_kernels::samples::{BLOCKS, BlockWork};
+use safequant_kernels::{Backend, Float, FloatsMut, PORTABLE, Packing, Stores};
 
 /// Name, rows, columns. In L2: codes and F32 results in 400 KiB at most.
 const PLACES: &[(&str, usize, usize)] = &[("L2", 32, 2048), ("DRAM", 4096, 14336)];
 
 /// Columns of a group of activation order.
 const GROUP: usize = 128;
-
-const FORMATS: &[BlockFormat] = &[
-    BlockFormat::Q4_0,
-    BlockFormat::Q4_1,
-    BlockFormat::Q5_0,
-    BlockFormat::Q5_1,
-    BlockFormat::Q8_0,
-    BlockFormat::Q2K,
-    BlockFormat::Q3K,
-    BlockFormat::Q4K,
-    BlockFormat::Q5K,
-    BlockFormat::Q6K,
-    BlockFormat::Iq4Nl,
-    BlockFormat::Iq4Xs,
-    BlockFormat::Mxfp4,
-];
-
-/// Blocks of any codes, their F16 numbers small and finite.
-fn blocks(format: BlockFormat, n: usize) -> Vec<u8> {
-    let mut blocks = bytes(n / format.elements() * format.bytes());
-    for block in blocks.chunks_exact_mut(format.bytes()) {
-        match format {
-            BlockFormat::Q2K => block[80..84].copy_from_slice(&[0x12, 0x24, 0x34, 0x28]),
-            BlockFormat::Q3K => block[108..110].copy_from_slice(&[0x12, 0x24]),
-            BlockFormat::Q6K => block[208..210].copy_from_slice(&[0x12, 0x24]),
-            BlockFormat::Mxfp4 => block[0] = 121,
-            BlockFormat::Q4_0
-            | BlockFormat::Q4_1
-            | BlockFormat::Q5_0
-            | BlockFormat::Q5_1
-            | BlockFormat::Q8_0
-            | BlockFormat::Q4K
-            | BlockFormat::Q5K
-            | BlockFormat::Iq2Xxs
-            | BlockFormat::Iq2Xs
-            | BlockFormat::Iq3Xxs
-            | BlockFormat::Iq1S
-            | BlockFormat::Iq4Nl
-            | BlockFormat::Iq3S
-            | BlockFormat::Iq2S
-            | BlockFormat::Iq4Xs
-            | BlockFormat::Iq1M
-            | BlockFormat::Tq1_0
-            | BlockFormat::Tq2_0
-            | BlockFormat::Nvfp4
-            | BlockFormat::Q1_0
-            | BlockFormat::Q2_0 => block[..4].copy_from_slice(&[0x12, 0x24, 0x34, 0x28]),
-        }
-    }
-    blocks
-}
 
 fn benches(criterion: &mut Criterion) {
     for &(place, n_rows, n_columns) in PLACES {
@@ -75,20 +25,21 @@ fn benches(criterion: &mut Criterion) {
             let mut group = group(criterion, &format!("decode_blocks/{place}/{float:?}"));
             let mut out = vec![0; n * float.size_bytes()];
             let stores = Stores::for_len(out.len());
-            for &format in FORMATS {
+            for &format in BLOCKS {
                 let case = format.name();
-                let stored = blocks(format, n);
+                let work = BlockWork::new(format, n_rows, n_columns);
+                let stored = work.stored();
                 twin(&mut group, (case, place), (stored.len(), out.len()), stores);
                 let mut expected = vec![0; out.len()];
                 let to = FloatsMut::Bytes(float, &mut expected);
-                (PORTABLE.decode_blocks)(format, &stored, to, stores);
+                (PORTABLE.decode_blocks)(format, stored, to, stores);
                 for backend in Backend::available() {
                     // From memory portable takes a second and is known from L2.
                     if place == "DRAM" && backend.name == PORTABLE.name {
                         continue;
                     }
                     let id = (backend.name, case, place);
-                    kernel(&mut group, id, &stored, &mut out, |stored, out| {
+                    kernel(&mut group, id, stored, &mut out, |stored, out| {
                         let out = FloatsMut::Bytes(float, out);
                         (backend.decode_blocks)(format, stored, out, stores);
                     });

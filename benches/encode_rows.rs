@@ -1,6 +1,7 @@
-//! Rows of BF16 to stored codes and scales, as a job does it (`Quantizer::quantize`, then `encode`), beside a copy of the
-//! same bytes in and out with the same kind of stores, and beside portable: `4096 x 14336` from memory to memory, and a
-//! piece that stays in L2. `loss` is the same with what every job reports: the codes decoded again and compared.
+//! Rows of BF16 to stored codes and scales (`Quantizer::quantize_into` and `encode_beside`, or where codes lie otherwise
+//! `quantize` and `encode`), beside a copy of the same bytes in and out with the same kind of stores, and beside portable:
+//! `4096 x 14336` from memory to memory, and a piece that stays in L2. `loss` is how a job that reports losses goes about it:
+//! codes to a buffer, decoded again and compared, then packed.
 //!
 //! `cargo bench -p safequant-benches --bench encode_rows -- 'DRAM'` measures a part.
 
@@ -11,9 +12,9 @@ use safequant_benches::{group, twin, weights};
 use safequant_kernels::{Backend, Float, Floats, PORTABLE, Stores};
 use safequant_quantize::report::row_losses;
 use safequant_quantize::{
-    Division, NonFinite, Quantizer, RoundToNearest, Rows, Statistics, Target,
+    Division, NonFinite, Output, Quantizer, RoundToNearest, Rows, Statistics, Target,
 };
-use safequant_schemes::{CONVENTIONS, Preset, QuantizedTensor, encode};
+use safequant_schemes::{CONVENTIONS, CodeTile, Preset, QuantizedTensor, encode};
 
 /// Name, rows, columns. In L2: rows, codes and what is decoded of them.
 const PLACES: &[(&str, usize, usize)] = &[("L2", 128, 512), ("DRAM", 4096, 14336)];
@@ -84,8 +85,44 @@ impl Case {
         }
     }
 
-    /// Tile after tile; with the losses, if there is room for them.
-    fn run(
+    /// The length of everything that is written.
+    fn len(&self, values: &[u8]) -> usize {
+        let mut len = 0;
+        self.by_regions(values, None, &PORTABLE, |bytes| len += bytes.len());
+        len
+    }
+
+    /// Tile after tile, codes straight into the output and everything else behind them, or where that is not possible region
+    /// after region.
+    fn run(&self, values: &[u8], out: &mut [u8], (backend, stores): (&'static Backend, Stores)) {
+        let Some((_, form)) = encode::code_form(&self.layout) else {
+            return self.by_regions(values, None, backend, into(out, (backend, stores)));
+        };
+        let at = |row: usize| form.packing.packed_len_bytes(row * self.n_columns, 1);
+        let (codes, beside) = out.split_at_mut(at(self.n_rows));
+        let mut write = into(beside, (backend, Stores::Ordinary));
+        let mut tile = CodeTile::default();
+        for start in (0..self.n_rows).step_by(self.at_once) {
+            let range = start..(start + self.at_once).min(self.n_rows);
+            let output = Output {
+                codes: &mut codes[at(range.start)..at(range.end)],
+                form,
+                stores,
+                tile: &mut tile,
+            };
+            let (rows, statistics) = (self.rows(values, range), self.statistics.as_ref());
+            RoundToNearest
+                .quantize_into(&self.target, rows, statistics, output, backend)
+                .expect("finite weights");
+            for region in encode::encode_beside(&self.layout, &tile, backend).expect("it is stored")
+            {
+                write(&region.bytes);
+            }
+        }
+    }
+
+    /// Tile after tile, region after region; with the losses, if there is room for them.
+    fn by_regions(
         &self,
         values: &[u8],
         losses: Option<&mut Vec<f64>>,
@@ -139,12 +176,10 @@ fn benches(criterion: &mut Criterion) {
                 let found = RoundToNearest.observe(&case.target, all, Backend::detect());
                 case.statistics = Some(found.expect("finite weights"));
             }
-            let mut expected = Vec::new();
-            case.run(&values, None, &PORTABLE, |bytes| {
-                expected.extend_from_slice(bytes);
-            });
+            let mut expected = vec![0; case.len(&values)];
             let mut out = vec![0; expected.len()];
             let stores = Stores::for_len(out.len());
+            case.run(&values, &mut expected, (&PORTABLE, stores));
             let name = format!("{convention}:{scheme}");
             let traffic = values.len() + out.len();
             twin(
@@ -159,20 +194,19 @@ fn benches(criterion: &mut Criterion) {
                     continue;
                 }
                 out.fill(0);
-                case.run(&values, None, backend, into(&mut out, (backend, stores)));
+                case.run(&values, &mut out, (backend, stores));
                 assert!(out == expected, "{} {name} {place}", backend.name);
                 group.throughput(Throughput::Bytes(traffic as u64));
                 let id = |what| BenchmarkId::new(format!("{what}/{}/{name}", backend.name), place);
                 group.bench_function(id("encode"), |bencher| {
                     bencher.iter(|| {
-                        let write = into(&mut out, (backend, stores));
-                        case.run(black_box(&values), None, backend, write);
+                        case.run(black_box(&values), &mut out, (backend, stores));
                     });
                 });
                 group.bench_function(id("loss"), |bencher| {
                     bencher.iter(|| {
                         let (mut losses, write) = (Vec::new(), into(&mut out, (backend, stores)));
-                        case.run(black_box(&values), Some(&mut losses), backend, write);
+                        case.by_regions(black_box(&values), Some(&mut losses), backend, write);
                     });
                 });
             }

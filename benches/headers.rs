@@ -23,7 +23,8 @@ const SIZES: &[usize] = &[1_000, 100_000];
 const N_SHARDS: usize = 160;
 const N_SHARDED: usize = 90_000;
 
-/// Bytes of each tensor, `[16, 2]` in BF16: the official parser wants the data in memory too, so there must be little.
+/// Bytes of each tensor, `[16, 2]` or `[2, 16]` in BF16: the official parser wants the data in memory too, so there must be
+/// little.
 const TENSOR_BYTES: u64 = 16 * 2 * 2;
 
 /// The names of a mixture of experts in the order of their numbers.
@@ -47,8 +48,13 @@ fn prefix(names: &[String]) -> Vec<u8> {
     let mut json = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
     for (i, name) in names.iter().enumerate() {
         let (start, end) = (i as u64 * TENSOR_BYTES, (i as u64 + 1) * TENSOR_BYTES);
+        let shape = if name.contains("down") {
+            "2,16"
+        } else {
+            "16,2"
+        };
         let entry = format!(
-            ",\"{name}\":{{\"dtype\":\"BF16\",\"shape\":[16,2],\"data_offsets\":[{start},{end}]}}"
+            ",\"{name}\":{{\"dtype\":\"BF16\",\"shape\":[{shape}],\"data_offsets\":[{start},{end}]}}"
         );
         json.push_str(&entry);
     }

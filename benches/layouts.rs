@@ -1,8 +1,8 @@
-//! Layouts of more than one run (tiles, planes), rotations, and codes of tables of sixteen values.
+//! Layouts of more than one run (tiles, planes), and rotations.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use safequant_benches::{SIZES, bytes, copy, group, kernel, weights};
-use safequant_kernels::{Backend, Codebook, E2M1Rule, Float, Planes, Tile};
+use safequant_kernels::{Backend, Float, Planes, Tile};
 
 fn tiles(criterion: &mut Criterion) {
     let mut group = group(criterion, "unpack_tile");
@@ -101,37 +101,5 @@ fn rotations(criterion: &mut Criterion) {
     }
 }
 
-fn lookups(criterion: &mut Criterion) {
-    let mut group = group(criterion, "lookup");
-    for &(place, n) in SIZES {
-        let values = weights(n);
-        copy(&mut group, ("nf4", place), 4 * n, n);
-        copy(&mut group, ("e2m1", place), 4 * n, n);
-        for backend in Backend::available() {
-            let mut out = vec![0xff; n];
-            kernel(
-                &mut group,
-                (backend.name, "nf4", place),
-                &values,
-                &mut out,
-                |i, o| {
-                    (backend.quantize_codebook)(Codebook::Nf4, i, 1.0, o);
-                },
-            );
-            assert_eq!(out[1], Codebook::Nf4.nearest(values[1]));
-            kernel(
-                &mut group,
-                (backend.name, "e2m1", place),
-                &values,
-                &mut out,
-                |i, o| {
-                    (backend.encode_e2m1)(E2M1Rule::EvenPlusZero, i, o);
-                },
-            );
-            assert_eq!(out[1], E2M1Rule::EvenPlusZero.encode(values[1]));
-        }
-    }
-}
-
-criterion_group!(layouts, tiles, planes, rotations, lookups);
+criterion_group!(layouts, tiles, planes, rotations);
 criterion_main!(layouts);

@@ -15,6 +15,7 @@ fn of_slice(tensor: &QuantizedTensor, slice: &Slice, checkpoint: &Checkpoint) ->
     let bytes = slice
         .read(tensor, checkpoint, Backend::detect())
         .unwrap_or_else(|e| panic!("{}: {e}", tensor.module));
+    let bytes: Vec<Vec<u8>> = bytes.iter().map(|part| part.to_vec()).collect();
     let made = memory::checkpoint(&slice.tensor, &bytes);
     let zero_copy = slice
         .parts

@@ -44,7 +44,14 @@ const TABLE: &[Row] = &[
     Row {
         folder: "container",
         ours: &[],
-        others: &["blake3", "memmap2", "rustix", "serde_json", "thiserror"],
+        others: &[
+            "blake3",
+            "bytemuck",
+            "memmap2",
+            "rustix",
+            "serde_json",
+            "thiserror",
+        ],
         never: &[NO_THREAD, NO_ENVIRONMENT, NO_CLOCK, NO_WALL_CLOCK],
     },
     Row {
@@ -95,8 +102,15 @@ const TABLE: &[Row] = &[
             "kernels",
             "container",
         ],
-        // What public views are made of: element types, arrays, and the cast between them.
-        others: &["bytemuck", "float8", "half", "ndarray", "thiserror"],
+        // What public views are made of: element types, arrays, and the cast between them. Whole tensors on rayon's pool.
+        others: &[
+            "bytemuck",
+            "float8",
+            "half",
+            "ndarray",
+            "rayon",
+            "thiserror",
+        ],
         never: &[NO_FILE, NO_THREAD, NO_ENVIRONMENT, NO_CLOCK, NO_WALL_CLOCK],
     },
     Row {

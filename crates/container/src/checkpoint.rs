@@ -339,7 +339,7 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {
         let found = self
             .by_name
-            .binary_search_by(|&place| self.at(place).name().cmp(name))
+            .binary_search_by(|&place| self.at(place).info.name.as_bytes().cmp(name.as_bytes()))
             .ok()?;
         Some(self.at(self.by_name[found]))
     }

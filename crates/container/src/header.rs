@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use crate::json::{MAX_TEXT_BYTES, Reader, reserve_one, to_string};
 use crate::name::Names;
-use crate::quick::PlainHeader;
+use crate::order::NameOrder;
+use crate::quick::{PlainHeader, Ranges};
 use crate::{Dtype, Error, GgufMetadata, Limits, ReadAt, TensorInfo, quick};
 
 /// The length word in front of the JSON.
@@ -27,6 +28,8 @@ pub struct Header {
     pub metadata: Option<Vec<(String, String)>>,
     /// The keys and values of a GGUF file; `None` for a safetensors file.
     pub gguf: Option<Box<GgufMetadata>>,
+    /// The order of `tensors` by name.
+    pub(crate) name_order: NameOrder,
 }
 
 impl Header {
@@ -63,16 +66,33 @@ impl Header {
         let len_bytes = json_len(source, file, limits).map_err(malformed)?;
         let plain = quick(LENGTH_BYTES..LENGTH_BYTES + len_bytes);
         let mut header = match plain.map_err(|error| Error::io(file, error))? {
-            Some(plain) => Self {
-                len_bytes: LENGTH_BYTES + len_bytes,
-                tensors: plain.tensors,
-                metadata: plain.metadata,
-                gguf: None,
-            },
+            Some(PlainHeader {
+                tensors,
+                metadata,
+                name_order,
+                ranges,
+            }) => {
+                let header = Self {
+                    len_bytes: LENGTH_BYTES + len_bytes,
+                    tensors,
+                    metadata,
+                    gguf: None,
+                    name_order,
+                };
+                match ranges {
+                    Ranges::Tiling => return Ok(header),
+                    Ranges::Unchecked => header,
+                }
+            }
             None => read_any(source, file, len_bytes, limits).map_err(malformed)?,
         };
         validate(&mut header, file, source.len_bytes())?;
         Ok(header)
+    }
+
+    /// The places of the tensors in the list, by name (byte order).
+    pub(crate) fn by_name(&self) -> impl Iterator<Item = u32> + '_ {
+        self.name_order.places(self.tensors.len())
     }
 
     /// Where the data section begins, relative to the start of the file.
@@ -223,11 +243,13 @@ fn parse(file: &str, text: &str, limits: &Limits) -> Result<Header, Error> {
     })?;
     reader.end()?;
     names.finish().expect("each of them is a string");
+    let name_order = NameOrder::of(&tensors).ok_or_else(|| reader.out_of_memory(0))?;
     Ok(Header {
         len_bytes: LENGTH_BYTES + text.len() as u64,
         tensors,
         metadata,
         gguf: None,
+        name_order,
     })
 }
 
@@ -380,14 +402,17 @@ fn parse_integers(reader: &mut Reader<'_>, mut take: impl FnMut(u64)) -> Result<
 /// Sorts the tensors, checks that they tile the data section, and makes their ranges relative to the file.
 fn validate(header: &mut Header, file: &str, len_bytes: u64) -> Result<(), Error> {
     let data_start = header.data_start();
-    // Stable, so that the order of zero-size tensors at one offset is that of the file.
-    header
-        .tensors
-        .sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    sort_by_range(header).ok_or_else(|| Error::OutOfMemory {
+        file: file.to_owned(),
+        len_bytes: (header.tensors.len() * 24) as u64,
+    })?;
     let mut running_end = 0;
-    for tensor in &header.tensors {
+    for tensor in &mut header.tensors {
         check_tensor(tensor, running_end, file)?;
         running_end = tensor.range.end;
+        // Where it overflows, the file is too short, which is an error below.
+        let absolute = |at: u64| data_start.saturating_add(at);
+        tensor.range = absolute(tensor.range.start)..absolute(tensor.range.end);
     }
     let found = len_bytes;
     let expected = data_start.saturating_add(running_end);
@@ -405,11 +430,39 @@ fn validate(header: &mut Header, file: &str, len_bytes: u64) -> Result<(), Error
             found,
         });
     }
-    for tensor in &mut header.tensors {
-        // No overflow: every range ends at or before the end of the file.
-        tensor.range = tensor.range.start + data_start..tensor.range.end + data_start;
-    }
     Ok(())
+}
+
+/// Sorts the tensors by their ranges; those of equal ranges (and no size) keep the order of the file. `None` if there is no
+/// memory. Numbers are sorted first, because tensors are large; a tensor moves once then.
+fn sort_by_range(header: &mut Header) -> Option<()> {
+    let tensors = &mut header.tensors;
+    let key = |tensor: &TensorInfo| (tensor.range.start, tensor.range.end);
+    if tensors.is_sorted_by_key(key) {
+        return Some(());
+    }
+    let mut keyed = Vec::new();
+    keyed.try_reserve_exact(tensors.len()).ok()?;
+    let places = (0_u32..).zip(&*tensors);
+    keyed.extend(places.map(|(place, tensor)| (key(tensor), place)));
+    keyed.sort_unstable();
+    // Where each tensor goes; the swaps below bring at least one to its place each.
+    let mut new_places = Vec::new();
+    new_places.try_reserve_exact(keyed.len()).ok()?;
+    new_places.resize(keyed.len(), 0);
+    for (new, &(_, old)) in (0_u32..).zip(&keyed) {
+        new_places[old as usize] = new;
+    }
+    let order = std::mem::replace(&mut header.name_order, NameOrder::Ascending);
+    header.name_order = order.moved(&new_places)?;
+    for place in 0..new_places.len() {
+        while new_places[place] as usize != place {
+            let target = new_places[place] as usize;
+            tensors.swap(place, target);
+            new_places.swap(place, target);
+        }
+    }
+    Some(())
 }
 
 fn check_tensor(tensor: &TensorInfo, expected: u64, file: &str) -> Result<(), Error> {

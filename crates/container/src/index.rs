@@ -1,7 +1,7 @@
 //! The index of a sharded checkpoint (specs/container/checkpoint.md, clauses I1-I5).
 
 use crate::json::{MAX_TEXT_BYTES, Reader, reserve_one};
-use crate::name::Names;
+use crate::name::{Interned, Names};
 use crate::paths::check_shard_name;
 use crate::{Error, Limits, Name, ReadAt, quick};
 
@@ -14,6 +14,8 @@ pub struct Index {
     pub weight_map: Vec<(Name, Name)>,
     /// `metadata.total_size`, if it is there and a plain integer: advisory, producers do not agree on what it counts.
     pub total_size: Option<u64>,
+    /// The shards of `weight_map`, sorted; those names lie in one place each, to which all tensors of the shard refer.
+    pub(crate) shards: Vec<Name>,
 }
 
 impl Index {
@@ -44,13 +46,14 @@ impl Index {
         };
         // Which name is refused first is the other way's business.
         let is_refused = |shard: &Name| check_shard_name(file, shard).is_err();
-        if runs(&plain.weight_map).any(is_refused) {
+        if plain.shards.iter().any(is_refused) {
             return Ok(None);
         }
         Ok(Some(Self {
             name: name.to_owned(),
             weight_map: plain.weight_map,
             total_size: plain.total_size,
+            shards: plain.shards,
         }))
     }
 
@@ -68,9 +71,12 @@ impl Index {
         let mut reader = Reader::new(file, text, limits.max_json_depth);
         let mut names = Names::with_capacity(0).map_err(|_| reader.out_of_memory(0))?;
         let mut weight_map = Vec::new();
+        let mut shards = Interned::default();
         let mut total_size = None;
         reader.object(|reader, key| match &*key {
-            "weight_map" => parse_weight_map(reader, file, &mut names, &mut weight_map),
+            "weight_map" => {
+                parse_weight_map(reader, file, &mut names, &mut shards, &mut weight_map)
+            }
             "metadata" if reader.peek() == Some(b'{') => reader.object(|reader, key| {
                 if key == "total_size" {
                     total_size = reader.u64_or_skip()?;
@@ -92,23 +98,14 @@ impl Index {
             name: name.to_owned(),
             weight_map,
             total_size,
+            shards: shards.into_sorted(),
         })
     }
 
     /// The names of the shards, sorted, each once.
     pub fn shard_names(&self) -> Vec<&str> {
-        let mut names: Vec<_> = runs(&self.weight_map).map(Name::as_str).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
+        self.shards.iter().map(Name::as_str).collect()
     }
-}
-
-/// The shard of each run of tensors that share the name of it: every shard at least once.
-pub(crate) fn runs(weight_map: &[(Name, Name)]) -> impl Iterator<Item = &Name> {
-    weight_map
-        .chunk_by(|a, b| a.1.is_same_place(&b.1))
-        .map(|run| &run[0].1)
 }
 
 /// Bytes in memory, borrowed.
@@ -144,13 +141,14 @@ fn parse_weight_map(
     reader: &mut Reader<'_>,
     file: &str,
     names: &mut Names,
+    shards: &mut Interned,
     weight_map: &mut Vec<(Name, Name)>,
 ) -> Result<(), Error> {
     reader.object(|reader, tensor| {
         let shard = reader.string()?;
         check_shard_name(file, &shard)?;
         let pair = names.push(tensor.as_bytes()).and_then(|tensor| {
-            let shard = names.push(shard.as_bytes())?;
+            let shard = shards.get(names, shard.as_bytes())?;
             reserve_one(weight_map)?;
             Ok((tensor, shard))
         });

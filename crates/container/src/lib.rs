@@ -4,6 +4,7 @@
 //! quantization. Whatever it hands out has been validated against the real size of the file.
 #![deny(unsafe_code)]
 
+mod buffer;
 mod checkpoint;
 mod disk;
 mod dtype;
@@ -21,6 +22,7 @@ mod manifest;
 #[cfg(feature = "mmap")]
 mod mmap;
 mod name;
+mod order;
 mod paths;
 mod quick;
 mod shape;
@@ -29,6 +31,7 @@ mod source;
 mod tensor;
 mod writer;
 
+pub use buffer::AlignedBuffer;
 pub use checkpoint::{Checkpoint, CheckpointKind, Shard, Sidecar};
 pub use disk::{Disk, DiskFile, Entry, OsDisk};
 pub use dtype::Dtype;

@@ -32,6 +32,18 @@ impl Shape {
         let len = u8::try_from(dims.len()).ok()?;
         Some(Self(Dims::Inline { len, dims: inline }))
     }
+
+    /// The shape with one more dimension inside, if that needs no memory either.
+    #[inline]
+    pub(crate) fn with(self, dim: u64) -> Option<Self> {
+        match self.0 {
+            Dims::Inline { len, mut dims } => {
+                *dims.get_mut(usize::from(len))? = dim;
+                Some(Self(Dims::Inline { len: len + 1, dims }))
+            }
+            Dims::Heap(_) => None,
+        }
+    }
 }
 
 impl From<Vec<u64>> for Shape {

@@ -178,16 +178,13 @@ impl<'a> TensorRef<'a> {
                 limit: max_len_bytes,
             });
         }
-        let mut bytes = Vec::new();
-        match usize::try_from(found) {
-            Ok(len) if bytes.try_reserve_exact(len).is_ok() => bytes.resize(len, 0),
-            Ok(_) | Err(_) => {
-                return Err(Error::OutOfMemory {
-                    file: self.shard.name.clone(),
-                    len_bytes: found,
-                });
-            }
-        }
+        let len = usize::try_from(found).ok();
+        // Zeros of the system's, where there are many: they are all overwritten.
+        let zeroed = len.and_then(|len| bytemuck::allocation::try_zeroed_vec(len).ok());
+        let mut bytes = zeroed.ok_or_else(|| Error::OutOfMemory {
+            file: self.shard.name.clone(),
+            len_bytes: found,
+        })?;
         self.read_checked(0, &mut bytes)?;
         Ok(bytes)
     }

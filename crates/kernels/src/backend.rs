@@ -8,11 +8,10 @@
 //!
 //! and one line in [`BACKENDS`]. Tests and benches loop over [`Backend::available`].
 
-use crate::encode::{CodeRule, Difference, Floats};
+use crate::encode::{CodeForm, Difference, Floats, GroupRules};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes,
-    Tile, portable,
+    BlockFormat, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, Tile, portable,
 };
 
 /// The operations that `schemes` and `quantize` call. Lengths are checked by the functions themselves, which panic with a
@@ -54,40 +53,16 @@ pub struct Backend {
     pub round: fn(Float, &[f32], &mut [u8]),
     /// Codes of `values` (no scaling). [`portable::minifloat::encode`].
     pub encode_minifloat: fn(Minifloat, OverflowRule, NanRule, &[f32], &mut [u8]),
-    /// E2M1 codes of `values` (no scaling). [`portable::lookup::encode_e2m1`].
-    pub encode_e2m1: fn(E2M1Rule, &[f32], &mut [u8]),
-    /// Codes of `values * factor` of one group. [`portable::lookup::quantize_codebook`].
-    pub quantize_codebook: fn(Codebook, values: &[f32], factor: f32, out: &mut [u8]),
-    /// Stored codes `rne(clamp(value / scale + zero, min_code, max_code)) - min_code` of one group, calculated in `arith`.
-    /// [`portable::quantize::quantize_integer`].
-    #[expect(
-        clippy::type_complexity,
-        reason = "one argument per term of the formula"
-    )]
-    pub quantize_integer: fn(
-        arith: Float,
-        values: &[f32],
-        scale: f32,
-        zero: i32,
-        min_code: i32,
-        max_code: i32,
-        out: &mut [u8],
-    ),
-    /// Codes of `clamp(value / scale, -max, max)` of one group, calculated in `arith`.
-    /// [`portable::quantize::quantize_minifloat`].
-    pub quantize_minifloat:
-        fn(arith: Float, format: Minifloat, values: &[f32], scale: f32, out: &mut [u8]),
-    /// Smallest and largest value of a slice, 0 and 0 for an empty one; NaN if any value is NaN. A zero is plus zero.
-    /// [`portable::scan::min_max`].
-    pub min_max: fn(&[f32]) -> (f32, f32),
-    /// Largest magnitude, 0 for an empty slice; NaN if any value is NaN. [`portable::scan::absmax`].
-    pub absmax: fn(&[f32]) -> f32,
     /// Index of the first value that is NaN or infinite. [`portable::scan::first_non_finite`].
     pub first_non_finite: fn(&[f32]) -> Option<usize>,
     /// Smallest and largest value of each group of consecutive values. [`portable::encode::extremes`].
     pub extremes: fn(Floats<'_>, group: usize, out: &mut [(f32, f32)]),
-    /// Codes of groups of consecutive values, each by its own rule. [`portable::encode::encode`].
-    pub encode: fn(Floats<'_>, group: usize, rules: &[CodeRule], out: &mut [u8]),
+    /// Largest magnitude of each group of consecutive values. [`portable::encode::magnitudes`].
+    pub magnitudes: fn(Floats<'_>, group: usize, ahead: usize, out: &mut [f32]),
+    /// Codes of groups of consecutive values, each by its own rule, as they are stored. [`portable::encode::encode`].
+    pub encode: fn(Floats<'_>, group: usize, GroupRules<'_>, CodeForm, out: &mut [u8], Stores),
+    /// Floats to whole blocks of ggml, in one go. [`portable::encode::encode_blocks`].
+    pub encode_blocks: fn(BlockFormat, Floats<'_>, blocks: &mut [u8], Stores),
     /// What became of a weight. [`portable::encode::compare`].
     pub compare: fn(original: Floats<'_>, decoded: Floats<'_>) -> Difference,
     /// Copies bytes, past the caches or not: for what passes through unchanged, and the limit that benches compare with.
@@ -119,15 +94,11 @@ pub const PORTABLE: Backend = Backend {
     widen: portable::convert::widen,
     round: portable::convert::round,
     encode_minifloat: portable::minifloat::encode,
-    encode_e2m1: portable::lookup::encode_e2m1,
-    quantize_codebook: portable::lookup::quantize_codebook,
-    quantize_integer: portable::quantize::quantize_integer,
-    quantize_minifloat: portable::quantize::quantize_minifloat,
-    min_max: portable::scan::min_max,
-    absmax: portable::scan::absmax,
     first_non_finite: portable::scan::first_non_finite,
     extremes: portable::encode::extremes,
+    magnitudes: portable::encode::magnitudes,
     encode: portable::encode::encode,
+    encode_blocks: portable::encode::encode_blocks,
     compare: portable::encode::compare,
     copy: portable::rows::copy,
     decode_rows: portable::rows::decode,

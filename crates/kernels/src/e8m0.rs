@@ -134,6 +134,7 @@ impl MxScaleRule {
     /// assert_eq!(MxScaleRule::Floor.encode(Minifloat::E2M1, 7.0), 127);
     /// assert_eq!(MxScaleRule::CeilQuotient.encode(Minifloat::E2M1, 7.0), 128);
     /// ```
+    #[inline]
     pub fn encode(self, element: Minifloat, amax: f32) -> u8 {
         let amax = amax.abs();
         if amax.is_nan() {

@@ -1,14 +1,14 @@
-//! Floats, and how they become codes: plain data for [`crate::Backend::extremes`], [`crate::Backend::encode`] and
-//! [`crate::Backend::compare`], the three passes of quantizing.
+//! Floats, and how they become codes: plain data for [`crate::Backend::extremes`] and [`crate::Backend::magnitudes`],
+//! [`crate::Backend::encode`] and [`crate::Backend::compare`], the three passes of quantizing.
 //!
-//! Each reads the stored bytes of a dense weight themselves (nothing is widened to a buffer first) and is called for a row
-//! or a few, so that the passes after the first one find them in the cache. [`crate::portable::encode`] composes the
-//! primitives and is what every other way must equal bit for bit.
+//! Each reads the stored bytes of a dense weight themselves (nothing is widened to a buffer first) and is called for a few
+//! thousand values, so that the passes after the first one find them in the cache. Codes leave the second pass as they are
+//! stored. [`crate::portable::encode`] composes the primitives and is what every other way must equal bit for bit.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::{Backend, Codebook, E2M1Rule, Float, Minifloat};
+use crate::{Backend, Codebook, E2M1Rule, Float, Minifloat, Packing};
 
 /// Floats that are read.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,14 @@ impl<'a> Floats<'a> {
     /// Whether there is none.
     pub const fn is_empty(self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes of an element.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Floats::F32(_) => 4,
+            Floats::Bytes(float, _) => float.size_bytes(),
+        }
     }
 
     /// Some of the elements.
@@ -184,6 +192,99 @@ pub enum CodeRule {
         /// The code.
         code: u8,
     },
+}
+
+impl CodeRule {
+    /// The number of the group: what its values are divided by or multiplied with. A constant has none.
+    pub const fn number(self) -> f32 {
+        match self {
+            CodeRule::Integer { divisor, .. }
+            | CodeRule::Shifted { divisor, .. }
+            | CodeRule::Repacked { divisor, .. }
+            | CodeRule::Divided { divisor, .. }
+            | CodeRule::E2M1 { divisor, .. }
+            | CodeRule::NearestQuotient { divisor, .. } => divisor,
+            CodeRule::Product { factor, .. }
+            | CodeRule::Multiplied { factor, .. }
+            | CodeRule::Nearest { factor, .. }
+            | CodeRule::Truncated { factor, .. }
+            | CodeRule::AwayFromZero { factor } => factor,
+            CodeRule::Constant { .. } => 0.0,
+        }
+    }
+
+    /// The same rule with another [`CodeRule::number`].
+    #[inline]
+    #[must_use]
+    pub const fn with_number(mut self, number: f32) -> Self {
+        match &mut self {
+            CodeRule::Integer { divisor, .. }
+            | CodeRule::Shifted { divisor, .. }
+            | CodeRule::Repacked { divisor, .. }
+            | CodeRule::Divided { divisor, .. }
+            | CodeRule::E2M1 { divisor, .. }
+            | CodeRule::NearestQuotient { divisor, .. } => *divisor = number,
+            CodeRule::Product { factor, .. }
+            | CodeRule::Multiplied { factor, .. }
+            | CodeRule::Nearest { factor, .. }
+            | CodeRule::Truncated { factor, .. }
+            | CodeRule::AwayFromZero { factor } => *factor = number,
+            CodeRule::Constant { .. } => {}
+        }
+        self
+    }
+}
+
+/// The rules of consecutive groups.
+#[derive(Clone, Copy, Debug)]
+pub enum GroupRules<'a> {
+    /// One for each.
+    Each(&'a [CodeRule]),
+    /// One for all but for its number: [`CodeRule::with_number`] of each.
+    Same(CodeRule, &'a [f32]),
+}
+
+impl GroupRules<'_> {
+    /// Groups.
+    pub const fn len(&self) -> usize {
+        match self {
+            GroupRules::Each(rules) => rules.len(),
+            GroupRules::Same(_, numbers) => numbers.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The rule of a group.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn rule(&self, group: usize) -> CodeRule {
+        match self {
+            GroupRules::Each(rules) => rules[group],
+            GroupRules::Same(rule, numbers) => rule.with_number(numbers[group]),
+        }
+    }
+}
+
+/// How codes are stored: each with some bits inverted (integers in two's complement), then packed as one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CodeForm {
+    /// How they lie.
+    pub packing: Packing,
+    /// The bits that are inverted.
+    pub flip: u8,
+}
+
+impl CodeForm {
+    /// One to a byte, as rules give them.
+    pub const BYTES: Self = Self {
+        packing: Packing::Bytes,
+        flip: 0,
+    };
 }
 
 /// What [`crate::Backend::compare`] finds of a weight and what became of it.

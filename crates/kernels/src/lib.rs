@@ -45,7 +45,7 @@ pub use codebook::Codebook;
 pub use dynamic_8bit::{DYNAMIC_8BIT, Dynamic8BitRule};
 pub use e2m1::E2M1Rule;
 pub use e8m0::{E8M0Rule, MxScaleRule, UNSIGNED_E4M3};
-pub use encode::{CodeRule, Difference, Floats};
+pub use encode::{CodeForm, CodeRule, Difference, Floats, GroupRules};
 pub use minifloat::{
     E8M0Rounding, Layout, Minifloat, NanRule, OverflowRule, Specials, encode_e8m0,
 };

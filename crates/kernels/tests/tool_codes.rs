@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use safequant_kernels::{
-    Backend, Codebook, Dynamic8BitRule, E2M1Rule, Float, Minifloat, MxScaleRule,
+    Backend, CodeForm, CodeRule, Codebook, Dynamic8BitRule, E2M1Rule, Float, Floats, GroupRules,
+    Minifloat, MxScaleRule, Stores,
 };
 use serde_json::Value;
 
@@ -23,6 +24,21 @@ fn float(value: &Value) -> f32 {
 
 fn code(value: &Value) -> u8 {
     u8::try_from(value.as_u64().unwrap()).unwrap()
+}
+
+/// The code of one value.
+fn encode(backend: &Backend, value: f32, rule: CodeRule) -> u8 {
+    let (mut out, values) = ([0xff], [value]);
+    let (source, rules) = (Floats::F32(&values), GroupRules::Each(&[rule]));
+    (backend.encode)(
+        source,
+        1,
+        rules,
+        CodeForm::BYTES,
+        &mut out,
+        Stores::Ordinary,
+    );
+    out[0]
 }
 
 fn rule(tool: &str) -> MxScaleRule {
@@ -69,10 +85,13 @@ fn e2m1_codes_are_those_of_the_tools() {
         let value = float(&case["value"]);
         for (tool, rule) in rules {
             for backend in Backend::available() {
-                let mut out = [0xff];
-                (backend.encode_e2m1)(rule, &[value], &mut out);
+                let rule = CodeRule::E2M1 {
+                    rule,
+                    arith: Float::F32,
+                    divisor: 1.0,
+                };
                 assert_eq!(
-                    out[0],
+                    encode(backend, value, rule),
                     code(&case[tool]),
                     "{tool} {value:e} {}",
                     backend.name
@@ -110,9 +129,9 @@ fn codebook_codes_are_those_of_the_tools() {
         for case in vectors()["codebooks"][name].as_array().unwrap() {
             let value = float(&case[0]);
             for backend in Backend::available() {
-                let mut out = [0xff];
-                (backend.quantize_codebook)(book, &[value], 1.0, &mut out);
-                assert_eq!(out[0], code(&case[1]), "{name} {value:e} {}", backend.name);
+                let rule = CodeRule::Nearest { book, factor: 1.0 };
+                let found = encode(backend, value, rule);
+                assert_eq!(found, code(&case[1]), "{name} {value:e} {}", backend.name);
             }
             checked += 1;
         }

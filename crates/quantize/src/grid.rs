@@ -28,7 +28,7 @@ pub(crate) struct Line {
     pub(crate) matrix: u64,
     /// Rows relative to the tile.
     pub(crate) rows: Range<usize>,
-    /// Values of a run, which is cut into groups: a row, or all rows where groups follow the flattened matrix.
+    /// Values of a run, which is cut into groups: a row, or all rows where groups follow one another over their ends.
     pub(crate) run: usize,
     /// Values of a group; the last one of a run may have fewer.
     pub(crate) group: usize,
@@ -45,17 +45,25 @@ impl Line {
         (i + 1).saturating_mul(self.group) > self.run
     }
 
-    /// Row of the tile with the first value of group `i`.
-    pub(crate) fn row_of(&self, i: usize, in_features: usize) -> usize {
+    /// Row of the tile with the first value of group `i`, and the index of the group: in that row, or in the matrix where
+    /// groups do not end with rows.
+    pub(crate) fn place_of(&self, i: usize, in_features: usize) -> (usize, usize) {
         if self.run == in_features {
-            self.rows.start
+            return (self.rows.start, i);
+        }
+        let row = self.rows.start + i * self.group / in_features.max(1);
+        if in_features.is_multiple_of(self.group) {
+            (row, i % (in_features / self.group).max(1))
         } else {
-            self.rows.start + i * self.group / in_features.max(1)
+            (row, i)
         }
     }
 
     /// The runs, as values of the tile.
-    pub(crate) fn runs(&self, in_features: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub(crate) fn runs(
+        &self,
+        in_features: usize,
+    ) -> impl Iterator<Item = Range<usize>> + Clone + use<> {
         let values = self.rows.start * in_features..self.rows.end * in_features;
         let run = self.run.max(1);
         values.step_by(run).map(move |start| start..start + run)
@@ -95,12 +103,12 @@ impl Grid {
             first_row: rows.first_row,
             out_features: rows.out_features.max(1),
             flat: match granularity {
-                // Those that end with the rows are groups.
-                Granularity::Flat { size } => Some(saturating_usize(size).max(1))
-                    .filter(|&size| !rows.in_features.is_multiple_of(size)),
+                Granularity::Flat { size } => Some(saturating_usize(size).max(1)),
+                // Whole groups follow one another over the ends of rows.
+                Granularity::Channel => Some(rows.in_features.max(1)),
+                Granularity::Group { size } => Some(saturating_usize(size).max(1))
+                    .filter(|&size| rows.in_features.is_multiple_of(size)),
                 Granularity::Tensor
-                | Granularity::Channel
-                | Granularity::Group { .. }
                 | Granularity::Block { .. }
                 | Granularity::Strided { .. }
                 | Granularity::IndexedGroup { .. } => None,
@@ -225,7 +233,7 @@ mod tests {
         assert!(!found[0].is_short(0) && found[0].is_short(1));
         let runs: Vec<_> = found[0].runs(5).collect();
         assert_eq!(runs, [0..5, 5..10]);
-        assert_eq!(found[2].row_of(1, 5), 3);
+        assert_eq!(found[2].place_of(1, 5), (3, 1));
     }
 
     #[test]
@@ -257,9 +265,23 @@ mod tests {
         assert_eq!((found[1].matrix, found[1].rows.clone()), (1, 2..4));
         assert!(found[1].runs(5).eq(std::iter::once(10..20)));
         let groups: Vec<_> = (0..found[1].n_groups())
-            .map(|i| (found[1].row_of(i, 5), found[1].is_short(i)))
+            .map(|i| (found[1].place_of(i, 5), found[1].is_short(i)))
             .collect();
-        assert_eq!(groups, [(2, false), (2, false), (3, true)]);
+        assert_eq!(groups, [((2, 0), false), ((2, 1), false), ((3, 2), true)]);
+    }
+
+    #[test]
+    fn whole_groups_go_on_in_the_next_row() {
+        let found = lines(Granularity::Group { size: 5 }, 1, 3, 2, 10);
+        let rows: Vec<_> = found.iter().map(|l| (l.matrix, l.rows.clone())).collect();
+        assert_eq!(rows, [(0, 0..1), (1, 1..3)]);
+        assert!(found[1].runs(10).eq(std::iter::once(10..30)));
+        let places: Vec<_> = (0..4).map(|i| found[1].place_of(i, 10)).collect();
+        assert_eq!(places, [(1, 0), (1, 1), (2, 0), (2, 1)]);
+        assert!((0..4).all(|i| !found[1].is_short(i)));
+        let channels = lines(Granularity::Channel, 0, 3, 3, 10);
+        assert_eq!((channels.len(), channels[0].n_groups()), (1, 3));
+        assert_eq!(channels[0].place_of(2, 10), (2, 0));
     }
 
     #[test]

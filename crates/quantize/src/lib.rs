@@ -10,7 +10,7 @@ mod rules;
 
 pub use error::Error;
 pub use quantizer::{
-    Division, NonFinite, QUANTIZERS, Quantizer, Rows, ScaleRule, Statistics, Target,
+    Division, NonFinite, Output, QUANTIZERS, Quantizer, Rows, ScaleRule, Statistics, Target,
 };
 pub use quantizers::RoundToNearest;
 pub use report::Loss;

@@ -1,6 +1,6 @@
 //! The seam of all quantizers: rows of floats and a target in, codes and scales out.
 
-use safequant_kernels::{Backend, Float, Floats};
+use safequant_kernels::{Backend, CodeForm, Float, Floats, Stores};
 use safequant_schemes::{CodeTile, Granularity, Scheme, SuperScale};
 
 pub use safequant_schemes::ScaleRule;
@@ -69,6 +69,19 @@ impl Rows<'_> {
     }
 }
 
+/// Where quantized rows go. Nothing of it is allocated anew, if the caller keeps it.
+#[derive(Debug)]
+pub struct Output<'a> {
+    /// The codes of all rows as one packed run.
+    pub codes: &'a mut [u8],
+    /// How codes are stored: rows are whole units of the packing.
+    pub form: CodeForm,
+    /// How codes reach memory.
+    pub stores: Stores,
+    /// Everything else: whatever it held is replaced, and it has no codes.
+    pub tile: &'a mut CodeTile,
+}
+
 /// What must be known of the whole weight (or of fused siblings together) before a row can be quantized. Merging is
 /// order-free, so tiles can be observed in parallel.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -117,17 +130,60 @@ pub trait Quantizer: Sync {
         backend: &'static Backend,
     ) -> Result<Statistics, Error>;
 
-    /// Codes, scales and zero points of some rows.
+    /// Codes, scales and zero points of some rows, the codes as they are stored.
     ///
     /// # Errors
-    /// A non-finite weight, or a scale that the stored dtype cannot hold.
+    /// A non-finite weight, or a scale that the stored dtype cannot hold: what the output then holds means nothing.
+    ///
+    /// # Panics
+    /// If the output has not the length of the packed rows, or these are no whole units of the packing.
+    fn quantize_into(
+        &self,
+        target: &Target,
+        rows: Rows<'_>,
+        statistics: Option<&Statistics>,
+        output: Output<'_>,
+        backend: &'static Backend,
+    ) -> Result<(), Error>;
+
+    /// Some rows as whole blocks of ggml, the block type of the scheme: everything that is stored of them.
+    ///
+    /// # Errors
+    /// As [`Quantizer::quantize_into`]; a scheme that is no block type's, rows that are no whole blocks.
+    ///
+    /// # Panics
+    /// If `blocks` has not the length of the rows' blocks.
+    fn quantize_blocks(
+        &self,
+        target: &Target,
+        rows: Rows<'_>,
+        blocks: &mut [u8],
+        stores: Stores,
+        backend: &'static Backend,
+    ) -> Result<(), Error>;
+
+    /// Codes, scales and zero points of some rows, one code to a byte.
+    ///
+    /// # Errors
+    /// As [`Quantizer::quantize_into`].
     fn quantize(
         &self,
         target: &Target,
         rows: Rows<'_>,
         statistics: Option<&Statistics>,
         backend: &'static Backend,
-    ) -> Result<CodeTile, Error>;
+    ) -> Result<CodeTile, Error> {
+        let (mut codes, mut tile) = (vec![0; rows.values.len()], CodeTile::default());
+        let output = Output {
+            codes: &mut codes,
+            form: CodeForm::BYTES,
+            stores: Stores::Ordinary,
+            tile: &mut tile,
+        };
+        self.quantize_into(target, rows, statistics, output, backend)?;
+        tile.codes = codes;
+        Ok(tile)
+    }
 }
 
 /// Every quantizer.

@@ -1,6 +1,6 @@
 //! What quantizing a weight lost.
 
-use safequant_kernels::{Backend, Floats};
+use safequant_kernels::{Backend, CodeForm, Floats};
 use safequant_schemes::{CodeTile, Dequantizer, Extras, QuantizedTensor, RowsOut};
 
 use crate::{Error, Rows};
@@ -90,6 +90,23 @@ pub fn row_losses(
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<Loss>, Error> {
+    stored_row_losses(layout, rows, tile, (&tile.codes, CodeForm::BYTES), backend)
+}
+
+/// As [`row_losses`], of a tile whose codes stand beside it, as [`crate::Quantizer::quantize_into`] gives them.
+///
+/// # Errors
+/// As [`dequantize_tile`].
+///
+/// # Panics
+/// As [`dequantize_tile`].
+pub fn stored_row_losses(
+    layout: &QuantizedTensor,
+    rows: &Rows<'_>,
+    tile: &CodeTile,
+    codes: (&[u8], CodeForm),
+    backend: &'static Backend,
+) -> Result<Vec<Loss>, Error> {
     let reader =
         Dequantizer::new(layout, Extras::default(), backend).map_err(|error| unreadable(&error))?;
     let (float, width) = (layout.reference_dtype, rows.in_features.max(1));
@@ -101,7 +118,7 @@ pub fn row_losses(
         }
     };
     reader
-        .parts(tile, float, each)
+        .stored_parts(tile, codes, float, each)
         .map_err(|error| unreadable(&error))?;
     Ok(losses)
 }

@@ -1,10 +1,8 @@
 //! How large tiles are, so that everything in flight stays within the memory budget (docs/adr/0005-rewrite-engine.md).
 
 use safequant_container::Checkpoint;
-use safequant_kernels::{Backend, TileOrder};
-use safequant_schemes::{
-    Axes, Decoder, Granularity, Kept, QuantizedTensor, RowOrder, Storage, Values, encode,
-};
+use safequant_kernels::Backend;
+use safequant_schemes::{Decoder, Granularity, QuantizedTensor, RowOrder, Storage, Values, encode};
 
 use crate::Error;
 use crate::steps::{DenseSource, Step, Work};
@@ -127,7 +125,7 @@ impl Budget {
                     per_row: row + changed + casts + reordered(step, row),
                     floats_per_row: row,
                     unit: decoder.as_ref().map_or(1, Decoder::row_unit),
-                    is_strided: decoder.as_ref().is_some_and(|d| is_transposed(d.tensor)),
+                    is_strided: decoder.as_ref().is_some_and(|d| d.tensor.is_transposed()),
                     decoder: decoder.as_ref(),
                 };
                 self.rows_tiling(step, rows, &needs)
@@ -152,7 +150,7 @@ impl Budget {
                         common_multiple(encode::row_unit(source), decoder.row_unit()),
                     ),
                     decoder: Some(&decoder),
-                    is_strided: is_transposed(source) || is_transposed(layout),
+                    is_strided: source.is_transposed() || layout.is_transposed(),
                 };
                 self.rows_tiling(step, layout.out_features(), &needs)
             }
@@ -166,7 +164,7 @@ impl Budget {
                     floats_per_row: 4 * columns,
                     unit,
                     decoder: None,
-                    is_strided: is_transposed(layout),
+                    is_strided: layout.is_transposed(),
                 };
                 if let Some(DenseSource::Plain(_, float)) = work.sources.first() {
                     needs.per_row += columns * float.size_bytes() as u64;
@@ -174,7 +172,7 @@ impl Budget {
                 let decoder = decoder_of(work.sources.first(), checkpoint)?;
                 if let Some(decoder) = &decoder {
                     needs.unit = common_multiple(unit, decoder.row_unit());
-                    needs.is_strided |= is_transposed(decoder.tensor);
+                    needs.is_strided |= decoder.tensor.is_transposed();
                     needs.decoder = Some(decoder);
                 }
                 self.rows_tiling(step, layout.out_features(), &needs)
@@ -322,27 +320,6 @@ fn constant_bytes(layout: &QuantizedTensor) -> u64 {
         | Storage::Blocks { .. } => 0,
     });
     constant.sum()
-}
-
-fn is_transposed(tensor: &QuantizedTensor) -> bool {
-    tensor.parts.iter().any(|part| match part.storage {
-        Storage::Elements { axes } | Storage::Packed { axes, .. } => axes == Axes::InOut,
-        Storage::Tiled { tile }
-        | Storage::Sparse {
-            kept: Kept::Tiles { tile, .. },
-        } => tile.order() == TileOrder::ColumnByColumn,
-        Storage::SharedElements { .. }
-        | Storage::PackedConstant { .. }
-        | Storage::Flat { .. }
-        | Storage::Common
-        | Storage::LowHigh { .. }
-        | Storage::Planes { .. }
-        | Storage::Sparse {
-            kept: Kept::Rows { .. } | Kept::Ragged,
-        }
-        | Storage::Blocks { .. }
-        | Storage::Vector => false,
-    })
 }
 
 fn common_multiple(a: u64, b: u64) -> u64 {

@@ -3,6 +3,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use safequant_schemes::CodeTile;
+
 /// The buffers of one tile, as large as its largest run needed. What they hold is left over.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
@@ -12,11 +14,19 @@ pub(crate) struct Scratch {
     pub(crate) floats: Buffer<f32>,
     /// Bytes to write.
     pub(crate) encoded: Buffer<u8>,
+    /// What was chosen beside codes.
+    pub(crate) chosen: CodeTile,
 }
 
 impl Scratch {
     fn len_bytes(&self) -> u64 {
-        let bytes = self.stored.0.len() + 4 * self.floats.0.len() + self.encoded.0.len();
+        let chosen = &self.chosen;
+        let numbers = chosen.scales.capacity()
+            + chosen.zeros.capacity()
+            + chosen.offsets.capacity()
+            + chosen.supers.capacity();
+        let floats = self.floats.0.len() + numbers;
+        let bytes = self.stored.0.len() + 4 * floats + self.encoded.0.len();
         bytes as u64
     }
 }

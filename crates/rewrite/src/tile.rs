@@ -3,13 +3,14 @@
 //! A tile is what is handed to a worker. It is worked off in *runs* of rows, so small that what is read, computed and written
 //! stays in a core's cache.
 
+use std::mem::take;
 use std::ops::Range;
 use std::sync::Arc;
 
 use safequant_container::{Checkpoint, FileWriter, TensorRef};
-use safequant_kernels::{Backend, Float, Floats, PORTABLE};
-use safequant_quantize::report::row_losses;
-use safequant_quantize::{Loss, Quantizer, Rows, Statistics};
+use safequant_kernels::{Backend, CodeForm, Float, Floats, PORTABLE, Stores};
+use safequant_quantize::report::{row_losses, stored_row_losses};
+use safequant_quantize::{Loss, Output, Quantizer, Rows, Statistics};
 use safequant_schemes::{
     Decoder, EncodedRegion, Granularity, Part, QuantizedTensor, RowsOut, ScaleCoding, Transcoder,
     Values, encode,
@@ -213,6 +214,9 @@ impl<'p> StepContext<'p> {
         let Some(quantizer) = self.quantizer else {
             return Ok(());
         };
+        if let Some((part, form)) = encode::code_form(&work.layout) {
+            return self.quantize_stored((work, quantizer), (part, form), run, scratch, done);
+        }
         let values = self.rows(work, run, scratch)?;
         let rows = self.as_rows(work, run, values)?;
         let codes = quantizer
@@ -225,6 +229,45 @@ impl<'p> StepContext<'p> {
         let regions = encode::encode(&work.layout, &codes, self.backend)?;
         drop(codes);
         self.write_regions(regions, done)
+    }
+
+    /// As `quantize`, where codes lie row after row: they are written as the quantizer leaves them.
+    fn quantize_stored(
+        &self,
+        (work, quantizer): (&QuantizeWork, &dyn Quantizer),
+        (part, form): (usize, CodeForm),
+        run: &Range<u64>,
+        scratch: &mut Scratch,
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        let (mut encoded, mut chosen) = (take(&mut scratch.encoded), take(&mut scratch.chosen));
+        let values = self.rows(work, run, scratch)?;
+        let rows = self.as_rows(work, run, values)?;
+        let codes = encoded.lend(form.packing.packed_len_bytes(values.len(), 1));
+        let output = Output {
+            codes,
+            form,
+            stores: Stores::Ordinary,
+            tile: &mut chosen,
+        };
+        quantizer
+            .quantize_into(
+                &work.target,
+                rows,
+                self.statistics.as_deref(),
+                output,
+                self.backend,
+            )
+            .map_err(|e| self.refused(e))?;
+        let stored: (&[u8], CodeForm) = (codes, form);
+        let losses = stored_row_losses(&work.layout, &rows, &chosen, stored, self.backend);
+        done.losses.extend(losses.map_err(|e| self.refused(e))?);
+        done.n_zero_scales += zero_scales(&work.layout, &chosen.scales, values);
+        let before = form.packing.packed_len_bytes(rows.in_features, 1) as u64 * run.start;
+        self.write(part, before, codes, done)?;
+        let beside = encode::encode_beside(&work.layout, &chosen, self.backend)?;
+        (scratch.encoded, scratch.chosen) = (encoded, chosen);
+        self.write_regions(beside, done)
     }
 
     fn transcode(

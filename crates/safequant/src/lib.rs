@@ -73,8 +73,8 @@
 //!
 //! ## Open it as dense, or a rank's share of it
 //!
-//! A [`DenseView`] is the checkpoint that `dequantize` would write, read by rows, with nothing written. A [`slice()`] of a
-//! weight is what one tensor-parallel rank holds: still packed, in logical coordinates, borrowed where the bytes lie
+//! A [`DenseView`] is the checkpoint that `dequantize` would write, read by rows, with nothing written; [`parallel::rows`]
+//! reads a whole tensor of it on all cores, into an [`AlignedBuffer`]. A [`slice()`] of a weight is what one tensor-parallel rank holds: still packed, in logical coordinates, borrowed where the bytes lie
 //! together.
 //!
 //! ```
@@ -140,6 +140,7 @@
 //! says whose fault it is. No input file causes a panic. [`Error`] holds the errors of all crates.
 #![forbid(unsafe_code)]
 
+pub mod parallel;
 pub mod views;
 
 pub use safequant_audit as audit;
@@ -150,7 +151,7 @@ pub use safequant_rewrite as rewrite;
 pub use safequant_schemes as schemes;
 
 pub use safequant_container::{
-    Checkpoint, Dtype, ErrorGroup, Limits, OsDisk, ReadAt, TensorInfo, TensorRef,
+    AlignedBuffer, Checkpoint, Dtype, ErrorGroup, Limits, OsDisk, ReadAt, TensorInfo, TensorRef,
 };
 pub use safequant_kernels::{Backend, Float};
 pub use safequant_quantize::QUANTIZERS;

@@ -5,11 +5,11 @@
 //! carriers of bits here; several of its constants and predicates are wrong (`specs/dtypes/f8_e4m3.md`), so compute with
 //! [`Minifloat`](crate::kernels::Minifloat) instead.
 
-use std::borrow::Cow;
+use std::ops::Deref;
 
 use bytemuck::Pod;
 use ndarray::{ArrayView2, ArrayViewD, IxDyn};
-use safequant_container::{Dtype, MappedCheckpoint, TensorView};
+use safequant_container::{AlignedBuffer, Dtype, MappedCheckpoint, TensorView};
 use safequant_kernels::Backend;
 use safequant_schemes::{CodeTile, Part, QuantizedTensor, Role, Slice, SliceBytes};
 
@@ -138,11 +138,10 @@ pub fn array<T: Element>(tensor: TensorView<'_>) -> Result<ArrayViewD<'_, T>, Vi
 ///
 /// ```
 /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/llm-compressor/ct-w4a16-g128/model.safetensors");
-/// use std::borrow::Cow;
 /// use std::path::Path;
 /// use safequant::container::MappedCheckpoint;
 /// use safequant::schemes::{Axis, Selection, slice};
-/// use safequant::views::{parts, slice_parts};
+/// use safequant::views::{SlicedPart, parts, slice_parts};
 /// use safequant::{Limits, Model, Role};
 ///
 /// // SAFETY: nobody writes to the fixtures while this runs.
@@ -154,8 +153,8 @@ pub fn array<T: Element>(tensor: TensorView<'_>) -> Result<ArrayViewD<'_, T>, Vi
 ///
 /// let share = slice(weight, &Selection::of_rank(weight, Axis::Out, 1, 2)?)?;
 /// let bytes = slice_parts(&mapped, weight, &share)?;
-/// assert!(matches!(bytes[0], Cow::Borrowed(_)), "rows lie together: no copy");
-/// assert_eq!(bytes[0].as_ref(), &codes.bytes[codes.bytes.len() / 2..]);
+/// assert!(matches!(bytes[0], SlicedPart::Borrowed(_)), "rows lie together: no copy");
+/// assert_eq!(bytes[0][..], codes.bytes[codes.bytes.len() / 2..]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
@@ -174,6 +173,26 @@ pub fn parts<'m>(
     tensor.parts.iter().map(part).collect()
 }
 
+/// The bytes of one part of a slice.
+#[derive(Debug)]
+pub enum SlicedPart<'m> {
+    /// They lie together in the file.
+    Borrowed(&'m [u8]),
+    /// They do not.
+    Gathered(AlignedBuffer),
+}
+
+impl Deref for SlicedPart<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            SlicedPart::Borrowed(bytes) => bytes,
+            SlicedPart::Gathered(bytes) => bytes,
+        }
+    }
+}
+
 /// The bytes of each part of a slice, borrowed from the file where they lie together there, gathered where they do not.
 ///
 /// # Errors
@@ -182,7 +201,7 @@ pub fn slice_parts<'m>(
     mapped: &'m MappedCheckpoint,
     source: &QuantizedTensor,
     slice: &Slice,
-) -> Result<Vec<Cow<'m, [u8]>>, safequant_schemes::Error> {
+) -> Result<Vec<SlicedPart<'m>>, safequant_schemes::Error> {
     let borrowed = |i: usize| {
         let SliceBytes::Stored(range) = &slice.parts[i] else {
             return None;
@@ -195,16 +214,16 @@ pub fn slice_parts<'m>(
         bytes.get(start..end)
     };
     let found: Vec<Option<&[u8]>> = (0..slice.parts.len()).map(borrowed).collect();
-    let mut made = if found.iter().all(Option::is_some) {
-        Vec::new()
-    } else {
-        slice.read(source, mapped.checkpoint(), Backend::detect())?
+    if found.iter().all(Option::is_some) {
+        let found = found.into_iter().flatten();
+        return Ok(found.map(SlicedPart::Borrowed).collect());
+    }
+    let made = slice.read(source, mapped.checkpoint(), Backend::detect())?;
+    let part = |(bytes, made)| match bytes {
+        Some(bytes) => SlicedPart::Borrowed(bytes),
+        None => SlicedPart::Gathered(made),
     };
-    let part = |(i, bytes): (usize, Option<&'m [u8]>)| match bytes {
-        Some(bytes) => Cow::Borrowed(bytes),
-        None => Cow::Owned(std::mem::take(&mut made[i])),
-    };
-    Ok(found.into_iter().enumerate().map(part).collect())
+    Ok(found.into_iter().zip(made).map(part).collect())
 }
 
 /// The codes of a tile as `[rows, in_features]`, one code per byte (see [`CodeTile::codes`] for their form).

@@ -1,13 +1,13 @@
 //! From stored parts to codes and scales, and on to rows of dense floats: the only reader of weights.
 
 mod parts;
+mod rows;
 mod sparse;
 
 use std::ops::Range;
 
 use safequant_container::{Checkpoint, TensorRef};
-use safequant_kernels::rows::{CodeLayout, StoredCodes};
-use safequant_kernels::{Backend, BlockFormat, Float, Packing};
+use safequant_kernels::{Backend, BlockFormat, Float};
 
 pub(crate) use self::parts::float_dtype;
 use self::parts::{SmallParts, check_scale_dtype, locate};
@@ -450,66 +450,6 @@ impl<'a> Decoder<'a> {
             ZeroCoding::MinusOneModulo => (i32::from(lane) + 1) & ((1 << bits) - 1),
         };
         Ok(lanes.into_iter().map(decode).collect())
-    }
-
-    /// Decodes rows `rows` of the stack into `out`, `[rows, in_features]`, row-major.
-    ///
-    /// # Errors
-    /// I/O, or stored values that no reader accepts.
-    ///
-    /// # Panics
-    /// If `out` has not exactly the length of the rows.
-    pub fn rows(&self, rows: Range<u64>, out: RowsOut<'_>) -> Result<(), Error> {
-        if let Way::Tile = self.way {
-            let tile = self.codes(rows)?;
-            return self.dequantizer.tile(&tile, out);
-        }
-        let mut out = out;
-        let mut at = 0;
-        for (matrix, local) in segments(&self.tensor.module, &rows, self.tensor.out_features())? {
-            let cut = at * self.in_features..(at + local.len()) * self.in_features;
-            at += local.len();
-            self.segment(matrix, &local, out.cut(cut))?;
-        }
-        out.expect_len(at * self.in_features);
-        Ok(())
-    }
-
-    /// Rows of one matrix in one go.
-    fn segment(&self, matrix: u64, local: &Range<usize>, out: RowsOut<'_>) -> Result<(), Error> {
-        let first = matrix * self.tensor.out_features();
-        let rows = first + to_u64(local.start)..first + to_u64(local.end);
-        let codes = &self.codes;
-        let raw = match (self.way, &codes.stored) {
-            (Way::Blocks(format), Stored::Blocks(blocks)) => {
-                let bytes = blocks.bytes(codes.bytes, matrix, local)?;
-                let (out, stores) = out.into_floats();
-                (self.backend.decode_blocks)(format, &bytes, out, stores);
-                return Ok(());
-            }
-            (Way::Rows { flip: Some(flip) }, stored) => {
-                let raw = stored.raw(codes.bytes, matrix, local)?;
-                raw.map(|raw| (raw, flip))
-            }
-            (Way::Rows { flip: None } | Way::Blocks(_) | Way::Tile, _) => None,
-        };
-        let Some((raw, flip)) = raw else {
-            // Codes that were read one by one are rows of bytes.
-            let tile = self.codes(rows)?;
-            let codes = StoredCodes {
-                bytes: &tile.codes,
-                stride: self.in_features,
-                layout: CodeLayout::Rows(Packing::Bytes),
-            };
-            return self.dequantizer.decode(&tile, (codes, 0), local, out);
-        };
-        let tile = self.scales(rows)?;
-        let codes = StoredCodes {
-            bytes: &raw.bytes,
-            stride: raw.stride,
-            layout: raw.layout,
-        };
-        self.dequantizer.decode(&tile, (codes, flip), local, out)
     }
 }
 

@@ -4,11 +4,11 @@
 use std::ops::Range;
 
 use safequant_container::{Checkpoint, Dtype, TensorRef};
-use safequant_kernels::{Backend, Float};
+use safequant_kernels::{Backend, Float, Stores};
 
 use crate::scheme::dtype_of;
 use crate::storage::to_usize;
-use crate::{Decoder, Error, Model, QuantizedTensor, RowsOut};
+use crate::{Decoder, Error, Model, QuantizedTensor, RowsOut, Scratch};
 
 /// The dtype of dequantized weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,14 +89,8 @@ impl<'a> DenseView<'a> {
         let mut weights = self.model.quantized.iter().chain(derived);
         let weight = weights.find(|t| t.weight == name);
         if let Some(tensor) = weight {
-            let float = self.dtype.of(tensor);
             let decoder = Decoder::new(tensor, self.checkpoint, self.backend)?;
-            return Ok(Some(DenseTensor {
-                name: &tensor.weight,
-                dtype: dtype_of(float),
-                shape: &tensor.shape,
-                source: Source::Quantized(Box::new(decoder), float),
-            }));
+            return Ok(Some(DenseTensor::of(decoder, self.dtype)));
         }
         if self
             .model
@@ -112,6 +106,25 @@ impl<'a> DenseView<'a> {
             shape: tensor.shape(),
             source: Source::Plain(tensor),
         }))
+    }
+}
+
+/// Cap of a tile's output: with what is read for it, it fills a core's cache.
+const TILE_BYTES: u64 = 512 << 10;
+/// The same where stored rows are columns of the weight: what is read at once is as long as a tile has rows.
+const TRANSPOSED_TILE_BYTES: u64 = 16 << 20;
+
+impl<'a> DenseTensor<'a> {
+    /// A quantized weight as dense rows.
+    pub fn of(decoder: Decoder<'a>, dtype: OutputDtype) -> Self {
+        let tensor = decoder.tensor;
+        let float = dtype.of(tensor);
+        Self {
+            name: &tensor.weight,
+            dtype: dtype_of(float),
+            shape: &tensor.shape,
+            source: Source::Quantized(Box::new(decoder), float),
+        }
     }
 }
 
@@ -131,6 +144,27 @@ impl DenseTensor<'_> {
         self.dtype.size_bytes(columns).unwrap_or(0)
     }
 
+    /// Cuts rows into tiles, in order: as many rows as a core's cache holds while they are decoded, no stored word in two of
+    /// them. How many threads there are does not come in.
+    pub fn tiles(&self, rows: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let (unit, cap) = match &self.source {
+            Source::Plain(_) => (1, TILE_BYTES),
+            Source::Quantized(decoder, _) if decoder.tensor.is_transposed() => {
+                (decoder.row_unit(), TRANSPOSED_TILE_BYTES)
+            }
+            Source::Quantized(decoder, _) => (decoder.row_unit(), TILE_BYTES),
+        };
+        let units = cap / self.row_bytes().max(1) / unit.max(1);
+        let step = units.max(1).saturating_mul(unit.max(1));
+        let mut at = rows.start;
+        std::iter::from_fn(move || {
+            let start = at;
+            // Tiles end at multiples, wherever the range begins.
+            at = (start / step + 1).saturating_mul(step).min(rows.end);
+            (start < rows.end).then_some(start..at)
+        })
+    }
+
     /// Reads rows `rows`, row-major and little-endian, in the tensor's dtype.
     ///
     /// # Errors
@@ -139,8 +173,29 @@ impl DenseTensor<'_> {
     /// # Panics
     /// If `out` is not as long as the rows: the caller's bug.
     pub fn rows(&self, rows: Range<u64>, out: &mut [u8]) -> Result<(), Error> {
+        let stores = Stores::for_len(out.len());
+        self.rows_with(rows, (out, stores), &mut Scratch::default())
+    }
+
+    /// As [`DenseTensor::rows`], where `out` is a part of a whole: with the stores that suit that one, and memory that goes
+    /// from part to part.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn rows_with(
+        &self,
+        rows: Range<u64>,
+        (out, stores): (&mut [u8], Stores),
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
         match &self.source {
-            Source::Quantized(decoder, float) => decoder.rows(rows, RowsOut::Bytes(*float, out)),
+            Source::Quantized(decoder, float) => {
+                let out = RowsOut::Bytes(*float, out);
+                decoder.rows_with(rows, (out, stores), scratch)
+            }
             Source::Plain(tensor) => {
                 let len = (rows.end - rows.start).saturating_mul(self.row_bytes());
                 assert_eq!(

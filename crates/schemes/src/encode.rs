@@ -1,6 +1,7 @@
 //! From codes and scales to the bytes of stored parts: the reverse of `decode`.
 
 mod constants;
+mod form;
 mod sparse;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ pub(crate) use self::constants::floats_region;
 pub use self::constants::{
     constant_regions, group_index_region, held_regions, trivial_index_region,
 };
+pub use self::form::{block_format, code_form};
 use self::sparse::KeptRows;
 use crate::arithmetic::code_bytes as bytes_of_code;
 use crate::decode::{holds_bare_fields, integer_bits};
@@ -165,12 +167,36 @@ pub fn encode(
     tile: &CodeTile,
     backend: &'static Backend,
 ) -> Result<Vec<EncodedRegion>, Error> {
+    regions(tensor, tile, backend, |_| true)
+}
+
+/// As [`encode`], for all parts but the codes: a quantizer has written those itself, in the form that [`code_form`] says.
+///
+/// # Errors
+/// As [`encode`].
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_beside(
+    tensor: &QuantizedTensor,
+    tile: &CodeTile,
+    backend: &'static Backend,
+) -> Result<Vec<EncodedRegion>, Error> {
+    regions(tensor, tile, backend, |part| part.role != Role::Codes)
+}
+
+fn regions(
+    tensor: &QuantizedTensor,
+    tile: &CodeTile,
+    backend: &'static Backend,
+    is_wanted: impl Fn(&Part) -> bool,
+) -> Result<Vec<EncodedRegion>, Error> {
     let mut regions = Vec::new();
     let streamed: Vec<(usize, &Part, Stored)> = tensor
         .parts
         .iter()
         .enumerate()
-        .filter(|(_, part)| is_streamed(part, tensor))
+        .filter(|(_, part)| is_streamed(part, tensor) && is_wanted(part))
         .map(|(i, part)| Ok((i, part, Stored::new(tensor, part)?)))
         .collect::<Result<_, Error>>()?;
     let scheme = &tensor.scheme;

@@ -51,5 +51,6 @@ pub use scheme::{
     Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,
 };
 pub use slice::{Selection, Slice, SliceBytes, slice};
+pub use storage::Scratch;
 pub use tile::CodeTile;
 pub use transcode::{Changes, Transcoder};

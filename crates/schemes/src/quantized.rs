@@ -1,7 +1,7 @@
 //! One quantized tensor: its logical shape, its scheme, and the stored parts by role.
 
 use safequant_container::Dtype;
-use safequant_kernels::{BlockFormat, Float, Packing, Planes, Tile};
+use safequant_kernels::{BlockFormat, Float, Packing, Planes, Tile, TileOrder};
 
 use crate::Scheme;
 
@@ -46,6 +46,28 @@ impl QuantizedTensor {
         self.shape[..stack]
             .iter()
             .fold(1, |n, &d| n.saturating_mul(d))
+    }
+
+    /// Whether stored rows are columns of the weight (GPTQ): what lies together of some rows is as short as there are rows.
+    pub fn is_transposed(&self) -> bool {
+        self.parts.iter().any(|part| match part.storage {
+            Storage::Elements { axes } | Storage::Packed { axes, .. } => axes == Axes::InOut,
+            Storage::Tiled { tile }
+            | Storage::Sparse {
+                kept: Kept::Tiles { tile, .. },
+            } => tile.order() == TileOrder::ColumnByColumn,
+            Storage::SharedElements { .. }
+            | Storage::PackedConstant { .. }
+            | Storage::Flat { .. }
+            | Storage::Common
+            | Storage::LowHigh { .. }
+            | Storage::Planes { .. }
+            | Storage::Sparse {
+                kept: Kept::Rows { .. } | Kept::Ragged,
+            }
+            | Storage::Blocks { .. }
+            | Storage::Vector => false,
+        })
     }
 
     /// Rows of the whole stack, `n_matrices * out_features`: what tiles are cut from. 0 where rows have no elements, so

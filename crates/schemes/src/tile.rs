@@ -35,6 +35,19 @@ pub struct CodeTile {
 }
 
 impl CodeTile {
+    /// Takes everything out, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.rows = 0..0;
+        self.codes.clear();
+        self.scales.clear();
+        self.zeros.clear();
+        self.offsets.clear();
+        self.supers.clear();
+        self.marks.clear();
+        self.starts.clear();
+        self.offset_supers.clear();
+    }
+
     /// Whether every row of such a weight has codes and scales of its own, so that rows can be put in another order.
     pub fn has_rows_of_its_own(scheme: &Scheme) -> bool {
         let scales = match scheme.granularity {

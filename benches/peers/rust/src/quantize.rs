@@ -1,8 +1,10 @@
-//! BF16 rows to codes: the quantizer `rtn` tile by tile, as a job calls it, and the packing of its codes.
+//! BF16 rows to packed codes: the quantizer `rtn`, tile by tile.
 
-use safequant_kernels::{Backend, Float, Floats, Minifloat, Packing};
-use safequant_quantize::{Division, NonFinite, Quantizer, RoundToNearest, Rows, ScaleRule, Target};
-use safequant_schemes::{Code, Granularity, IntegerEncoding, ScaleCoding, Scheme, ZeroPoint};
+use safequant_kernels::{Backend, CodeForm, Float, Floats, Minifloat, Packing, Stores};
+use safequant_quantize::{
+    Division, NonFinite, Output, Quantizer, RoundToNearest, Rows, ScaleRule, Target,
+};
+use safequant_schemes::{Code, CodeTile, Granularity, IntegerEncoding, ScaleCoding, Scheme, ZeroPoint};
 
 use crate::{Matrix, Refusal, timed};
 
@@ -54,6 +56,9 @@ pub(crate) fn run(what: &str, matrix: Matrix<'_>, out: &mut [u8]) -> Result<f64,
     let tile = TILE_ROWS * matrix.columns;
     let backend = Backend::detect();
     let mut result = Ok(());
+    let stores = Stores::for_len(out.len());
+    let form = CodeForm { packing, flip: 0 };
+    let mut scales = CodeTile::default();
     let seconds = timed(|| {
         let tiles = matrix.codes.chunks_exact(2 * tile);
         for (at, (from, to)) in tiles
@@ -67,9 +72,15 @@ pub(crate) fn run(what: &str, matrix: Matrix<'_>, out: &mut [u8]) -> Result<f64,
                 out_features: matrix.rows as u64,
                 source: Float::Bf16,
             };
-            match RoundToNearest.quantize(&target, rows, None, backend) {
-                Ok(tile) => (backend.pack)(packing, &tile.codes, to),
-                Err(error) => result = Err(error.to_string()),
+            let output = Output {
+                codes: to,
+                form,
+                stores,
+                tile: &mut scales,
+            };
+            let done = RoundToNearest.quantize_into(&target, rows, None, output, backend);
+            if let Err(error) = done {
+                result = Err(error.to_string());
             }
         }
     });

@@ -1,7 +1,6 @@
 //! `bench`: what the kernels of this machine reach, each beside a copy of the same traffic and beside portable, in one run.
 
 use safequant::Backend;
-use safequant::kernels::samples::{SAMPLES, Sample};
 use safequant::rewrite::CancelToken;
 use safequant::schemes::Pattern;
 
@@ -13,13 +12,16 @@ use crate::signals::Listener;
 
 mod measure;
 mod report;
+mod subject;
+
+use self::subject::Subject;
 
 /// Measures and prints.
 ///
 /// # Errors
 /// A pattern that matches no format, an answer that is not portable's, or Ctrl-C.
 pub(crate) fn run(args: &BenchArgs, output: Output) -> Result<(), Failure> {
-    let samples = chosen(args)?;
+    let subjects = chosen(args)?;
     let plan = Plan::new(args);
     let cancel = CancelToken::default();
     let listener = Listener::install(
@@ -27,12 +29,12 @@ pub(crate) fn run(args: &BenchArgs, output: Output) -> Result<(), Failure> {
         "stopping after this format; once more to stop at once",
     )?;
     let mut measurements = Vec::new();
-    for (at, sample) in samples.iter().enumerate() {
+    for (at, &subject) in subjects.iter().enumerate() {
         if !args.quiet {
-            let done = format!("{}/{} {}", at + 1, samples.len(), sample.name);
+            let done = format!("{}/{} {}", at + 1, subjects.len(), subject.name());
             output::note(&done);
         }
-        measurements.extend(measure::measure(sample, &plan, &cancel)?);
+        measurements.extend(measure::measure(subject, &plan, &cancel)?);
     }
     drop(listener);
     if args.json {
@@ -57,6 +59,16 @@ struct Place {
     /// Rows of each thread's matrix, or of all threads' matrix.
     rows: Rows,
     n_columns: usize,
+    outputs: Outputs,
+}
+
+/// What results are written to.
+#[derive(Clone, Copy, Debug)]
+enum Outputs {
+    /// Memory that is there.
+    Given,
+    /// The same, and memory that was never touched.
+    GivenAndFresh,
 }
 
 /// How many rows there are, for how many threads.
@@ -83,11 +95,13 @@ static PLACES: &[Place] = &[
         name: "L2",
         rows: Rows::PerThread(16),
         n_columns: 4096,
+        outputs: Outputs::Given,
     },
     Place {
         name: "DRAM",
         rows: Rows::InAll(4096),
         n_columns: 14336,
+        outputs: Outputs::GivenAndFresh,
     },
 ];
 
@@ -110,25 +124,25 @@ impl Plan {
 }
 
 /// The formats that `--only` asks for.
-fn chosen(args: &BenchArgs) -> Result<Vec<&'static Sample>, Failure> {
+fn chosen(args: &BenchArgs) -> Result<Vec<Subject>, Failure> {
     let compiled = args.only.iter().map(|text| plan::pattern("--only", text));
     let patterns = compiled.collect::<Result<Vec<Pattern>, Failure>>()?;
-    let mut samples = Vec::new();
-    for sample in SAMPLES {
+    let mut subjects = Vec::new();
+    for subject in Subject::all() {
         let mut is_asked_for = patterns.is_empty();
         for pattern in &patterns {
-            is_asked_for |= pattern.is_match(sample.name)?;
+            is_asked_for |= pattern.is_match(subject.name())?;
         }
         if is_asked_for {
-            samples.push(sample);
+            subjects.push(subject);
         }
     }
-    if samples.is_empty() {
-        let names: Vec<&str> = SAMPLES.iter().map(|sample| sample.name).collect();
+    if subjects.is_empty() {
+        let names: Vec<&str> = Subject::all().map(Subject::name).collect();
         return Err(Failure::usage(
             "--only matches no format",
             format!("there are {}", names.join(", ")),
         ));
     }
-    Ok(samples)
+    Ok(subjects)
 }

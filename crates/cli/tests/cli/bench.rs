@@ -9,18 +9,30 @@ use crate::support::{Ran, command, run, workplace};
 #[test]
 fn the_table_has_a_line_for_each_format_and_place() {
     let workplace = workplace();
-    let line = "safequant bench --quick --only 'fp8*' --only int4_g128";
+    let line = "safequant bench --quick --only 'fp8*' --only int4_g128 --only Q4_K";
     let ran = run(workplace.path(), line).expect(0);
     let lines = |name: &str| {
         let first = |line: &&str| line.split_whitespace().next() == Some(name);
         ran.stdout.lines().filter(first).count()
     };
-    for name in ["fp8_tensor", "fp8_channel", "fp8_block", "int4_g128"] {
+    for name in [
+        "fp8_tensor",
+        "fp8_channel",
+        "fp8_block",
+        "int4_g128",
+        "Q4_K",
+    ] {
         assert_eq!(lines(name), 2, "{name}: {}", ran.stdout);
     }
     assert_eq!(lines("nvfp4"), 0);
     assert!(ran.stdout.starts_with("backend "), "{}", ran.stdout);
-    assert!(ran.stderr.contains("4/4 int4_g128"), "{}", ran.stderr);
+    assert_eq!(
+        ran.stdout.matches("into fresh memory").count(),
+        1,
+        "{}",
+        ran.stdout
+    );
+    assert!(ran.stderr.contains("5/5 Q4_K"), "{}", ran.stderr);
 }
 
 #[test]
@@ -42,6 +54,9 @@ fn the_record_follows_its_schema() {
         ] {
             assert!(measured[rate].as_f64().unwrap() > 0.0, "{measured:#}");
         }
+        let fresh = measured["fresh_bytes_per_second"].as_f64();
+        let is_measured = fresh.is_some_and(|rate| rate > 0.0);
+        assert_eq!(is_measured, measured["place"] == "DRAM", "{measured:#}");
     }
 }
 

@@ -3,6 +3,7 @@
 use super::metadata::{Entry, GgufMetadata, GgufType};
 use super::{ALIGNMENT_KEY, FIXED_BYTES, GgmlType, GgufValue, MAGIC, MAX_DIMS, MAX_NAME_BYTES};
 use crate::header::size_bytes;
+use crate::order::NameOrder;
 use crate::{Dtype, Error, Header, Limits, ReadAt, TensorInfo};
 
 /// Shortest entry: a key of one byte, a type, a value of one byte.
@@ -46,11 +47,13 @@ pub(crate) fn read(source: &dyn ReadAt, file: &str, limits: &Limits) -> Result<H
         alignment,
         source.len_bytes(),
     )?;
+    let name_order = NameOrder::of(&tensors).ok_or_else(|| cursor.out_of_memory(0))?;
     Ok(Header {
         len_bytes: data_start,
         tensors,
         metadata: None,
         gguf: Some(Box::new(metadata)),
+        name_order,
     })
 }
 

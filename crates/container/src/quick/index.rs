@@ -3,7 +3,7 @@
 use super::cursor::Cursor;
 use super::window::Window;
 use crate::json::reserve_one;
-use crate::name::Names;
+use crate::name::{Interned, Names};
 use crate::{Limits, Name, ReadAt};
 
 /// Members of `metadata` that are worth a quick look.
@@ -14,6 +14,8 @@ const MAX_METADATA: usize = 16;
 pub(crate) struct PlainIndex {
     /// (tensor, shard), sorted by tensor; no tensor comes twice. The names of shards are as they stand, unchecked.
     pub(crate) weight_map: Vec<(Name, Name)>,
+    /// Those names, sorted, each once and in one place.
+    pub(crate) shards: Vec<Name>,
     pub(crate) total_size: Option<u64>,
 }
 
@@ -58,11 +60,12 @@ pub(crate) fn index(
             Some(_) | None => return Ok(None),
         }
     }
-    let (true, Some(weight_map)) = (window.is_at_end()?, weight_map) else {
+    let (true, Some((weight_map, shards))) = (window.is_at_end()?, weight_map) else {
         return Ok(None);
     };
     Ok(Some(PlainIndex {
         weight_map,
+        shards,
         total_size: metadata.flatten(),
     }))
 }
@@ -110,15 +113,16 @@ fn metadata(cursor: &mut Cursor<'_>) -> Option<Option<u64>> {
     }
 }
 
-/// `weight_map` behind its brace. A run of tensors in one shard shares the name of it.
-fn take_weight_map(
-    window: &mut Window<'_>,
-    len_bytes: u64,
-) -> std::io::Result<Option<Vec<(Name, Name)>>> {
+/// (tensor, shard) by tensor, and the shards.
+type Plain = (Vec<(Name, Name)>, Vec<Name>);
+
+/// `weight_map` behind its brace.
+fn take_weight_map(window: &mut Window<'_>, len_bytes: u64) -> std::io::Result<Option<Plain>> {
     let Some(mut map) = WeightMap::new(len_bytes) else {
         return Ok(None);
     };
     loop {
+        window.with(|cursor| map.take_alike(cursor));
         if window.step(|cursor| map.take(cursor))?.is_none() {
             return Ok(None);
         }
@@ -134,45 +138,113 @@ struct WeightMap {
     names: Names,
     entries: Vec<(Name, Name)>,
     ascends: bool,
+    shards: Interned,
+    /// How the last few members ended that differ in this.
+    tails: [Option<Tail>; N_TAILS],
+    /// Which of them was the last.
+    last_tail: usize,
 }
+
+/// The text from behind a tensor's name to the next member: the shard, and how lines are ended.
+struct Tail {
+    text: Vec<u8>,
+    shard: Name,
+}
+
+/// Tensors by name are in two or three shards in turns, where layers follow their numbers from shard to shard.
+const N_TAILS: usize = 4;
+
+/// Longest tail that is worth remembering.
+const MAX_TAIL_BYTES: usize = 256;
 
 impl WeightMap {
     /// Room for what is usual (45 bytes of name in a line of 90); `None` if there is no memory.
     fn new(len_bytes: u64) -> Option<Self> {
         let len = usize::try_from(len_bytes).ok()?;
         let mut entries = Vec::new();
-        entries.try_reserve_exact(len / 128).ok()?;
+        entries.try_reserve_exact(len / 88).ok()?;
         Some(Self {
             names: Names::with_capacity(len / 2).ok()?,
             entries,
             ascends: true,
+            shards: Interned::default(),
+            tails: [const { None }; N_TAILS],
+            last_tail: 0,
         })
     }
 
-    /// One member; nothing has changed if it is `None`.
+    /// Takes members that end like one of the last few, each with the comma behind it, for as long as they come.
+    fn take_alike(&mut self, cursor: &mut Cursor<'_>) {
+        while let Some(at) = self.take_one_alike(cursor) {
+            cursor.at = at;
+        }
+    }
+
+    /// One such member; where the next one begins.
     #[inline]
+    fn take_one_alike(&mut self, cursor: &Cursor<'_>) -> Option<usize> {
+        let rest = cursor.bytes.get(cursor.at..)?.strip_prefix(b"\"")?;
+        reserve_one(&mut self.entries).ok()?;
+        let tensor = self.names.push_plain(rest)?;
+        let Some((shard, left)) = self.find_tail(&rest[tensor.len_bytes()..]) else {
+            self.names.pop(&tensor);
+            return None;
+        };
+        self.push(tensor, shard);
+        Some(cursor.bytes.len() - left)
+    }
+
+    /// The shard of the tail with which `rest` begins, and how many bytes are left behind it.
+    #[inline]
+    fn find_tail(&mut self, rest: &[u8]) -> Option<(Name, usize)> {
+        for i in (self.last_tail..N_TAILS).chain(0..self.last_tail) {
+            if let Some(tail) = &self.tails[i]
+                && let Some(left) = rest.strip_prefix(tail.text.as_slice())
+            {
+                self.last_tail = i;
+                return Some((tail.shard.clone(), left.len()));
+            }
+        }
+        None
+    }
+
+    /// One member; nothing has changed if it is `None`.
     fn take(&mut self, cursor: &mut Cursor<'_>) -> Option<()> {
         let tensor = cursor.string()?;
+        let tensor_end = cursor.at - 1;
         cursor.take(b':')?;
         let shard = cursor.string()?;
         reserve_one(&mut self.entries).ok()?;
-        let shard = match self.entries.last() {
-            Some((last, same)) => {
-                self.ascends &= self.names.bytes(last) < tensor;
-                if self.names.bytes(same) == shard {
-                    same.clone()
-                } else {
-                    self.names.push(shard).ok()?
-                }
-            }
-            None => self.names.push(shard).ok()?,
-        };
+        let shard = self.shards.get(&mut self.names, shard).ok()?;
         let tensor = self.names.push(tensor).ok()?;
-        self.entries.push((tensor, shard));
+        self.push(tensor, shard.clone());
+        self.remember(cursor, tensor_end, shard);
         Some(())
     }
 
-    fn finish(self) -> Option<Vec<(Name, Name)>> {
+    #[inline]
+    fn push(&mut self, tensor: Name, shard: Name) {
+        if let (true, Some((last, _))) = (self.ascends, self.entries.last()) {
+            self.ascends = self.names.bytes(last) < self.names.bytes(&tensor);
+        }
+        self.entries.push((tensor, shard));
+    }
+
+    /// Remembers what follows the name of a tensor that ends at `from`, if another member follows.
+    fn remember(&mut self, cursor: &Cursor<'_>, from: usize, shard: Name) {
+        let mut ahead = Cursor {
+            bytes: cursor.bytes,
+            at: cursor.at,
+        };
+        let is_followed = ahead.take(b',').is_some() && ahead.peek() == Some(b'"');
+        if is_followed && ahead.at - from <= MAX_TAIL_BYTES {
+            let text = cursor.bytes[from..ahead.at].to_vec();
+            self.last_tail = (self.last_tail + 1) % N_TAILS;
+            self.tails[self.last_tail] = Some(Tail { text, shard });
+        }
+    }
+
+    fn finish(self) -> Option<Plain> {
         self.names.finish().ok()?;
         let mut entries = self.entries;
         if !self.ascends {
@@ -181,6 +253,6 @@ impl WeightMap {
                 return None;
             }
         }
-        Some(entries)
+        Some((entries, self.shards.into_sorted()))
     }
 }

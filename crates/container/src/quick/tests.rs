@@ -2,8 +2,12 @@
 
 use std::ops::Range;
 
+use self::mutation::Mutation;
 use super::window::WINDOW_BYTES;
 use crate::{BytesSource, Dtype, Error, Header, Index, Limits, ReadAt};
+
+#[path = "../../tests/it/mutation.rs"]
+mod mutation;
 
 /// Mutated texts of one run, each read through windows of several sizes.
 const N_CASES: usize = 60_000;
@@ -42,38 +46,6 @@ const NAMES: &[&str] = &[
     r"q\n",
 ];
 
-const TOKENS: &[&str] = &[
-    "{",
-    "}",
-    "[",
-    "]",
-    ",",
-    ":",
-    "\"",
-    "\\",
-    " ",
-    "\n",
-    "0",
-    "1",
-    "-",
-    ".",
-    "e",
-    "\0",
-    "null",
-    "\"a\":1,",
-    "[]",
-    "{}",
-    "é",
-    "\u{feff}",
-    "\"shape\":[],",
-    "\"x\":1,",
-    "18446744073709551616",
-    "\"__metadata__\":{\"a\":\"b\"},",
-    "\"U8\"",
-    "\"weight_map\":{},",
-    "1e999",
-];
-
 /// A header as some writer writes it, and the bytes of its data.
 fn render(numbers: &mut Numbers) -> (String, u64) {
     let (mut entries, mut end) = (Vec::new(), 0);
@@ -92,16 +64,19 @@ fn render(numbers: &mut Numbers) -> (String, u64) {
             numbers.pick(&metadata)
         ));
     }
-    for i in 0..numbers.below(5) {
+    for i in 0..numbers.below(7) {
         let name = format!(
             "{}{}",
             numbers.pick(NAMES),
             ["", "x", ".1"][numbers.below(3)]
         );
         let dtype = Dtype::ALL[numbers.below(Dtype::ALL.len())];
-        let dims: Vec<u64> = (0..numbers.below(6))
-            .map(|_| [1, 2, 8, 12][numbers.below(4)])
-            .collect();
+        let dims: Vec<u64> = match numbers.below(3) {
+            0 => vec![8, 2],
+            _ => (0..numbers.below(6))
+                .map(|_| [1, 2, 8, 12][numbers.below(4)])
+                .collect(),
+        };
         let start = end;
         end += dims.iter().product::<u64>() * dtype.bits() / 8;
         let shape: Vec<String> = dims.iter().map(u64::to_string).collect();
@@ -127,18 +102,16 @@ fn render(numbers: &mut Numbers) -> (String, u64) {
 }
 
 fn mutate(text: &mut Vec<u8>, numbers: &mut Numbers) {
-    let at = numbers.below(text.len() + 1);
-    let end = (at + numbers.below(6)).min(text.len());
-    match numbers.below(4) {
-        0 => drop(text.splice(at..at, numbers.pick(TOKENS).bytes())),
-        1 => drop(text.splice(at..end, numbers.pick(TOKENS).bytes())),
-        2 => drop(text.drain(at..end)),
-        _ => {
-            let copy = text[at..(at + numbers.below(120)).min(text.len())].to_vec();
-            let to = numbers.below(text.len() + 1);
-            text.splice(to..to, copy);
-        }
-    }
+    let at = |numbers: &mut Numbers| u16::try_from(numbers.below(text.len() + 1)).unwrap();
+    let byte = |numbers: &mut Numbers| u8::try_from(numbers.below(256)).unwrap();
+    let mutation = match numbers.below(5) {
+        0 => Mutation::Insert(at(numbers), byte(numbers)),
+        1 => Mutation::Replace(at(numbers), byte(numbers)),
+        2 => Mutation::Delete(at(numbers), byte(numbers)),
+        3 => Mutation::Copy(at(numbers), at(numbers), byte(numbers)),
+        _ => Mutation::Byte(at(numbers), byte(numbers)),
+    };
+    mutation::mutate(text, &mutation);
 }
 
 fn read(
@@ -208,6 +181,137 @@ fn headers_read_quickly_are_those_of_the_reader_and_so_are_the_errors() {
         n_refused > N_CASES / 5 && n_slow > N_CASES / 5,
         "{n_refused} refused, {n_slow} left to the reader"
     );
+}
+
+#[test]
+fn nearly_usual_entries_are_those_of_the_reader() {
+    let long = "n".repeat(127);
+    let names = [
+        "a",
+        "b",
+        "a.b",
+        "\u{7f}",
+        "é",
+        "",
+        "__metadata__",
+        "q\\u0061",
+        long.as_str(),
+    ];
+    let dims = [
+        "",
+        "0",
+        "00",
+        "01",
+        "1",
+        "2,3",
+        "1,1,1",
+        "1,1,1,1",
+        "2, 3",
+        "1,1,1,1,1,1,1,1,1",
+    ];
+    let dims = dims.into_iter().chain([
+        "123456789012345",
+        "1234567890123456",
+        "18446744073709551615",
+        "18446744073709551616",
+        "4294967296,4294967296,0",
+        "0,4294967296,4294967296",
+        "1.0",
+        "-1",
+    ]);
+    let starts = [
+        "1",
+        "01",
+        "1 ",
+        " 1",
+        "1.0",
+        "0",
+        "2",
+        "12",
+        "1e0",
+        "+1",
+        "00000001",
+        "000000001",
+    ];
+    let mut n_plain = 0;
+    for dims in dims {
+        for dtype in [
+            "U8",
+            "F4",
+            "BF16",
+            "u8",
+            "U8 ",
+            "F8_E4M3FNUZ",
+            "F8_E4M3FNUZZZZZZZ",
+        ] {
+            for (name, start) in names
+                .iter()
+                .flat_map(|name| starts.map(|start| (name, start)))
+            {
+                let usual = |name: &str, dtype: &str, dims: &str, start: &str, end: u64| {
+                    format!(
+                        r#""{name}":{{"dtype":"{dtype}","shape":[{dims}],"data_offsets":[{start},{end}]}}"#
+                    )
+                };
+                // One that is learned from, the odd one, and two behind it, of which one lies where the odd one ends.
+                let text = format!(
+                    "{{{},{},{},{}}}",
+                    usual("a", "U8", "1", "0", 1),
+                    usual(name, dtype, dims, start, 2),
+                    usual("c", "U8", "1", "2", 3),
+                    usual("d", "U8", "1", "3", 4),
+                );
+                let source = file(text.as_bytes(), 4);
+                let (expected, _) = read(&source, &Limits::default(), None);
+                for room in [150, WINDOW_BYTES] {
+                    let (found, was_plain) = read(&source, &Limits::default(), Some(room));
+                    assert_eq!(found, expected, "window of {room}: {text}");
+                    n_plain += usize::from(was_plain);
+                }
+            }
+        }
+    }
+    assert!(n_plain > 100, "{n_plain} plain");
+}
+
+#[test]
+fn ranges_and_names_in_any_order_are_put_in_order() {
+    let mut numbers = Numbers(3);
+    for n_tensors in [2, 3, 9, 40, 400] {
+        for case in 0..20 {
+            // Ranges by number, names by number backwards, entries shuffled; now and then one twice, or one missing.
+            let mut entries: Vec<String> = (0..n_tensors)
+                .map(|i| {
+                    let name = [i, n_tensors - i, i % 7 * 1000 + i][case % 3];
+                    let end = i + 1 + usize::from(case == 19 && i == 1);
+                    format!(r#""layers.{name}.x":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{end}]}}"#)
+                })
+                .collect();
+            for i in (1..entries.len()).rev() {
+                entries.swap(i, numbers.below(i + 1));
+            }
+            match case {
+                17 => drop(entries.pop()),
+                18 => entries.push(entries[0].clone()),
+                _ => {}
+            }
+            let source = file(
+                format!("{{{}}}", entries.join(",")).as_bytes(),
+                n_tensors as u64,
+            );
+            let (expected, _) = read(&source, &Limits::default(), None);
+            let (found, was_plain) = read(&source, &Limits::default(), Some(WINDOW_BYTES));
+            assert_eq!(found, expected, "case {case}");
+            assert_eq!((found.is_ok(), was_plain), (case < 17, case != 18));
+            if let Ok(header) = found {
+                let names = header
+                    .by_name()
+                    .map(|i| header.tensors[i as usize].name.as_str());
+                assert!(names.is_sorted_by(|a, b| a < b));
+                assert!(header.tensors.is_sorted_by_key(|tensor| tensor.range.start));
+            }
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::cursor::Cursor;
 use crate::ReadAt;
 
 /// Bytes in hand at most, but for tests: small enough to stay in the second-level cache, large enough for any plain member.
-pub(crate) const WINDOW_BYTES: usize = 256 << 10;
+pub(crate) const WINDOW_BYTES: usize = 32 << 10;
 
 /// The part of a text that is in hand.
 pub(super) struct Window<'s> {
@@ -61,6 +61,17 @@ impl<'s> Window<'s> {
                 return Ok(None);
             }
         }
+    }
+
+    /// Lets `take` take as much as it likes of what is in hand.
+    #[inline]
+    pub(super) fn with(&mut self, take: impl FnOnce(&mut Cursor<'_>)) {
+        let mut cursor = Cursor {
+            bytes: &self.buffer[..self.filled],
+            at: self.at,
+        };
+        take(&mut cursor);
+        self.at = cursor.at;
     }
 
     /// Whether nothing but whitespace is left.

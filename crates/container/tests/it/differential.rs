@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use safequant_container::Dtype;
 
+use crate::mutation::{Mutation, mutate, pick};
 use crate::peer::{Verdict, file, judge};
 
 /// Mutated headers of one run.
@@ -20,16 +21,6 @@ struct Entry {
     dims: Vec<u8>,
     style: u8,
     extra: u8,
-}
-
-/// A change of the finished text.
-#[derive(Clone, Debug)]
-enum Mutation {
-    Insert(u16, u8),
-    Replace(u16, u8),
-    Delete(u16, u8),
-    Copy(u16, u16, u8),
-    Byte(u16, u8),
 }
 
 const NAMES: &[&str] = &[
@@ -69,54 +60,6 @@ const EXTRAS: &[&str] = &[
     r#","x":123456789012345678901234567890"#,
 ];
 
-/// What is inserted, and what replaces a token.
-const TOKENS: &[&str] = &[
-    "{",
-    "}",
-    "[",
-    "]",
-    ",",
-    ":",
-    "\"",
-    "\\",
-    " ",
-    "\n",
-    "\r\t ",
-    "0",
-    "1",
-    "-0",
-    "1.0",
-    "1e0",
-    "01",
-    "18446744073709551615",
-    "18446744073709551616",
-    "4294967296",
-    "null",
-    "true",
-    "\"U8\"",
-    "\"I64\"",
-    "\"f32\"",
-    "{\"U8\":null}",
-    "\"\"",
-    "\"a\":1,",
-    "[]",
-    "{}",
-    "\u{feff}",
-    "\0",
-    "\u{a0}",
-    "\u{1}",
-    "\"__metadata__\":null,",
-    "\"__metadata__\":{\"a\":\"b\",\"a\":\"c\"},",
-    "1e999",
-    "/**/",
-    "-",
-    "\\u0061",
-    "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
-    "\"F6_E2M3\"",
-    "\"shape\":[],",
-    "\"q\":[\"U8\",[1],[0,1]],",
-];
-
 const METADATA: &[&str] = &[
     "",
     "",
@@ -128,10 +71,6 @@ const METADATA: &[&str] = &[
     r#""__metadata__":[],"#,
     r#""__metadata__":{"a":"1","\u0061":"2"},"#,
 ];
-
-fn pick<'a>(table: &[&'a str], index: u8) -> &'a str {
-    table[usize::from(index) % table.len()]
-}
 
 /// The text of a header that tiles its data, in a style that may be refused; and the data's length.
 fn render(entries: &[Entry], metadata: u8) -> (String, usize) {
@@ -166,41 +105,6 @@ fn render(entries: &[Entry], metadata: u8) -> (String, usize) {
     }
     let json = format!("{{{}{}}}", pick(METADATA, metadata), texts.join(","));
     (json, usize::try_from(offset).unwrap())
-}
-
-fn mutate(json: &mut Vec<u8>, mutation: &Mutation) {
-    let at = |position: u16| usize::from(position) % (json.len() + 1);
-    match *mutation {
-        Mutation::Insert(position, token) => {
-            let at = at(position);
-            json.splice(at..at, pick(TOKENS, token).bytes());
-        }
-        Mutation::Replace(position, token) => {
-            let start = at(position);
-            let is_word = |byte: &u8| byte.is_ascii_alphanumeric();
-            let len = json[start..]
-                .iter()
-                .position(|byte| !is_word(byte))
-                .unwrap_or(0)
-                .max(1);
-            let end = (start + len).min(json.len());
-            json.splice(start..end, pick(TOKENS, token).bytes());
-        }
-        Mutation::Delete(position, len) => {
-            let start = at(position);
-            json.drain(start..(start + usize::from(len % 8)).min(json.len()));
-        }
-        Mutation::Copy(from, to, len) => {
-            let (from, to) = (at(from), at(to));
-            let slice = json[from..(from + usize::from(len)).min(json.len())].to_vec();
-            json.splice(to..to, slice);
-        }
-        Mutation::Byte(position, byte) => {
-            if let Some(place) = json.get_mut(usize::from(position)) {
-                *place = byte;
-            }
-        }
-    }
 }
 
 fn entry() -> impl Strategy<Value = Entry> {

@@ -5,5 +5,6 @@ mod checkpoint;
 mod differential;
 mod gguf;
 mod hostile;
+mod mutation;
 mod peer;
 mod round_trip;

@@ -2,8 +2,9 @@
 
 use super::convert::widen;
 use super::{lookup, quantize, scan};
-use crate::encode::{CodeRule, Difference, Floats, LANES, sum_of_lanes};
-use crate::{Codebook, Float, Minifloat};
+use crate::encode::{CodeForm, CodeRule, Difference, Floats, GroupRules, LANES, sum_of_lanes};
+use crate::rows::Stores;
+use crate::{BlockFormat, Codebook, Float, Minifloat, Packing};
 
 /// Values that are widened, scaled and encoded at once: buffers of them stay in the cache.
 const CHUNK: usize = 256;
@@ -24,7 +25,7 @@ pub fn extremes(source: Floats<'_>, group: usize, out: &mut [(f32, f32)]) {
     }
 }
 
-fn assert_groups(source: Floats<'_>, group: usize, found: usize) {
+pub(crate) fn assert_groups(source: Floats<'_>, group: usize, found: usize) {
     assert!(group > 0, "groups without values");
     assert_eq!(found, source.len().div_ceil(group), "one entry per group");
 }
@@ -37,27 +38,94 @@ fn fill(source: Floats<'_>, out: &mut [f32]) {
     }
 }
 
-/// Codes of groups of `group` consecutive values (the last one may be shorter), each by its own rule.
+/// Largest magnitude of each group of `group` consecutive values (the last one may be shorter): [`scan::absmax`] of each.
 ///
-/// `out`: one byte per value.
+/// `ahead` is for backends that ask for memory before they read it: how many bytes behind those that are read the next ones
+/// lie. It changes no result.
 ///
 /// # Panics
-/// If the lengths do not fit, or a rule has more than 256 codes.
-pub fn encode(source: Floats<'_>, group: usize, rules: &[CodeRule], out: &mut [u8]) {
-    assert_eq!(source.len(), out.len(), "one code per value");
-    assert_groups(source, group, rules.len());
-    let mut values = [0.0; CHUNK];
-    for (i, (codes, rule)) in out.chunks_mut(group).zip(rules).enumerate() {
-        for (j, codes) in codes.chunks_mut(CHUNK).enumerate() {
-            let start = i * group + j * CHUNK;
-            let values = &mut values[..codes.len()];
-            fill(source.cut(start..start + codes.len()), values);
-            run(rule, values, codes);
-        }
+/// If `out` has not as many entries as there are groups, or a group has no values.
+pub fn magnitudes(source: Floats<'_>, group: usize, _ahead: usize, out: &mut [f32]) {
+    assert_groups(source, group, out.len());
+    let mut values = Vec::new();
+    for (i, out) in out.iter_mut().enumerate() {
+        let cut = source.cut(i * group..((i + 1) * group).min(source.len()));
+        values.resize(cut.len(), 0.0);
+        fill(cut, &mut values);
+        *out = scan::absmax(&values);
     }
 }
 
+/// Codes of groups of `group` consecutive values (the last one may be shorter), each by its own rule, as they are stored.
+///
+/// `out`: the packed run, [`Packing::packed_len_bytes`] in words of a byte.
+///
+/// # Panics
+/// If the lengths do not fit, or a rule has more than 256 codes.
+pub fn encode(
+    source: Floats<'_>,
+    group: usize,
+    rules: GroupRules<'_>,
+    form: CodeForm,
+    out: &mut [u8],
+    _: Stores,
+) {
+    in_pieces((source, group), rules, form, out, one, Packing::pack);
+}
+
+/// [`encode`], a few thousand codes at a time: `codes_of` some values of one group, and `pack` for a run of codes.
+pub(crate) fn in_pieces(
+    (source, group): (Floats<'_>, usize),
+    rules: GroupRules<'_>,
+    CodeForm { packing, flip }: CodeForm,
+    out: &mut [u8],
+    codes_of: impl Fn(Floats<'_>, &CodeRule, &mut [u8]),
+    pack: impl Fn(Packing, &[u8], &mut [u8]),
+) {
+    const PIECE: usize = 4096;
+    assert_coded(source, packing, out.len());
+    assert_groups(source, group, rules.len());
+    let (unit_codes, unit_bytes) = packing.codes_per_unit();
+    let units = PIECE / unit_codes;
+    let mut codes = [0; PIECE];
+    let pieces = out.chunks_mut(units * unit_bytes);
+    for (out, start) in pieces.zip((0..).step_by(units * unit_codes)) {
+        let end = (start + units * unit_codes).min(source.len());
+        let codes = &mut codes[..end - start];
+        let mut at = start;
+        while at < end {
+            let i = at / group;
+            let next = i.saturating_add(1).saturating_mul(group).min(end);
+            let cut = source.cut(at..next);
+            codes_of(cut, &rules.rule(i), &mut codes[at - start..next - start]);
+            at = next;
+        }
+        if flip != 0 {
+            for code in &mut *codes {
+                *code ^= flip;
+            }
+        }
+        pack(packing, codes, out);
+    }
+}
+
+/// The caller's lengths.
+pub(crate) fn assert_coded(source: Floats<'_>, packing: Packing, found: usize) {
+    let len = packing.packed_len_bytes(source.len(), 1);
+    assert_eq!(found, len, "packed bytes of {} codes", source.len());
+}
+
 /// The codes of values of one group.
+pub(crate) fn one(source: Floats<'_>, rule: &CodeRule, codes: &mut [u8]) {
+    let mut values = [0.0; CHUNK];
+    for (i, codes) in codes.chunks_mut(CHUNK).enumerate() {
+        let values = &mut values[..codes.len()];
+        fill(source.cut(i * CHUNK..i * CHUNK + codes.len()), values);
+        run(rule, values, codes);
+    }
+}
+
+/// The codes of a few values of one group.
 fn run(rule: &CodeRule, values: &mut [f32], codes: &mut [u8]) {
     match *rule {
         CodeRule::Integer {
@@ -174,6 +242,30 @@ fn nearest(book: Codebook, values: &[f32], factor: f32, codes: &mut [u8]) {
 fn nearest_of_small(value: f32) -> f32 {
     const UNIT: f32 = 12_582_912.0;
     (value.clamp(-1024.0, 1024.0) + UNIT) - UNIT
+}
+
+/// Whole blocks of ggml, as its reference quantizers choose them: [`crate::blocks::quantize`]. Values are expected to be
+/// finite; another one has the same block on every backend, but no meaning.
+///
+/// # Panics
+/// If the type is only read, or `blocks` is not the bytes of so many values' blocks.
+pub fn encode_blocks(format: BlockFormat, source: Floats<'_>, blocks: &mut [u8], _: Stores) {
+    let quantizer = format.quantizer().expect("a type that is written");
+    let at_once = format.elements() * CHUNK.div_ceil(format.elements());
+    assert_eq!(
+        blocks.len() * format.elements(),
+        source.len() * format.bytes(),
+        "the blocks of {} values",
+        source.len()
+    );
+    let pieces = blocks.chunks_mut(at_once / format.elements() * format.bytes());
+    let mut values = [0.0; CHUNK];
+    for (blocks, start) in pieces.zip((0..).step_by(at_once)) {
+        let end = (start + at_once).min(source.len());
+        let values = &mut values[..end - start];
+        fill(source.cut(start..end), values);
+        quantizer.quantize(values, blocks);
+    }
 }
 
 /// What became of a weight: squares in F64, differences in F32 (exact wherever the two are within a factor of two), sums

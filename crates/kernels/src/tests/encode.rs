@@ -1,8 +1,10 @@
 //! The passes of quantizing: each backend beside portable, over the stored bytes of each dense type.
 
 use super::cases::{self, LENGTHS, OFFSETS};
-use crate::encode::{CodeRule, Difference, Floats};
-use crate::{Backend, Codebook, E2M1Rule, Float, Minifloat, PORTABLE};
+use crate::encode::{CodeForm, CodeRule, Difference, Floats, GroupRules};
+use crate::{
+    Backend, BlockFormat, Codebook, E2M1Rule, Float, Minifloat, PORTABLE, Packing, Stores,
+};
 
 /// Groups that end inside vectors, at their edges, and with the chunks of the portable code.
 const GROUPS: &[usize] = &[1, 7, 16, 32, 64, 128, 300, 5000];
@@ -81,6 +83,42 @@ fn extremes() {
             backend.name
         );
     }
+}
+
+#[test]
+fn magnitudes() {
+    for backend in Backend::available() {
+        let mut visited = 0;
+        for values in [cases::weights, cases::floats, with_specials, |len| {
+            vec![-0.0; len]
+        }] {
+            visited += each_source(values, |case, source| {
+                for &group in GROUPS {
+                    let n = source.len().div_ceil(group);
+                    let mut outs = [vec![9.0_f32; n], vec![9.0; n]];
+                    for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
+                        (table.magnitudes)(source, group, 2048, out);
+                    }
+                    let bits = outs.map(|out| out.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+                    assert_eq!(bits[0], bits[1], "{} {case} {group}", backend.name);
+                }
+            });
+        }
+        println!(
+            "magnitudes: {} equals portable in {visited} cases",
+            backend.name
+        );
+    }
+}
+
+#[test]
+fn extremes_and_magnitudes_are_of_the_groups() {
+    let source = Floats::F32(&[1.0, -3.0, 2.0, -0.5, 0.25]);
+    let (mut ends, mut largest) = ([(9.0, 9.0); 3], [9.0; 3]);
+    (PORTABLE.extremes)(source, 2, &mut ends);
+    (PORTABLE.magnitudes)(source, 2, 0, &mut largest);
+    assert_eq!(ends, [(-3.0, 1.0), (-0.5, 2.0), (0.25, 0.25)]);
+    assert_eq!(largest, [3.0, 2.0, 0.25]);
 }
 
 /// Every rule in every arithmetic, with numbers of the size that rules choose, and some beyond.
@@ -180,7 +218,9 @@ fn encode() {
                     let rules: Vec<CodeRule> = rules.iter().cycle().take(n).copied().collect();
                     let mut outs = [vec![0xa5; source.len()], vec![0xa5; source.len()]];
                     for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
-                        (table.encode)(source, group, &rules, out);
+                        let rules = GroupRules::Each(&rules);
+                        let (form, stores) = (CodeForm::BYTES, Stores::Ordinary);
+                        (table.encode)(source, group, rules, form, out, stores);
                     }
                     if outs[0] != outs[1] {
                         let at = outs[0]
@@ -219,7 +259,9 @@ fn encode_every_half() {
                 let source = Floats::Bytes(float, &halves);
                 let mut outs = [vec![0xa5; 1 << 16], vec![0x5a; 1 << 16]];
                 for (table, out) in [backend, &PORTABLE].into_iter().zip(&mut outs) {
-                    (table.encode)(source, 1 << 16, &[rule], out);
+                    let rules = GroupRules::Each(&[rule]);
+                    let (form, stores) = (CodeForm::BYTES, Stores::Ordinary);
+                    (table.encode)(source, 1 << 16, rules, form, out, stores);
                 }
                 let at = outs[0].iter().zip(&outs[1]).position(|(a, b)| a != b);
                 assert_eq!(at, None, "{} {float:?} {rule:?}", backend.name);
@@ -228,6 +270,173 @@ fn encode_every_half() {
         }
     }
     assert_eq!(visited, 2 * rules().len() * others().count());
+}
+
+/// How many codes a rule has: what they can be packed to.
+fn n_codes(rule: CodeRule) -> u32 {
+    match rule {
+        CodeRule::Integer { min, max, .. } | CodeRule::Product { min, max, .. } => {
+            (max - min).unsigned_abs() + 1
+        }
+        CodeRule::Shifted { max, .. } | CodeRule::Repacked { max, .. } => max.unsigned_abs() + 1,
+        CodeRule::Divided { format, .. } | CodeRule::Multiplied { format, .. } => {
+            1 << format.bits()
+        }
+        CodeRule::E2M1 { .. } | CodeRule::Nearest { .. } | CodeRule::NearestQuotient { .. } => 16,
+        CodeRule::Truncated { max, .. } => u32::from(max) + 1,
+        CodeRule::AwayFromZero { .. } | CodeRule::Constant { .. } => 256,
+    }
+}
+
+/// Every way to store codes of so few values.
+fn forms(n_codes: u32) -> impl Iterator<Item = CodeForm> {
+    Packing::all()
+        .filter(move |packing| 1_u32 << packing.bits() >= n_codes)
+        .flat_map(|packing| {
+            let half = 1 << (packing.bits() - 1);
+            [0, half].map(|flip| CodeForm { packing, flip })
+        })
+}
+
+/// One rule for all groups, with a number for each: every rule, packing, and kind of store, at several addresses, which
+/// nothing around the output may notice.
+#[test]
+fn encode_packed() {
+    let numbers: Vec<f32> = (0..64).map(|i| 0.003 + i as f32 * 0.017).collect();
+    let mut visited = 0;
+    for (at, rule) in rules().into_iter().enumerate() {
+        for &float in Float::ALL {
+            for (case, values) in [cases::weights(544), with_specials(544)].iter().enumerate() {
+                let mut bytes = vec![0; 1 + values.len() * float.size_bytes()];
+                (PORTABLE.round)(float, values, &mut bytes[1..]);
+                // Whole turns, halves of them, and what ends within one.
+                for (len, group) in [(512, 128), (512, 16), (544, 64), (491, 32), (96, 5000)] {
+                    let source = Floats::Bytes(float, &bytes[1..]).cut(0..len);
+                    let mut numbers = numbers.clone();
+                    numbers.resize(len.div_ceil(group), 0.37);
+                    let rules = GroupRules::Same(rule, &numbers);
+                    for form in forms(n_codes(rule)) {
+                        check_packed((source, group), rules, form, at + case);
+                        visited += 1;
+                    }
+                }
+            }
+        }
+    }
+    println!("encode_packed: {visited} cases");
+    assert!(visited > 100_000, "{visited}");
+}
+
+/// Compares backends; the address and the kind of store follow from `turn`.
+fn check_packed(
+    (source, group): (Floats<'_>, usize),
+    rules: GroupRules<'_>,
+    form: CodeForm,
+    turn: usize,
+) {
+    let len = form.packing.packed_len_bytes(source.len(), 1);
+    let offset = [0, 16, 1, 32][turn % 4];
+    let mut expected = vec![0xa5; len];
+    let stores = [Stores::Ordinary, Stores::Streaming][turn / 4 % 2];
+    (PORTABLE.encode)(source, group, rules, form, &mut expected, stores);
+    for backend in Backend::available().filter(|b| b.name != PORTABLE.name) {
+        let mut found = vec![0xa5; len + 96];
+        let at = found.as_ptr().align_offset(32) + offset;
+        let out = &mut found[at..at + len];
+        (backend.encode)(source, group, rules, form, out, stores);
+        let wrong = out.iter().zip(&expected).position(|(a, b)| a != b);
+        let rule = rules.rule(0);
+        assert_eq!(wrong, None, "{} {form:?} {rule:?} {group}", backend.name);
+        let mut around = found[..at].iter().chain(&found[at + len..]);
+        assert!(
+            around.all(|&byte| byte == 0xa5),
+            "{} {form:?}",
+            backend.name
+        );
+    }
+}
+
+#[test]
+fn packed_codes_are_the_codes_packed() {
+    let values = cases::weights(100);
+    let source = Floats::F32(&values);
+    let rule = CodeRule::Integer {
+        arith: Float::F32,
+        divisor: 0.0,
+        zero: 0,
+        min: -8,
+        max: 7,
+    };
+    let numbers = [0.13, 0.2, 0.07];
+    let each = numbers.map(|number| rule.with_number(number));
+    let mut codes = [0; 100];
+    let (one, stores) = (CodeForm::BYTES, Stores::Ordinary);
+    (PORTABLE.encode)(source, 40, GroupRules::Each(&each), one, &mut codes, stores);
+    assert!(
+        codes[0] < 4 && codes.iter().all(|&code| code < 16),
+        "{codes:?}"
+    );
+    let packing = Packing::NibblesHighFirst;
+    let (mut packed, mut expected) = ([0; 50], [0; 50]);
+    let form = CodeForm { packing, flip: 8 };
+    let rules = GroupRules::Same(rule, &numbers);
+    (PORTABLE.encode)(source, 40, rules, form, &mut packed, stores);
+    packing.pack(&codes.map(|code| code ^ 8), &mut expected);
+    assert_eq!(packed, expected);
+}
+
+/// Blocks of weights, of values that decide, and with special ones.
+#[test]
+fn encode_blocks() {
+    let mut visited = 0;
+    for &format in BlockFormat::ALL {
+        if format.quantizer().is_none() {
+            continue;
+        }
+        for (turn, values) in blocks_of(format).iter().enumerate() {
+            for &float in Float::ALL {
+                let mut bytes = vec![0; 1 + values.len() * float.size_bytes()];
+                (PORTABLE.round)(float, values, &mut bytes[1..]);
+                let source = Floats::Bytes(float, &bytes[1..]);
+                let len = values.len() / format.elements() * format.bytes();
+                let (mut found, mut expected) = (vec![0xa5; len], vec![0x5a; len]);
+                let stores = [Stores::Ordinary, Stores::Streaming][turn % 2];
+                (PORTABLE.encode_blocks)(format, source, &mut expected, stores);
+                for backend in Backend::available() {
+                    (backend.encode_blocks)(format, source, &mut found, stores);
+                    let wrong = found.iter().zip(&expected).position(|(a, b)| a != b);
+                    let block = wrong.map(|at| at / format.bytes());
+                    let name = format.name();
+                    assert_eq!(block, None, "{} {name} {float:?} {turn}", backend.name);
+                    visited += 1;
+                }
+            }
+        }
+    }
+    println!("encode_blocks: {visited} cases");
+    assert!(visited >= 18 * 3 * 40, "{visited}");
+}
+
+/// Values of some hundred blocks, several times.
+fn blocks_of(format: BlockFormat) -> Vec<Vec<f32>> {
+    let n = 96 * format.elements();
+    let mut all = vec![
+        cases::weights(n),
+        cases::floats(n),
+        with_specials(n),
+        vec![-0.0; n],
+    ];
+    // Magnitudes of all sizes, equal extremes of either sign, halfway quotients, zeros among positive values.
+    for exponent in [-149, -130, -110, -60, -20, 0, 7, 30, 90, 110, 127] {
+        let power = 2.0_f32.powi(exponent);
+        all.push(cases::weights(n).iter().map(|v| v * power).collect());
+        let half = |i: usize| ((i * 7) % 33) as f32 / 2.0 - 8.0;
+        all.push((0..n).map(|i| half(i) * power).collect());
+        let ends = |i: usize| if i * 31 % 17 < 8 { power } else { -power };
+        all.push((0..n).map(ends).collect());
+        all.push((0..n).map(|i| ((i * 13) % 21) as f32 * power).collect());
+    }
+    all
 }
 
 #[test]

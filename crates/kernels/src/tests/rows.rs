@@ -18,6 +18,7 @@ const SHAPES: &[(usize, usize, usize)] = &[
     (2, 4100, 4100),
     (2, 4224, 64),
     (1, 4500, 3000),
+    (2, 4500, 1500),
     (3, 77, 7),
     (2, 6200, 100),
 ];
@@ -147,8 +148,8 @@ fn each_shape(wants: impl Fn(Packing) -> bool, mut f: impl FnMut(CodedRows<'_>, 
     }
 }
 
-/// Layouts that store the transpose, around the blocks of 8, 16 and 32 rows and columns, the chunks of 128 columns and the
-/// tiles of 1024 rows.
+/// Layouts that store the transpose, around the blocks of 8, 16, 32 and 64 rows and columns and the tiles of 128 rows
+/// (words) and of 256 bytes of a line (columns). Lines are longer than the rows need, and begin at an odd address.
 #[test]
 fn transposed() {
     let mut visited = 0;
@@ -163,6 +164,7 @@ fn transposed() {
         (72, 256, 128),
         (41, 192, 32),
         (64, 320, 320),
+        (130, 64, 64),
         (1100, 64, 64),
     ] {
         let numbers = Rows::new(n_rows, n_columns, group);
@@ -202,6 +204,53 @@ fn transposed() {
         }
     }
     report("transposed", visited);
+}
+
+/// Tiles beside each other, and rows that are decoded in parts: with groups, within one, and with a last tile of a few columns.
+#[test]
+fn transposed_and_wide() {
+    let mut visited = 0;
+    let (words, columns) = (CodeLayout::WordsOfRows, CodeLayout::Columns);
+    for (layout, n_rows, n_columns, group) in [
+        (words(Packing::LsbFirst { bits: 8 }), 131, 8200, 8),
+        (words(Packing::LsbFirst { bits: 3 }), 9, 8288, 32),
+        (words(Packing::LsbFirst { bits: 4 }), 17, 4500, 4500),
+        (words(Packing::LsbFirst { bits: 4 }), 3, 10_000, 5000),
+        (columns(Packing::AwqInterleaved), 520, 4160, 64),
+        (columns(Packing::NibblesHighFirst), 600, 6000, 6000),
+        (columns(Packing::Bytes), 300, 4100, 100),
+    ] {
+        let packing = layout.packing();
+        let (n_lines, stride) = match layout {
+            CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => {
+                (packing.packed_len_bytes(n_columns, 4) / 4, 4 * n_rows)
+            }
+            CodeLayout::Columns(_) => (n_columns, packing.packed_len_bytes(n_rows, 1)),
+        };
+        let numbers = Rows::new(n_rows, n_columns, group);
+        let bytes = cases::bytes(stride * n_lines);
+        let rows = CodedRows {
+            n_rows,
+            n_columns,
+            codes: StoredCodes {
+                bytes: &bytes,
+                stride,
+                layout,
+            },
+            value: CodeMeaning::Integer {
+                flip: 0,
+                zero: Zeros::Each(&numbers.zeros),
+            },
+            grid: numbers.grid(),
+            formula: Formula::Product,
+            first_rounded_to: Float::F32,
+        };
+        visited += check(
+            &rows,
+            &format!("{n_rows} x {n_columns} / {group} {layout:?}"),
+        );
+    }
+    report("transposed and wide", visited);
 }
 
 /// Prints what ran; a list of backends that shrank is seen in CI's log, one that is empty fails.
@@ -330,6 +379,161 @@ fn minifloats() {
         );
     }
     report("minifloats", visited);
+}
+
+/// Scales that some fast path must not take: none, negative, subnormal, at the edges of what stays normal in BF16 and F16,
+/// not finite.
+const SPECIAL: &[f32] = &[
+    0.0,
+    -0.0,
+    -0.0123,
+    f32::from_bits(1),
+    f32::from_bits(0x8000_0003),
+    3e-39,
+    f32::MIN_POSITIVE,
+    7e-31,
+    8.2e-25,
+    2e-5,
+    1.0 / 16384.0,
+    1.0 / 8192.0,
+    1500.3,
+    2047.9,
+    2048.1,
+    4097.0,
+    60000.0,
+    1e30,
+    1.3e30,
+    3e38,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    f32::NAN,
+];
+
+/// Ordinary scales, every other one with as many bits as BF16 has: products with those are ties as often as not.
+fn ordinary_scale(i: usize) -> f32 {
+    let scale = 0.01 + (i * 7919 % 2003) as f32 / 50_000.0;
+    match i % 2 {
+        0 => scale,
+        _ => f32::from_bits(scale.to_bits() & 0xffff_0000),
+    }
+}
+
+/// Each special scale among ordinary ones, at changing places of a batch of groups, in rows that end in mid-batch; with one
+/// zero point, with zero points and with offsets that differ (one of them special, too).
+#[test]
+fn special_scales_among_ordinary_ones() {
+    let mut visited = 0;
+    let packings = packings().filter(|packing| {
+        let bits = packing.bits();
+        !matches!(packing, Packing::Planar { .. }) && matches!(bits, 2..=6 | 8)
+    });
+    for (at, packing) in packings.enumerate() {
+        for (shape, group) in [16, 32, 64, 96, 128].into_iter().enumerate() {
+            let (n_rows, n_columns) = (2, 10 * group + 8 * shape);
+            let stride = packing.packed_len_bytes(n_columns, 4) + 3;
+            let bytes = cases::bytes(stride * n_rows + 1);
+            let n = n_rows * n_columns.div_ceil(group);
+            let half = 1 << (packing.bits() - 1);
+            for (turn, &special) in SPECIAL.iter().enumerate() {
+                let among = |i: usize| (i + turn + at).is_multiple_of(13);
+                let number = |i| {
+                    if among(i) {
+                        special
+                    } else {
+                        ordinary_scale(i + turn)
+                    }
+                };
+                let scales: Vec<f32> = (0..n).map(number).collect();
+                let zeros: Vec<i32> = (0..n).map(|i| (i % 19) as i32 - 1).collect();
+                let offsets: Vec<f32> = (0..n).map(|i| -number(i + 3)).collect();
+                let each = CodeMeaning::Integer {
+                    flip: 0,
+                    zero: Zeros::Each(&zeros),
+                };
+                let fixed = |flip, zero| CodeMeaning::Integer {
+                    flip,
+                    zero: Zeros::Fixed(zero),
+                };
+                let plus = Formula::PlusOffset {
+                    offsets: &offsets,
+                    step: Float::F32,
+                };
+                let mut cases = vec![
+                    (each, Formula::Product),
+                    (fixed(0, half.into()), Formula::Product),
+                    (fixed(half, half.into()), Formula::Product),
+                    (fixed(0, 1), Formula::Product),
+                    (fixed(0, 0), plus),
+                ];
+                if packing.bits() == 4 {
+                    cases.push((CodeMeaning::Minifloat(Minifloat::E2M1), Formula::Product));
+                }
+                for (value, formula) in cases {
+                    let rows = CodedRows {
+                        n_rows,
+                        n_columns,
+                        codes: StoredCodes {
+                            bytes: &bytes[1..],
+                            stride,
+                            layout: CodeLayout::Rows(packing),
+                        },
+                        value,
+                        grid: crate::rows::ScaleGrid {
+                            scales: &scales,
+                            rows: 1,
+                            rows_before: 0,
+                            columns: group,
+                        },
+                        formula,
+                        first_rounded_to: Float::F32,
+                    };
+                    let case = format!("{special:e} {packing:?} / {group} {value:?} {formula:?}");
+                    visited += check(&rows, &case);
+                }
+            }
+        }
+    }
+    report("special scales", visited);
+}
+
+/// Rows of every length up to two blocks and a bit, and groups of blocks: what is left behind the last whole one.
+#[test]
+fn every_length() {
+    let mut visited = 0;
+    for packing in packings() {
+        for n_columns in 1..=150 {
+            for group in [16, 32, 64, n_columns] {
+                let stride = packing.packed_len_bytes(n_columns, 1);
+                let bytes = cases::bytes(stride * 2);
+                let n = 2 * n_columns.div_ceil(group);
+                let scales: Vec<f32> = (0..n).map(ordinary_scale).collect();
+                let half: u8 = 1 << (packing.bits() - 1);
+                let rows = CodedRows {
+                    n_rows: 2,
+                    n_columns,
+                    codes: StoredCodes {
+                        bytes: &bytes,
+                        stride,
+                        layout: CodeLayout::Rows(packing),
+                    },
+                    value: CodeMeaning::Integer {
+                        flip: 0,
+                        zero: Zeros::Fixed(half.into()),
+                    },
+                    grid: crate::rows::ScaleGrid {
+                        scales: &scales,
+                        rows: 1,
+                        rows_before: 0,
+                        columns: group,
+                    },
+                    formula: Formula::Product,
+                    first_rounded_to: Float::F32,
+                };
+                visited += check(&rows, &format!("{n_columns} / {group} {packing:?}"));
+            }
+        }
+    }
+    report("lengths", visited);
 }
 
 /// Grids with lines for several rows, from the middle of a line on, and none at all.

@@ -5,7 +5,10 @@ use safequant_schemes::Code;
 
 use super::choice::{Choice, CodeRule};
 use super::numbers::{float_scale, stored};
-use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+use super::{
+    Chosen, Found, Group, Groups, IntegerRange, Reference, Sight, Symmetry, Wanted, found,
+    one_by_one, plainly, unsupported,
+};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let scheme = wanted.scheme;
@@ -38,6 +41,10 @@ struct FourBits {
 }
 
 impl Reference for FourBits {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let amax = group.amax();
         let scale = stored(self.scale, amax)?;
@@ -54,6 +61,22 @@ impl Reference for FourBits {
         };
         Ok(Choice::scaled(scale, coder))
     }
+
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        let book = self.book;
+        let rule = CodeRule::Nearest { book, factor: 0.0 };
+        let scales = |magnitude: f32| (self.scale.nearest(magnitude), 1.0 / magnitude.max(1e-38));
+        if !last_is_short && plainly(groups, chosen, (0, rule), scales) {
+            return Ok(());
+        }
+        one_by_one(self, (groups, last_is_short), above, chosen)
+    }
 }
 
 /// `LLM.int8()`: the row's absmax itself is what is stored.
@@ -63,6 +86,10 @@ struct Int8 {
 }
 
 impl Reference for Int8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let exact = Float::F16.nearest(group.amax());
         if !exact.is_finite() {

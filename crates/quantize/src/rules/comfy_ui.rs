@@ -6,7 +6,10 @@ use safequant_schemes::Code;
 use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, float_scale, smallest_normal, smallest_positive, stored};
-use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+use super::{
+    Chosen, Found, Group, Groups, IntegerRange, Reference, Sight, Symmetry, Wanted, found,
+    one_by_one, plainly, unsupported,
+};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let Wanted { scheme, source, .. } = wanted;
@@ -53,6 +56,10 @@ struct Float8 {
 }
 
 impl Reference for Float8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let t = self.source;
         let exact = t.nearest(group.amax() / self.format.max_finite());
@@ -82,6 +89,10 @@ struct Int8 {
 }
 
 impl Reference for Int8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let exact = (group.amax() / 127.0).max(1e-30);
         let scale = stored(self.scale, exact)?;
@@ -103,6 +114,10 @@ struct Int4 {
 }
 
 impl Reference for Int4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let exact = self.source.nearest(group.amax() / 7.0);
         let exact = if exact == 0.0 {
@@ -137,6 +152,10 @@ struct Nvfp4 {
 }
 
 impl Reference for Nvfp4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn super_scale(&self, extremes: Group) -> Result<f32, f32> {
         Ok(self.source.nearest(extremes.amax() / (6.0 * 448.0)))
     }
@@ -159,6 +178,29 @@ impl Reference for Nvfp4 {
         };
         Ok(Choice::scaled(scale, coder))
     }
+
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        let rule = CodeRule::E2M1 {
+            rule: E2M1Rule::EvenSigned,
+            arith: Float::F32,
+            divisor: 0.0,
+        };
+        let scales = |magnitude: f32| {
+            let scale = e4m3(((magnitude / 6.0) / above).min(448.0));
+            (scale, above * scale)
+        };
+        // Beside a super-scale of 0 every quotient is infinite or NaN, which `min` would hide.
+        if above > 0.0 && plainly(groups, chosen, (0, rule), scales) {
+            return Ok(());
+        }
+        one_by_one(self, (groups, last_is_short), above, chosen)
+    }
 }
 
 #[derive(Debug)]
@@ -168,6 +210,10 @@ struct Mx {
 }
 
 impl Reference for Mx {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let largest = self.format.max_finite();
         if group.amax() == 0.0 {

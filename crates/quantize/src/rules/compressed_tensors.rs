@@ -4,9 +4,12 @@ use safequant_kernels::{E2M1Rule, E8M0Rule, Float, Minifloat, MxScaleRule};
 use safequant_schemes::Code;
 
 use super::choice::{Choice, CodeRule};
-use super::micro::{Kind, SuperScaleKind, divided, kind, power};
+use super::micro::{Kind, SuperScaleKind, divided, kind, power, power_or_nan};
 use super::numbers::{e4m3, eps, exact_f32, float_scale, nearest_i32, smallest_normal, stored};
-use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+use super::{
+    Chosen, Found, Group, Groups, IntegerRange, Reference, Sight, Symmetry, Wanted, found,
+    one_by_one, plainly, unsupported,
+};
 use crate::Division;
 
 /// Largest value of E2M1 times that of E4M3.
@@ -68,6 +71,13 @@ struct Integer {
 }
 
 impl Reference for Integer {
+    fn sight(&self) -> Sight {
+        match self.range.symmetry {
+            Symmetry::Symmetric => Sight::Magnitude,
+            Symmetry::Asymmetric => Sight::Ends,
+        }
+    }
+
     /// `calculate_qparams` runs in the weight's dtype wherever the division runs.
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let (low, high) = group.with_zero();
@@ -100,6 +110,34 @@ impl Reference for Integer {
             },
         })
     }
+
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        let (range, t) = (self.range, self.source);
+        let (min, max) = (-range.middle(), range.middle() - 1);
+        let half = exact_f32(range.max()) / 2.0;
+        let rule = CodeRule::Integer {
+            arith: self.arith,
+            divisor: 0.0,
+            zero: 0,
+            min,
+            max,
+        };
+        let scales = |magnitude: f32| {
+            let scale = self.scale.nearest(t.nearest(magnitude / half));
+            (scale, t.nearest(scale))
+        };
+        // Magnitudes are what symmetric codes look at; a scale of 0 is replaced below.
+        if plainly(groups, chosen, (-min, rule), scales) {
+            return Ok(());
+        }
+        one_by_one(self, (groups, last_is_short), above, chosen)
+    }
 }
 
 /// Clauses 12, 13, 18.
@@ -112,6 +150,10 @@ struct Float8 {
 }
 
 impl Reference for Float8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let scale = self.source.nearest(group.amax() / self.format.max_finite());
         let (scale, divisor) = stored_or_eps(self.scale, self.source, scale)?;
@@ -131,6 +173,10 @@ struct Nvfp4 {
 }
 
 impl Reference for Nvfp4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn super_scale(&self, extremes: Group) -> Result<f32, f32> {
         let t = self.source;
         let amax = extremes.amax().max(smallest_normal(t));
@@ -150,6 +196,28 @@ impl Reference for Nvfp4 {
         };
         Ok(Choice::scaled(scale, coder))
     }
+
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        let rule = CodeRule::E2M1 {
+            rule: E2M1Rule::EvenPlusZero,
+            arith: Float::F32,
+            divisor: 0.0,
+        };
+        let scales = |magnitude: f32| {
+            let scale = e4m3(above * self.source.nearest(magnitude / 6.0));
+            (scale, scale / above)
+        };
+        if plainly(groups, chosen, (0, rule), scales) {
+            return Ok(());
+        }
+        one_by_one(self, (groups, last_is_short), above, chosen)
+    }
 }
 
 /// Clauses 54-56.
@@ -162,6 +230,10 @@ struct Mx {
 }
 
 impl Reference for Mx {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let rule = MxScaleRule::SevenFourths { amax: self.source };
         let (_, scale) = power(rule, self.bytes, self.format, group.amax())?;
@@ -171,5 +243,25 @@ impl Reference for Mx {
         let divisor = if divisor == 0.0 { 1.0 } else { divisor };
         let coder = divided(self.format, E2M1Rule::EvenPlusZero, self.arith, divisor);
         Ok(Choice::scaled(divisor, coder))
+    }
+
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        let power_rule = MxScaleRule::SevenFourths { amax: self.source };
+        let rule = divided(self.format, E2M1Rule::EvenPlusZero, self.arith, 0.0);
+        let scales = |magnitude: f32| {
+            let (_, power) = power_or_nan(power_rule, self.bytes, self.format, magnitude);
+            let divisor = self.source.nearest(power);
+            (divisor, divisor)
+        };
+        if plainly(groups, chosen, (0, rule), scales) {
+            return Ok(());
+        }
+        one_by_one(self, (groups, last_is_short), above, chosen)
     }
 }

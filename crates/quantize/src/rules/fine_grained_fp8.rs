@@ -5,7 +5,7 @@ use safequant_kernels::{Float, Minifloat};
 use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, kind};
 use super::numbers::{smallest_positive, stored};
-use super::{Found, Group, Reference, Wanted, found, unsupported};
+use super::{Found, Group, Reference, Sight, Wanted, found, unsupported};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     match kind(wanted.scheme) {
@@ -23,6 +23,10 @@ struct FineGrained {
 }
 
 impl Reference for FineGrained {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     /// In F32: the reference multiplies by the reciprocal under either [`crate::Division`].
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let (format, largest) = (self.format, group.amax());

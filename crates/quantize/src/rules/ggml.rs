@@ -8,7 +8,7 @@ use safequant_schemes::{
 
 use super::choice::{Choice, CodeRule};
 use super::numbers::stored;
-use super::{Group, Reference, unsupported};
+use super::{Group, Reference, Sight, unsupported};
 use crate::grid::widen;
 use crate::{Error, Rows};
 
@@ -37,6 +37,18 @@ impl Blocks {
         )
     }
 
+    /// The block type, if rows are whole blocks of it.
+    ///
+    /// # Errors
+    /// Rows that are not.
+    pub(crate) fn format_for(self, in_features: usize) -> Result<BlockFormat, Error> {
+        if in_features.is_multiple_of(self.layout.elements) {
+            Ok(self.format)
+        } else {
+            unsupported("rows are no whole blocks of this type")
+        }
+    }
+
     /// The types whose codes follow from a group's extremes alone, as other rules' do.
     ///
     /// # Errors
@@ -51,9 +63,7 @@ impl Blocks {
         } else {
             return Ok(None);
         };
-        if !in_features.is_multiple_of(self.layout.elements) {
-            return unsupported("rows are no whole blocks of this type");
-        }
+        self.format_for(in_features)?;
         Ok(Some(found))
     }
 
@@ -137,8 +147,8 @@ struct Signed {
 }
 
 impl Reference for Signed {
-    fn needs_first_extreme(&self) -> bool {
-        true
+    fn sight(&self) -> Sight {
+        Sight::Extreme
     }
 
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
@@ -158,6 +168,10 @@ impl Reference for Signed {
 struct Bytes;
 
 impl Reference for Bytes {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let d = group.amax() / 127.0;
         let factor = inverse(d);

@@ -71,6 +71,18 @@ pub(super) fn power(
     }
 }
 
+/// As [`power`], without a branch: NaN where that refuses.
+pub(super) fn power_or_nan(
+    rule: MxScaleRule,
+    bytes: E8M0Rule,
+    format: Minifloat,
+    amax: f32,
+) -> (u8, f32) {
+    let byte = rule.encode(format, amax);
+    let scale = bytes.decode(byte);
+    (byte, if byte < 255 { scale } else { f32::NAN })
+}
+
 /// Codes of `value / divisor`: E2M1 by the tool's rule, all others to the nearest even.
 pub(super) fn divided(format: Minifloat, rule: E2M1Rule, arith: Float, divisor: f32) -> CodeRule {
     if format == Minifloat::E2M1 {

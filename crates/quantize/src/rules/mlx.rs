@@ -6,7 +6,7 @@ use safequant_schemes::{Code, OffsetForm, ZeroPoint};
 use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, exact_f32, float_scale, stored};
-use super::{Found, Group, Reference, Wanted, found, unsupported};
+use super::{Found, Group, Reference, Sight, Wanted, found, unsupported};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let scheme = wanted.scheme;
@@ -84,6 +84,10 @@ struct Mx {
 }
 
 impl Reference for Mx {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         // Its byte wraps around below 2^-127: such a scale is no scale, so the smallest one is taken.
         let amax = group.amax();
@@ -106,6 +110,10 @@ impl Reference for Mx {
 struct Nvfp4;
 
 impl Reference for Nvfp4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let scale = e4m3(group.amax() / 6.0);
         if scale == 0.0 {

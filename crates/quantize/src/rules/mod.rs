@@ -21,9 +21,12 @@ mod quanto;
 mod torch_ao;
 
 use safequant_kernels::Float;
-use safequant_schemes::{Code, ColumnFactor, ScaleDirection, Scheme, SuperScale, ZeroPoint};
+use safequant_schemes::{
+    Code, CodeTile, ColumnFactor, ScaleDirection, Scheme, SuperScale, ZeroPoint,
+};
 
-pub(crate) use self::choice::Choice;
+use self::choice::CodeRule;
+pub(crate) use self::choice::{Choice, Rules};
 pub(crate) use self::ggml::Blocks;
 use crate::{Division, Error, ScaleRule, Target};
 
@@ -34,7 +37,7 @@ pub(crate) struct Group {
     pub(crate) low: f32,
     /// Largest value; of a whole matrix, 0 if that is larger.
     pub(crate) high: f32,
-    /// The value of largest magnitude; of several the first one where the rule needs it, else any.
+    /// The value of largest magnitude; of several the first one where [`Sight::Extreme`] says so, else any.
     pub(crate) extreme: f32,
     /// Whether it is shorter than the others.
     pub(crate) is_short: bool,
@@ -46,6 +49,17 @@ impl Group {
             low,
             high,
             extreme: if high >= -low { high } else { low },
+            is_short,
+        }
+    }
+
+    /// Of the value of largest magnitude, where nothing else is known.
+    pub(crate) fn of_extreme(extreme: f32, is_short: bool) -> Self {
+        let high = extreme.abs();
+        Group {
+            low: -high,
+            high,
+            extreme,
             is_short,
         }
     }
@@ -66,6 +80,67 @@ impl Group {
     }
 }
 
+/// What a rule looks at in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// The largest magnitude: [`Group::extreme`] has no sign, and the ends are those of a symmetric group.
+    Magnitude,
+    /// The value of largest magnitude, the first of several: the ends are those of a symmetric group.
+    Extreme,
+    /// Smallest and largest value.
+    Ends,
+}
+
+/// Consecutive groups, by what a rule looks at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Groups<'a> {
+    /// Magnitudes, or values of largest magnitude.
+    Extremes(&'a [f32]),
+    /// Smallest and largest values.
+    Ends(&'a [(f32, f32)]),
+}
+
+impl Groups<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Groups::Extremes(values) => values.len(),
+            Groups::Ends(ends) => ends.len(),
+        }
+    }
+
+    #[inline]
+    fn get(&self, i: usize, is_short: bool) -> Group {
+        match self {
+            Groups::Extremes(values) => Group::of_extreme(values[i], is_short),
+            Groups::Ends(ends) => Group::new(ends[i], is_short),
+        }
+    }
+}
+
+/// What has been chosen for consecutive groups.
+#[derive(Debug)]
+pub(crate) struct Chosen<'a> {
+    /// Gets scales, zero points and offsets.
+    pub(crate) tile: &'a mut CodeTile,
+    /// Which of them.
+    pub(crate) zero_point: ZeroPoint,
+    /// Gets rules.
+    pub(crate) rules: &'a mut Rules,
+}
+
+impl Chosen<'_> {
+    #[inline]
+    fn push(&mut self, choice: Choice) {
+        self.tile.scales.push(choice.scale);
+        match self.zero_point {
+            ZeroPoint::Stored(_) => self.tile.zeros.push(choice.zero),
+            ZeroPoint::Offset { .. } => self.tile.offsets.push(choice.offset),
+            ZeroPoint::Fixed(_) => {}
+        }
+        self.rules.push(choice.coder);
+    }
+}
+
 /// One tool's way of choosing.
 pub(crate) trait Reference: std::fmt::Debug {
     /// The scale of the scales of a matrix, from its extremes; only asked where the scheme has one.
@@ -76,9 +151,9 @@ pub(crate) trait Reference: std::fmt::Debug {
         Ok(1.0)
     }
 
-    /// Whether [`Group::extreme`] must be the first of several.
-    fn needs_first_extreme(&self) -> bool {
-        false
+    /// What it looks at.
+    fn sight(&self) -> Sight {
+        Sight::Ends
     }
 
     /// Chooses for a group; `above` is what [`Reference::super_scale`] gave, or 1.
@@ -86,6 +161,74 @@ pub(crate) trait Reference: std::fmt::Debug {
     /// # Errors
     /// The scale before it is stored, if its dtype cannot hold it.
     fn choose(&self, group: Group, above: f32) -> Result<Choice, f32>;
+
+    /// [`Reference::choose`] for consecutive groups, of which the last one may be shorter: one call for many, so that the rule
+    /// is inlined.
+    ///
+    /// # Errors
+    /// The group that was refused, and its scale.
+    fn choose_all(
+        &self,
+        groups: Groups<'_>,
+        last_is_short: bool,
+        above: f32,
+        chosen: &mut Chosen<'_>,
+    ) -> Result<(), (usize, f32)> {
+        one_by_one(self, (groups, last_is_short), above, chosen)
+    }
+}
+
+/// [`Reference::choose`] for group after group.
+fn one_by_one(
+    reference: &(impl Reference + ?Sized),
+    (groups, last_is_short): (Groups<'_>, bool),
+    above: f32,
+    chosen: &mut Chosen<'_>,
+) -> Result<(), (usize, f32)> {
+    let n = groups.len();
+    for i in 0..n {
+        let group = groups.get(i, last_is_short && i + 1 == n);
+        let choice = reference.choose(group, above);
+        chosen.push(choice.map_err(|scale| (i, scale))?);
+    }
+    Ok(())
+}
+
+/// Scales of groups whose rule is the same but for its number, both from the largest magnitude alone, and without a branch, so
+/// that several are calculated at once. Gives up, with nothing chosen, where one of the numbers is not positive and finite: then
+/// something special has to be decided, group by group.
+fn plainly(
+    groups: Groups<'_>,
+    chosen: &mut Chosen<'_>,
+    (zero, rule): (i32, CodeRule),
+    scale_and_number: impl Fn(f32) -> (f32, f32),
+) -> bool {
+    let Groups::Extremes(magnitudes) = groups else {
+        return false;
+    };
+    let before = chosen.tile.scales.len();
+    let n = magnitudes.len();
+    chosen.tile.scales.resize(before + n, 0.0);
+    let scales = &mut chosen.tile.scales[before..];
+    let numbers = chosen.rules.start(rule, n);
+    for ((scale, number), &magnitude) in scales.iter_mut().zip(&mut *numbers).zip(magnitudes) {
+        (*scale, *number) = scale_and_number(magnitude);
+    }
+    // Without a way out halfway, so that it is vectorized: positive numbers are those of the bits 1 to infinity's, less one.
+    let are_plain = |all: &[f32]| {
+        let ordinal = |value: &f32| value.to_bits().wrapping_sub(1);
+        all.iter().map(ordinal).max() < Some(f32::INFINITY.to_bits() - 1)
+    };
+    if !(are_plain(scales) && are_plain(numbers)) {
+        chosen.tile.scales.truncate(before);
+        chosen.rules.clear();
+        return false;
+    }
+    if let ZeroPoint::Stored(_) = chosen.zero_point {
+        let zeros = &mut chosen.tile.zeros;
+        zeros.resize(zeros.len() + n, zero);
+    }
+    true
 }
 
 /// What a reference is asked for.

@@ -6,7 +6,7 @@ use safequant_schemes::{Code, Granularity};
 use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, SuperScaleKind, divided, kind, power};
 use super::numbers::{e4m3, exact_f32, float_scale, stored_positive};
-use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+use super::{Found, Group, IntegerRange, Reference, Sight, Symmetry, Wanted, found, unsupported};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let Wanted { scheme, source, .. } = wanted;
@@ -51,6 +51,10 @@ pub(super) fn reference(wanted: Wanted<'_>) -> Found {
 struct Nvfp4;
 
 impl Reference for Nvfp4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn super_scale(&self, extremes: Group) -> Result<f32, f32> {
         let scale = extremes.amax() / (6.0 * 448.0);
         Ok(if scale == 0.0 { 1.0 } else { scale })
@@ -79,6 +83,10 @@ struct Mx {
 }
 
 impl Reference for Mx {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let (byte, scale) = power(
             MxScaleRule::CeilQuotient,
@@ -104,6 +112,10 @@ struct Float8 {
 }
 
 impl Reference for Float8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let amax = group.amax();
         let exact = if amax > 0.0 {
@@ -129,6 +141,10 @@ struct Integer {
 }
 
 impl Reference for Integer {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let (min, max) = (-self.range.middle(), self.range.middle() - 1);
         let amax = group.amax();

@@ -6,7 +6,7 @@ use safequant_schemes::{Code, OffsetForm, ZeroPoint};
 use super::choice::{Choice, CodeRule};
 use super::micro::{Kind, kind};
 use super::numbers::{exact_f32, float_scale, smallest_positive, stored, stored_positive};
-use super::{Found, Group, IntegerRange, Reference, Symmetry, Wanted, found, unsupported};
+use super::{Found, Group, IntegerRange, Reference, Sight, Symmetry, Wanted, found, unsupported};
 
 pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     let Wanted { scheme, source, .. } = wanted;
@@ -79,6 +79,10 @@ struct Symmetric {
 }
 
 impl Reference for Symmetric {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let (min, max) = (-self.range.middle(), self.range.middle() - 1);
         let exact = self.source.nearest(group.amax() / exact_f32(max));
@@ -111,6 +115,10 @@ struct Float8 {
 }
 
 impl Reference for Float8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let exact = self.source.nearest(group.amax() / self.format.max_finite());
         if exact == 0.0 {

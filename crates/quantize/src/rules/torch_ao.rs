@@ -9,7 +9,7 @@ use super::numbers::{
     e4m3, exact_f32, float_scale, nearest_i32, smallest_normal, smallest_positive, stored,
     stored_positive,
 };
-use super::{Found, Group, Reference, Wanted, found, unsupported};
+use super::{Found, Group, Reference, Sight, Wanted, found, unsupported};
 
 /// The smallest normal E4M3.
 const SMALLEST_E4M3: f32 = 0.015_625;
@@ -63,6 +63,10 @@ struct Integer {
 }
 
 impl Reference for Integer {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let t = self.source;
         let half = 1 << (self.bits - 1);
@@ -157,6 +161,10 @@ struct Float8 {
 }
 
 impl Reference for Float8 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let exact = self.source.nearest(group.amax() / self.format.max_finite());
         if exact == 0.0 {
@@ -181,6 +189,10 @@ struct Mx {
 }
 
 impl Reference for Mx {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn choose(&self, group: Group, _above: f32) -> Result<Choice, f32> {
         let (byte, scale) = power(
             MxScaleRule::CeilQuotient,
@@ -206,6 +218,10 @@ impl Reference for Mx {
 struct Nvfp4;
 
 impl Reference for Nvfp4 {
+    fn sight(&self) -> Sight {
+        Sight::Magnitude
+    }
+
     fn super_scale(&self, extremes: Group) -> Result<f32, f32> {
         let scale = extremes.amax() / (6.0 * 448.0);
         Ok(if scale == 0.0 { 1.0 } else { scale })

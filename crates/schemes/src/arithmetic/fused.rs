@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use safequant_kernels::Float;
 use safequant_kernels::rows::{CodeMeaning, CodedRows, Formula, ScaleGrid, StoredCodes, Zeros};
+use safequant_kernels::{Float, Stores};
 
 use super::{Dequantizer, OVER_127, Prepared, RowsOut, length, negated_product};
 use crate::{
@@ -42,13 +42,13 @@ impl Dequantizer {
         tile: &CodeTile,
         (codes, flip): (StoredCodes<'_>, u8),
         local: &Range<usize>,
-        out: RowsOut<'_>,
+        (out, stores): (RowsOut<'_>, Stores),
     ) -> Result<(), Error> {
         let float = match out {
             RowsOut::F32(_) => None,
             RowsOut::Bytes(float, _) => Some(float),
         };
-        let (out, stores) = out.into_floats();
+        let out = out.into_floats();
         let prepared = self.prepare(tile, float.and_then(|float| self.step(float)))?;
         let offsets = self.offsets(&prepared);
         let rows = self.coded((&prepared, &offsets), (codes, flip), local, float);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use safequant_kernels::{Float, FloatsMut, Stores};
+use safequant_kernels::{Float, FloatsMut};
 
 /// Where decoded rows go.
 pub enum RowsOut<'a> {
@@ -14,22 +14,24 @@ pub enum RowsOut<'a> {
 }
 
 impl<'a> RowsOut<'a> {
-    /// The same for kernels, and what stores suit it.
-    pub(crate) fn into_floats(self) -> (FloatsMut<'a>, Stores) {
+    /// The same for kernels.
+    pub(crate) fn into_floats(self) -> FloatsMut<'a> {
         match self {
-            RowsOut::F32(values) => {
-                let stores = Stores::for_len(size_of_val(&*values));
-                (FloatsMut::F32(values), stores)
-            }
-            RowsOut::Bytes(float, bytes) => {
-                let stores = Stores::for_len(bytes.len());
-                (FloatsMut::Bytes(float, bytes), stores)
-            }
+            RowsOut::F32(values) => FloatsMut::F32(values),
+            RowsOut::Bytes(float, bytes) => FloatsMut::Bytes(float, bytes),
         }
     }
 }
 
 impl RowsOut<'_> {
+    /// Bytes in all.
+    pub(crate) fn len_bytes(&self) -> usize {
+        match self {
+            RowsOut::F32(values) => size_of_val(&**values),
+            RowsOut::Bytes(_, bytes) => bytes.len(),
+        }
+    }
+
     /// The elements of a range.
     ///
     /// # Panics

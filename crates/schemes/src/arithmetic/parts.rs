@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use safequant_kernels::Float;
-use safequant_kernels::Packing;
 use safequant_kernels::rows::{
     CodeLayout, CodeMeaning, CodedRows, FloatsMut, Formula, ScaleGrid, StoredCodes, Stores, Zeros,
 };
+use safequant_kernels::{CodeForm, Float};
 
 use super::{Dequantizer, RowsOut};
 use crate::storage::{scale_rows, segments, to_usize};
@@ -28,31 +27,90 @@ impl Dequantizer {
         &self,
         tile: &CodeTile,
         float: Float,
+        see: impl FnMut(Range<usize>, &[u8]),
+    ) -> Result<(), Error> {
+        if self.has_parts() {
+            self.fused_parts(tile, (&tile.codes, CodeForm::BYTES), float, see)
+        } else {
+            self.whole(tile, float, see)
+        }
+    }
+
+    /// As [`Dequantizer::parts`], of a tile whose codes stand beside it as one packed run: rows are whole units of the packing.
+    ///
+    /// # Errors
+    /// As [`Dequantizer::tile`].
+    ///
+    /// # Panics
+    /// If the tile is not one of this tensor, or has not these codes.
+    pub fn stored_parts(
+        &self,
+        tile: &CodeTile,
+        (stored, form): (&[u8], CodeForm),
+        float: Float,
+        see: impl FnMut(Range<usize>, &[u8]),
+    ) -> Result<(), Error> {
+        if self.has_parts() {
+            return self.fused_parts(tile, (stored, form), float, see);
+        }
+        let mut codes = vec![0; self.n_rows(tile)? * self.in_features];
+        (self.backend.unpack)(form.packing, stored, &mut codes);
+        for code in &mut codes {
+            *code ^= form.flip;
+        }
+        let whole = CodeTile {
+            codes,
+            ..tile.clone()
+        };
+        self.whole(&whole, float, see)
+    }
+
+    fn has_parts(&self) -> bool {
+        self.is_fused() && self.index.is_none() && self.in_features > 0
+    }
+
+    fn n_rows(&self, tile: &CodeTile) -> Result<usize, Error> {
+        let n_rows = tile.rows.end.saturating_sub(tile.rows.start);
+        to_usize(&self.module, "a tile", n_rows)
+    }
+
+    /// All rows at once.
+    fn whole(
+        &self,
+        tile: &CodeTile,
+        float: Float,
+        mut see: impl FnMut(Range<usize>, &[u8]),
+    ) -> Result<(), Error> {
+        let n_rows = self.n_rows(tile)?;
+        let mut buffer = vec![0; n_rows * self.in_features * float.size_bytes()];
+        self.tile(tile, RowsOut::Bytes(float, &mut buffer))?;
+        see(0..n_rows, &buffer);
+        Ok(())
+    }
+
+    fn fused_parts(
+        &self,
+        tile: &CodeTile,
+        (stored, form): (&[u8], CodeForm),
+        float: Float,
         mut see: impl FnMut(Range<usize>, &[u8]),
     ) -> Result<(), Error> {
         let columns = self.in_features;
         let row_bytes = columns * float.size_bytes();
-        let mut buffer = Vec::new();
-        if !self.is_fused() || self.index.is_some() || columns == 0 {
-            let n_rows = tile.rows.end.saturating_sub(tile.rows.start);
-            let n_rows = to_usize(&self.module, "a tile", n_rows)?;
-            buffer.resize(n_rows * row_bytes, 0);
-            self.tile(tile, RowsOut::Bytes(float, &mut buffer))?;
-            see(0..n_rows, &buffer);
-            return Ok(());
-        }
         let prepared = self.prepare(tile, self.step(float))?;
         let offsets = self.offsets(&prepared);
+        let stride = form.packing.packed_len_bytes(columns, 1);
         let at_once = (PART / columns).max(1);
-        buffer.resize(at_once * row_bytes, 0);
+        let mut buffer = vec![0; at_once * row_bytes];
         let (mut first, mut scale) = (0, 0);
         for (_, local) in segments(&self.module, &tile.rows, self.out_features)? {
             let codes = StoredCodes {
-                bytes: &tile.codes[first * columns..(first + local.len()) * columns],
-                stride: columns,
-                layout: CodeLayout::Rows(Packing::Bytes),
+                bytes: &stored[first * stride..(first + local.len()) * stride],
+                stride,
+                layout: CodeLayout::Rows(form.packing),
             };
-            let all = self.coded((&prepared, &offsets), (codes, 0), &local, Some(float));
+            let codes = (codes, form.flip);
+            let all = self.coded((&prepared, &offsets), codes, &local, Some(float));
             for start in (0..local.len()).step_by(at_once) {
                 let rows = start..(start + at_once).min(local.len());
                 let bytes = &mut buffer[..rows.len() * row_bytes];

@@ -9,7 +9,7 @@ use safequant_container::TensorRef;
 use safequant_kernels::blocks::{BlockLayout, BlockOffset, BlockScale, CodeValue};
 use safequant_kernels::{BlockFields, BlockFormat, Codebook, Float};
 
-use super::{grid_of, part_bytes, to_u64, wrong_size};
+use super::{Scratch, grid_of, part_bytes, to_u64, wrong_size};
 use crate::encode::EncodedRegion;
 use crate::{
     Axis, Code, CodeTile, E8M0Rule, Error, Granularity, IntegerEncoding, OffsetForm, Part,
@@ -166,15 +166,16 @@ impl Blocks {
     }
 
     /// The blocks of rows.
-    pub(crate) fn bytes(
+    pub(crate) fn bytes<'s>(
         &self,
         tensor: TensorRef<'_>,
         matrix: u64,
         rows: &Range<usize>,
-    ) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; rows.len() * self.row_len];
+        scratch: &'s mut Scratch,
+    ) -> Result<&'s [u8], Error> {
+        let bytes = scratch.lend(rows.len() * self.row_len);
         let first = matrix * to_u64(self.rows) + to_u64(rows.start);
-        tensor.read_exact_at(first * to_u64(self.row_len), &mut bytes)?;
+        tensor.read_exact_at(first * to_u64(self.row_len), bytes)?;
         Ok(bytes)
     }
 
@@ -198,16 +199,17 @@ impl Blocks {
         rows: &Range<usize>,
         tile: &mut CodeTile,
     ) -> Result<(), Error> {
-        let bytes = self.bytes(tensor, matrix, rows)?;
+        let mut scratch = Scratch::default();
+        let bytes = self.bytes(tensor, matrix, rows, &mut scratch)?;
         let Some(layout) = coded(self.format) else {
             let mut values = vec![0.0; rows.len() * self.columns];
-            self.format.dequantize(&bytes, &mut values);
+            self.format.dequantize(bytes, &mut values);
             tile.codes
                 .extend(values.iter().flat_map(|v| v.to_le_bytes()));
             return Ok(());
         };
         let mut fields = BlockFields::default();
-        layout.unpack(&bytes, &mut fields);
+        layout.unpack(bytes, &mut fields);
         tile.codes.append(&mut fields.codes);
         match layout.scale {
             BlockScale::Super => tile.scales.append(&mut fields.d),

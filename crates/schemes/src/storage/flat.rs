@@ -7,7 +7,7 @@ use safequant_kernels::rows::CodeLayout;
 use safequant_kernels::{Backend, Packing};
 
 use super::matrix::{Raw, flat_regions};
-use super::{grid_of, part_bytes, to_u64, to_usize, wrong_size};
+use super::{Scratch, grid_of, part_bytes, to_u64, to_usize, wrong_size};
 use crate::encode::EncodedRegion;
 use crate::{Axis, Code, Error, Part, QuantizedTensor};
 
@@ -111,16 +111,17 @@ impl Flat {
     }
 
     /// The stored bytes of rows, where [`Flat::is_raw`] holds.
-    pub(super) fn raw(
+    pub(super) fn raw<'s>(
         &self,
         tensor: TensorRef<'_>,
         matrix: u64,
         rows: &Range<usize>,
-    ) -> Result<Raw, Error> {
+        scratch: &'s mut Scratch,
+    ) -> Result<Raw<'s>, Error> {
         let stride = self.packing.packed_len_bytes(self.columns, 1);
-        let mut bytes = vec![0; rows.len() * stride];
+        let bytes = scratch.lend(rows.len() * stride);
         let start = matrix * self.matrix_len + to_u64(rows.start * stride);
-        tensor.read_exact_at(start, &mut bytes)?;
+        tensor.read_exact_at(start, bytes)?;
         Ok(Raw {
             bytes,
             stride,

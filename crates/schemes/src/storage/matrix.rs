@@ -258,14 +258,25 @@ impl Matrix {
         columns: Range<usize>,
     ) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; rows.len() * columns.len()];
+        self.rectangle_into(tensor, matrix, (rows, columns), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`Matrix::rectangle`], into memory of the caller.
+    fn rectangle_into(
+        &self,
+        tensor: TensorRef<'_>,
+        matrix: u64,
+        (rows, columns): (Range<usize>, Range<usize>),
+        out: &mut [u8],
+    ) -> Result<(), Error> {
         let first = matrix * to_u64(self.n_stored_rows);
-        tensor.read_rectangle(
+        Ok(tensor.read_rectangle(
             to_u64(self.row_len),
             first + to_u64(rows.start)..first + to_u64(rows.end),
             to_u64(columns.start)..to_u64(columns.end),
-            &mut bytes,
-        )?;
-        Ok(bytes)
+            out,
+        )?)
     }
 
     fn read_elements(

@@ -199,6 +199,22 @@ fn entry_bytes(tensor: &QuantizedTensor, part: &Part) -> usize {
     usize::try_from(part.dtype.bits() / 8).unwrap_or(1).max(1)
 }
 
+/// Memory for stored bytes that goes from tile to tile, so that none waits for fresh pages or clears what is overwritten.
+#[derive(Debug, Default)]
+pub struct Scratch(Vec<u8>);
+
+impl Scratch {
+    /// So many bytes, of any value.
+    pub(crate) fn lend(&mut self, n: usize) -> &mut [u8] {
+        if self.0.len() < n {
+            // What is held goes first: it is neither kept nor copied.
+            self.0 = Vec::new();
+            self.0 = vec![0; n];
+        }
+        &mut self.0[..n]
+    }
+}
+
 /// Where the grids of a stack lie in a part; lengths checked against the header.
 #[derive(Clone, Debug)]
 pub(crate) enum Stored {
@@ -261,15 +277,16 @@ impl Stored {
     }
 
     /// The stored bytes of rows of one matrix, where [`Stored::is_raw`] holds and they begin with a unit of the packing.
-    pub(crate) fn raw(
+    pub(crate) fn raw<'s>(
         &self,
         tensor: TensorRef<'_>,
         matrix: u64,
         rows: &Range<usize>,
-    ) -> Result<Option<Raw>, Error> {
+        scratch: &'s mut Scratch,
+    ) -> Result<Option<Raw<'s>>, Error> {
         match self {
-            Self::Matrix(m) => m.raw(tensor, matrix, rows),
-            Self::Flat(f) => f.raw(tensor, matrix, rows).map(Some),
+            Self::Matrix(m) => m.raw(tensor, matrix, rows, scratch),
+            Self::Flat(f) => f.raw(tensor, matrix, rows, scratch).map(Some),
             Self::Tiled(_) | Self::Planes(_) | Self::LowHigh(_) | Self::Blocks(_) => Ok(None),
         }
     }

@@ -1,21 +1,20 @@
 //! Medians of interleaved rounds: the copy, the backend, the copy, the backend ...
 
+use std::ops::Range;
 use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
-use safequant::container::ErrorGroup;
-use safequant::kernels::samples::{Sample, Work, copy_traffic};
+use safequant::Backend;
+use safequant::container::{AlignedBuffer, ErrorGroup};
+use safequant::kernels::samples::copy_traffic;
 use safequant::kernels::{PORTABLE, Stores};
 use safequant::rewrite::{self, CancelToken};
-use safequant::{Backend, Float};
 
-use super::{Place, Plan};
+use super::subject::{Matrix, Subject};
+use super::{Outputs, Place, Plan};
 use crate::exit::Failure;
 use crate::output::{len, real};
-
-/// What results are rounded to.
-pub(super) const FLOAT: Float = Float::Bf16;
 
 /// Portable is measured on a part of the rows: from memory it takes a second, and its arithmetic is what limits it anyway.
 const PORTABLE_ROWS: usize = 256;
@@ -25,11 +24,13 @@ const BYTES_PER_ROUND: usize = 32 << 20;
 
 /// One format in one place on so many threads.
 pub(super) struct Measurement {
-    pub(super) sample: &'static str,
+    pub(super) format: &'static str,
     pub(super) place: &'static str,
     pub(super) threads: usize,
-    /// Bytes per second, in plus out.
+    /// Bytes per second, in plus out, into memory that is there.
     pub(super) rate: f64,
+    /// The same into a fresh buffer, where that is measured.
+    pub(super) fresh: Option<f64>,
     /// The same of the copy.
     pub(super) copy: f64,
     /// The same of portable, on one thread.
@@ -41,7 +42,7 @@ pub(super) struct Measurement {
 /// # Errors
 /// If a result is not portable's, or the user has had enough.
 pub(super) fn measure(
-    sample: &'static Sample,
+    subject: Subject,
     plan: &Plan,
     cancel: &CancelToken,
 ) -> Result<Vec<Measurement>, Failure> {
@@ -51,50 +52,64 @@ pub(super) fn measure(
             if cancel.is_canceled() {
                 return Err(rewrite::Error::Canceled.into());
             }
-            measurements.push(one(sample, plan, place, threads)?);
+            measurements.push(one(subject, plan, place, threads)?);
         }
     }
     Ok(measurements)
 }
 
 fn one(
-    sample: &'static Sample,
+    subject: Subject,
     plan: &Plan,
     place: &Place,
     threads: usize,
 ) -> Result<Measurement, Failure> {
     let n_rows = place.n_rows(threads);
-    let work = Work::new(sample, n_rows, place.n_columns);
-    let mut out = vec![0; work.out_len(n_rows, FLOAT)];
+    let matrix = subject.matrix(n_rows, place.n_columns);
+    let buffer = || AlignedBuffer::zeroed(len(matrix.out_len(n_rows)), subject.name());
+    let mut out = buffer()?;
     let run = Run {
-        work: &work,
+        matrix: &matrix,
         stores: Stores::for_len(out.len() / threads),
         rows: n_rows.div_ceil(threads).next_multiple_of(8),
         n_rows,
     };
-    let (mut rates, mut copies) = (Vec::new(), Vec::new());
+    let decode = |rows: Range<usize>, out: &mut [u8]| {
+        matrix.decode(plan.backend, rows, out, run.stores);
+    };
+    let copy = |rows: Range<usize>, out: &mut [u8]| {
+        let from = matrix.stored_len(rows.start)..matrix.stored_len(rows.end);
+        copy_traffic(plan.backend, &matrix.stored()[from], out, run.stores);
+    };
+    let (mut rates, mut copies, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..plan.rounds {
-        copies.push(run.rate(&mut out, |rows, out| {
-            let from = work.stored_len(rows.start)..work.stored_len(rows.end);
-            copy_traffic(plan.backend, &work.stored()[from], out, run.stores);
-        }));
-        rates.push(run.rate(&mut out, |rows, out| {
-            work.decode(plan.backend, rows, (FLOAT, out), run.stores);
-        }));
+        copies.push(run.rate(&mut out, copy));
+        match place.outputs {
+            Outputs::Given => {}
+            Outputs::GivenAndFresh => fresh.push(run.rate(&mut buffer()?, decode)),
+        }
+        rates.push(run.rate(&mut out, decode));
     }
     Ok(Measurement {
-        sample: sample.name,
+        format: subject.name(),
         place: place.name,
         threads,
-        rate: median(rates),
-        copy: median(copies),
-        portable: portable(sample, &work, &out, n_rows.min(PORTABLE_ROWS), plan.backend)?,
+        rate: median(rates).unwrap_or_default(),
+        fresh: median(fresh),
+        copy: median(copies).unwrap_or_default(),
+        portable: portable(
+            subject,
+            &matrix,
+            &out,
+            n_rows.min(PORTABLE_ROWS),
+            plan.backend,
+        )?,
     })
 }
 
 /// One matrix and how threads share it.
-struct Run<'w> {
-    work: &'w Work,
+struct Run<'m> {
+    matrix: &'m Matrix,
     stores: Stores,
     /// Rows of each thread but the last.
     rows: usize,
@@ -103,14 +118,10 @@ struct Run<'w> {
 
 impl Run<'_> {
     /// Bytes per second of `kernel`, run by each thread on its own rows, as often as makes a round.
-    fn rate(
-        &self,
-        out: &mut [u8],
-        kernel: impl Fn(std::ops::Range<usize>, &mut [u8]) + Sync,
-    ) -> f64 {
-        let traffic = self.work.stored().len() + out.len();
+    fn rate(&self, out: &mut [u8], kernel: impl Fn(Range<usize>, &mut [u8]) + Sync) -> f64 {
+        let traffic = self.matrix.stored().len() + out.len();
         let times = (BYTES_PER_ROUND / traffic).max(1);
-        let parts = out.chunks_mut(self.work.out_len(self.rows, FLOAT));
+        let parts = out.chunks_mut(self.matrix.out_len(self.rows));
         let start = Barrier::new(parts.len());
         // Each thread looks at the clock itself: who waits for it may be woken long after.
         let work = |(at, part): (usize, &mut [u8])| {
@@ -140,20 +151,15 @@ impl Run<'_> {
 
 /// The rate of portable on the first rows, whose results those of the backend must be.
 fn portable(
-    sample: &Sample,
-    work: &Work,
+    subject: Subject,
+    matrix: &Matrix,
     found: &[u8],
     n_rows: usize,
     backend: &Backend,
 ) -> Result<f64, Failure> {
-    let mut expected = vec![0; work.out_len(n_rows, FLOAT)];
+    let mut expected = vec![0; matrix.out_len(n_rows)];
     let begun = Instant::now();
-    work.decode(
-        &PORTABLE,
-        0..n_rows,
-        (FLOAT, &mut expected),
-        Stores::Ordinary,
-    );
+    matrix.decode(&PORTABLE, 0..n_rows, &mut expected, Stores::Ordinary);
     let seconds = begun.elapsed().as_secs_f64().max(1e-9);
     if found.get(..expected.len()) != Some(&expected) {
         return Err(Failure::Library {
@@ -161,16 +167,17 @@ fn portable(
             group: ErrorGroup::Unsupported,
             message: format!(
                 "{}: {} does not compute what portable computes",
-                sample.name, backend.name
+                subject.name(),
+                backend.name
             ),
             help: Some("a defect of safequant or of this machine: please report it".to_owned()),
         });
     }
-    Ok(real(len(work.stored_len(n_rows) + expected.len())) / seconds)
+    Ok(real(len(matrix.stored_len(n_rows) + expected.len())) / seconds)
 }
 
 /// The middle one.
-fn median(mut values: Vec<f64>) -> f64 {
+fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    values.get(values.len() / 2).copied()
 }

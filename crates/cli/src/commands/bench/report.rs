@@ -5,7 +5,7 @@ use std::io;
 use serde_json::{Value, json};
 
 use super::measure::Measurement;
-use super::{Place, Plan};
+use super::{Outputs, Place, Plan};
 use crate::output::{self, Align, Output, SCHEMA_VERSION, Table, Text, counted, figure, len};
 
 const GIB: f64 = 1_073_741_824.0;
@@ -27,7 +27,7 @@ pub(super) fn print(plan: &Plan, all: &[Measurement], output: Output) -> io::Res
             );
             output::data(&format!("\n{}\n", output.heading(&title)))?;
             let of_it = |m: &&Measurement| m.place == place.name && m.threads == threads;
-            output.table(&table(all.iter().filter(of_it)))?;
+            output.table(&table(place, all.iter().filter(of_it)))?;
         }
     }
     Ok(())
@@ -42,20 +42,27 @@ fn title(place: &Place, threads: usize) -> String {
     )
 }
 
-fn table<'m>(measurements: impl Iterator<Item = &'m Measurement>) -> Table {
-    let mut table = Table::new(&[
+fn table<'m>(place: &Place, measurements: impl Iterator<Item = &'m Measurement>) -> Table {
+    let mut head = vec![
         ("format", Align::Left),
         ("GiB/s", Align::Right),
         ("of the copy", Align::Right),
-        ("times portable", Align::Right),
-    ]);
+    ];
+    match place.outputs {
+        Outputs::Given => {}
+        Outputs::GivenAndFresh => head.push(("into fresh memory", Align::Right)),
+    }
+    head.push(("times portable", Align::Right));
+    let mut table = Table::new(&head);
     for m in measurements {
-        table.row([
-            m.sample.to_owned(),
+        let mut row = vec![
+            m.format.to_owned(),
             figure(Some(m.rate / GIB)),
             figure(Some(m.rate / m.copy)),
-            format!("{:.1}", m.rate / m.portable),
-        ]);
+        ];
+        row.extend(m.fresh.map(|fresh| figure(Some(fresh / GIB))));
+        row.push(format!("{:.1}", m.rate / m.portable));
+        table.row(row);
     }
     table
 }
@@ -66,10 +73,11 @@ pub(super) fn record(plan: &Plan, all: &[Measurement]) -> Value {
         .iter()
         .map(|m| {
             json!({
-                "format": m.sample,
+                "format": m.format,
                 "place": m.place,
                 "threads": m.threads,
                 "bytes_per_second": m.rate,
+                "fresh_bytes_per_second": m.fresh,
                 "copy_bytes_per_second": m.copy,
                 "portable_bytes_per_second": m.portable,
             })

@@ -1,14 +1,18 @@
 //! Edges as a table, and the properties that hold for every rule. Clauses are those of
 //! `specs/quantizers/round_to_nearest.md`; byte equality with the tools is in `tests/quantize/`.
 
-use safequant_kernels::Minifloat;
-use safequant_schemes::{Code, IntegerEncoding, QuantizedTensor, ScaleDirection, ZeroCoding};
+use safequant_kernels::{BlockFormat, CodeForm, Minifloat, Packing};
+use safequant_schemes::{
+    CONVENTIONS, Code, CodeTile, IntegerEncoding, Preset, QuantizedTensor, ScaleDirection,
+    ZeroCoding, ZeroPoint, encode,
+};
 
 use super::*;
-use crate::report::{dequantize_tile, row_losses};
+use crate::report::{dequantize_tile, row_losses, stored_row_losses};
 use crate::{Division, Loss, QUANTIZERS};
 
 mod properties;
+mod stored;
 
 const SYMMETRIC: ZeroPoint = ZeroPoint::Fixed(8);
 const STORED: ZeroPoint = ZeroPoint::Stored(ZeroCoding::Direct);

@@ -7,11 +7,12 @@ use safequant_kernels::Packing;
 use safequant_kernels::rows::CodeLayout;
 
 use super::Matrix;
+use crate::storage::Scratch;
 use crate::{Axes, Axis, Error};
 
 /// Stored bytes of some rows, as backends decode them.
-pub(crate) struct Raw {
-    pub(crate) bytes: Vec<u8>,
+pub(crate) struct Raw<'s> {
+    pub(crate) bytes: &'s [u8],
     /// Bytes from one line to the next.
     pub(crate) stride: usize,
     pub(crate) layout: CodeLayout,
@@ -30,12 +31,13 @@ impl Matrix {
 
     /// The stored bytes of rows `rows` of one matrix, for a matrix that [`Matrix::is_raw`]; `None` where they begin within a
     /// unit of the packing.
-    pub(crate) fn raw(
+    pub(crate) fn raw<'s>(
         &self,
         tensor: TensorRef<'_>,
         matrix: u64,
         rows: &Range<usize>,
-    ) -> Result<Option<Raw>, Error> {
+        scratch: &'s mut Scratch,
+    ) -> Result<Option<Raw<'s>>, Error> {
         let (packing, along) = self.packing.unwrap_or((Packing::Bytes, Axis::In));
         let (lines, cut, layout) = match (self.axes, along) {
             (Axes::OutIn, _) => (rows.clone(), 0..self.row_len, CodeLayout::Rows(packing)),
@@ -56,8 +58,10 @@ impl Matrix {
         let stride = cut.len();
         // The codes of other modules never lie before these.
         debug_assert_eq!(self.base, 0, "codes are not shared");
+        let bytes = scratch.lend(lines.len() * stride);
+        self.rectangle_into(tensor, matrix, (lines, cut), bytes)?;
         Ok(Some(Raw {
-            bytes: self.rectangle(tensor, matrix, lines, cut)?,
+            bytes,
             stride,
             layout,
         }))

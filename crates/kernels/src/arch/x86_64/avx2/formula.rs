@@ -46,7 +46,19 @@ pub(super) fn apply<const N: usize>(
     entry: Entry,
     values: [__m256; N],
 ) -> [__m256; N] {
-    let (scale, offset) = (_mm256_set1_ps(entry.scale), _mm256_set1_ps(entry.offset));
+    let numbers = (_mm256_set1_ps(entry.scale), _mm256_set1_ps(entry.offset));
+    apply_lanes(formula, first, numbers, values)
+}
+
+/// The same with a scale and an offset for each lane.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(super) fn apply_lanes<const N: usize>(
+    formula: Formula<'_>,
+    first: Float,
+    (scale, offset): (__m256, __m256),
+    values: [__m256; N],
+) -> [__m256; N] {
     let scaled = |v| _mm256_mul_ps(v, scale);
     let results = match formula {
         Formula::Product => values.map(scaled),
@@ -111,6 +123,14 @@ pub(super) fn interleaved<const FLOAT: usize>(even: __m256, odd: __m256) -> __m2
     }
     let low = _mm256_srli_epi32::<16>(round_bf16_upper(even));
     _mm256_blend_epi16::<0b1010_1010>(low, round_bf16_upper(odd))
+}
+
+/// Sixteen results in BF16, each of `even` before its neighbour in `odd`; every NaN becomes `FFFF`.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn interleaved_one_nan(even: __m256, odd: __m256) -> __m256i {
+    let [even, odd] = [even, odd].map(|v| _mm256_or_si256(round_bf16_upper(v), nan_lanes(v)));
+    _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(even), odd)
 }
 
 /// Bytes of a result.

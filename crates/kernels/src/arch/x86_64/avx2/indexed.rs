@@ -13,13 +13,13 @@
 //! ```
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_prefetch, _mm256_and_si256,
-    _mm256_castps_si256, _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_extracti128_si256,
-    _mm256_mul_ps, _mm256_set1_epi32, _mm256_srl_epi32, _mm256_sub_ps, _mm256_xor_si256,
+    __m256, __m256i, _mm_cvtsi32_si128, _mm256_and_si256, _mm256_castps_si256,
+    _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_extracti128_si256, _mm256_mul_ps,
+    _mm256_set1_epi32, _mm256_srl_epi32, _mm256_sub_ps, _mm256_xor_si256,
 };
 
 use super::formula::{BF16, F16, F32, interleaved};
-use super::gather::{transpose_halves, transpose8};
+use super::gather::{prefetch, transpose_halves, transpose8};
 use super::lanes::{load, load_ps, store, store16};
 use super::rows::bytes_of;
 use super::stream;
@@ -295,17 +295,6 @@ impl Lines<'_> {
             prefetch(self.bytes.as_ptr().wrapping_add(start).wrapping_add(at));
         }
     }
-}
-
-#[allow(
-    unused_unsafe,
-    reason = "the intrinsic became safe after our oldest compiler"
-)]
-#[target_feature(enable = "avx2")]
-#[inline]
-fn prefetch(address: *const u8) {
-    // SAFETY: a prefetch reads nothing and takes any address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
 }
 
 /// The results of 32 rows, for each column of the index.

@@ -22,15 +22,22 @@ pub(super) fn load(bytes: &[u8; 32]) -> __m256i {
 const AHEAD: usize = 2048;
 
 /// Asks for bytes that lie [`AHEAD`] of these. Beyond the end of the slice it asks in vain.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn prefetch_ahead(bytes: *const u8) {
+    prefetch_at(bytes, AHEAD);
+}
+
+/// Asks for bytes that lie so far behind these, inside the slice or not.
 #[allow(
     unused_unsafe,
     reason = "the intrinsic became safe after our oldest compiler"
 )]
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn prefetch_ahead(bytes: *const u8) {
+pub(super) fn prefetch_at(bytes: *const u8, ahead: usize) {
     // SAFETY: a prefetch reads nothing and takes any address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast()) }
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(ahead).cast()) }
 }
 
 #[target_feature(enable = "avx2")]
@@ -55,8 +62,8 @@ pub(super) fn put<const STREAM: bool>(out: &mut [u8; 32], vector: __m256i) {
     let to: *mut __m256i = out.as_mut_ptr().cast();
     let [first, second]: [*mut __m128i; 2] = [to.cast(), to.cast::<__m128i>().wrapping_add(1)];
     if STREAM && to.is_aligned() {
-        // SAFETY: 32 writable bytes at a multiple of 32. Callers are below `rows::decode` and
-        // `blocks::decode`, which end with the fence.
+        // SAFETY: 32 writable bytes at a multiple of 32. Callers are below `rows::decode`, `blocks::decode` and
+        // `encode::packed::encode`, which end with the fence.
         unsafe { _mm256_stream_si256(to, vector) }
     } else if STREAM && first.is_aligned() {
         let upper = _mm256_extracti128_si256::<1>(vector);
@@ -68,6 +75,20 @@ pub(super) fn put<const STREAM: bool>(out: &mut [u8; 32], vector: __m256i) {
         }
     } else {
         store(out, vector);
+    }
+}
+
+/// [`put`] of half a vector.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn put16<const STREAM: bool>(out: &mut [u8; 16], vector: __m128i) {
+    let to: *mut __m128i = out.as_mut_ptr().cast();
+    if STREAM && to.is_aligned() {
+        // SAFETY: 16 writable bytes at a multiple of 16. Callers are below `encode::packed::encode`, which ends with the
+        // fence.
+        unsafe { _mm_stream_si128(to, vector) }
+    } else {
+        store16(out, vector);
     }
 }
 
@@ -83,6 +104,13 @@ pub(super) fn store16(out: &mut [u8; 16], vector: __m128i) {
 pub(super) fn load_ps(values: &[f32; 8]) -> __m256 {
     // SAFETY: 8 readable floats; the load needs no alignment.
     unsafe { _mm256_loadu_ps(values.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn load_i32(numbers: &[i32; 8]) -> __m256i {
+    // SAFETY: 8 readable integers; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(numbers.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx2")]

@@ -8,9 +8,9 @@
     reason = "instruction sets are entered, and memory is accessed, by intrinsics"
 )]
 
+mod batch;
 mod blocks;
 mod convert;
-mod e2m1;
 mod encode;
 mod formula;
 mod gather;
@@ -19,19 +19,19 @@ mod lanes;
 mod minifloat;
 mod plan;
 mod rows;
-mod scan;
 mod sixteen;
 mod stream;
 mod tables;
 mod tiles;
 mod transposed;
 mod unpack;
+mod wide;
 
-use crate::encode::{CodeRule, Difference, Floats};
+use crate::encode::{CodeForm, Difference, Floats, GroupRules};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    Backend, BlockFormat, Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, PORTABLE,
-    Packing, Planes, Tile, portable,
+    Backend, BlockFormat, Float, Minifloat, NanRule, OverflowRule, PORTABLE, Packing, Planes, Tile,
+    portable,
 };
 
 /// The backend.
@@ -51,15 +51,11 @@ pub(crate) static BACKEND: Backend = Backend {
     widen,
     round,
     encode_minifloat,
-    encode_e2m1,
-    quantize_codebook,
-    quantize_integer,
-    quantize_minifloat,
-    min_max,
-    absmax,
     first_non_finite,
     extremes,
+    magnitudes,
     encode: encode_groups,
+    encode_blocks,
     compare,
     copy,
     decode_rows,
@@ -99,15 +95,11 @@ entries! {
     fn widen(float: Float, bytes: &[u8], out: &mut [f32]) = convert::widen;
     fn round(float: Float, values: &[f32], bytes: &mut [u8]) = convert::round;
     fn encode_minifloat(format: Minifloat, overflow: OverflowRule, nan: NanRule, values: &[f32], out: &mut [u8]) = again::encode_minifloat;
-    fn encode_e2m1(rule: E2M1Rule, values: &[f32], out: &mut [u8]) = again::encode_e2m1;
-    fn quantize_codebook(book: Codebook, values: &[f32], factor: f32, out: &mut [u8]) = again::quantize_codebook;
-    fn quantize_integer(arith: Float, values: &[f32], scale: f32, zero: i32, min_code: i32, max_code: i32, out: &mut [u8]) = again::quantize_integer;
-    fn quantize_minifloat(arith: Float, format: Minifloat, values: &[f32], scale: f32, out: &mut [u8]) = again::quantize_minifloat;
-    fn min_max(values: &[f32]) -> (f32, f32) = scan::min_max;
-    fn absmax(values: &[f32]) -> f32 = scan::absmax;
     fn first_non_finite(values: &[f32]) -> Option<usize> = again::first_non_finite;
     fn extremes(source: Floats<'_>, group: usize, out: &mut [(f32, f32)]) = encode::extremes;
-    fn encode_groups(source: Floats<'_>, group: usize, rules: &[CodeRule], out: &mut [u8]) = encode::encode;
+    fn magnitudes(source: Floats<'_>, group: usize, ahead: usize, out: &mut [f32]) = encode::magnitudes;
+    fn encode_groups(source: Floats<'_>, group: usize, rules: GroupRules<'_>, form: CodeForm, out: &mut [u8], stores: Stores) = encode::encode;
+    fn encode_blocks(format: BlockFormat, source: Floats<'_>, blocks: &mut [u8], stores: Stores) = encode::encode_blocks;
     fn compare(original: Floats<'_>, decoded: Floats<'_>) -> Difference = encode::compare;
     fn copy(from: &[u8], to: &mut [u8], stores: Stores) = stream::copy_bytes;
     fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) = rows::decode_rows;
@@ -117,9 +109,7 @@ entries! {
 
 /// The portable functions, compiled with AVX2 allowed.
 mod again {
-    use super::{
-        Codebook, E2M1Rule, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, portable,
-    };
+    use super::{Float, Minifloat, NanRule, OverflowRule, Packing, Planes, portable};
 
     macro_rules! again {
         ($(fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? = $portable:path;)*) => {$(
@@ -140,10 +130,6 @@ mod again {
         fn rotate_rounded(float: Float, values: &[f32], group: usize, out: &mut [f32]) = portable::rotate::rotate_rounded;
         fn rotate_codes(codes: &[i8], scale: f32, group: usize, out: &mut [f32]) = portable::rotate::rotate_codes;
         fn encode_minifloat(format: Minifloat, overflow: OverflowRule, nan: NanRule, values: &[f32], out: &mut [u8]) = portable::minifloat::encode;
-        fn encode_e2m1(rule: E2M1Rule, values: &[f32], out: &mut [u8]) = portable::lookup::encode_e2m1;
-        fn quantize_codebook(book: Codebook, values: &[f32], factor: f32, out: &mut [u8]) = portable::lookup::quantize_codebook;
-        fn quantize_integer(arith: Float, values: &[f32], scale: f32, zero: i32, min_code: i32, max_code: i32, out: &mut [u8]) = portable::quantize::quantize_integer;
-        fn quantize_minifloat(arith: Float, format: Minifloat, values: &[f32], scale: f32, out: &mut [u8]) = portable::quantize::quantize_minifloat;
-        fn first_non_finite(values: &[f32]) -> Option<usize> = portable::scan::first_non_finite;
+                        fn first_non_finite(values: &[f32]) -> Option<usize> = portable::scan::first_non_finite;
     }
 }

@@ -1,4 +1,5 @@
-//! Stored codes to rows of floats in one go: see [`crate::rows`].
+//! Stored codes to rows of floats in one go: see [`crate::rows`]. Layouts that store the transpose become packed rows first,
+//! a tile at a time, and then take the same ways: [`super::transposed`].
 //!
 //! What does not stay in registers is cut into *segments* of at most [`SEGMENT`] codes, so that it stays in L1: codes that
 //! had to be unpacked first, and results on their way past the caches to where no vector lies on its boundary. A segment
@@ -10,10 +11,11 @@
 //! | codes | formula | way |
 //! |---|---|---|
 //! | two to a byte | any | [`super::sixteen`], from the stored bytes to the output in registers |
-//! | two to a byte, transposed | any | [`super::transposed`], the same |
+//! | 3 bits, 2 bits to BF16 or F16 | any | the same |
 //! | at most 4 bits | any | unpacked in L1, then the same |
 //! | FP8 to BF16 | product, scale in the normal range | [`super::minifloat::ScaledFp8`] |
 //! | FP8 | any | widened by F16C, formula in F32, rounded |
+//! | integers to BF16 or F16 | product, offset added | [`super::wide`], 5 and 6 bits from the stored bytes |
 //! | integers | any | the same without F16C |
 //! | other tables | any | looked up one by one, formula in F32, rounded |
 //!
@@ -25,20 +27,17 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
+use super::batch::{Batches, TWO_BF16, TWO_F16};
 use super::formula::{BF16, F16, F32, apply, size_of_result, words16, words32};
 use super::lanes::{prefetch_ahead, put, store};
 use super::minifloat::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Met, ScaledFp8, from_table, values};
 use super::plan::{Plan, SEGMENT, Sharing, Way};
-use super::sixteen::{AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, look_up, nibbles};
-use super::tables::{Tables, is_plain};
-use super::{gather, stream, transposed, unpack};
-use crate::rows::{
-    CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, ScaleGrid, StoredCodes, Stores,
-};
+use super::sixteen::{AWQ, BYTES, HIGH_FIRST, LOW_FIRST, MANY, THREE_BITS, look_up, source_of};
+use super::tables::is_plain;
+use super::wide::Wide;
+use super::{stream, transposed, unpack};
+use crate::rows::{CodeLayout, CodeMeaning, CodedRows, Entry, FloatsMut, StoredCodes, Stores};
 use crate::{Float, Minifloat, Packing, portable};
-
-/// Bytes from one gathered row to the next: not a power of two, or all rows would fall into the same sets of the cache.
-const GATHERED: usize = SEGMENT + 64;
 
 /// Results on their way past the caches, in whole lines.
 #[repr(align(64))]
@@ -49,7 +48,7 @@ struct Aligned([u8; SEGMENT * 4]);
 pub(super) fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stores) {
     rows.check(&out);
     let way = way_of(rows, &out, stores);
-    let Some(plan) = Plan::new(rows, way) else {
+    let Some(plan) = Plan::new(rows, way, float_of(&out)) else {
         return portable::rows::decode(rows, out, stores);
     };
     match out {
@@ -64,6 +63,14 @@ pub(super) fn decode_rows(rows: &CodedRows<'_>, out: FloatsMut<'_>, stores: Stor
         FloatsMut::Bytes(Float::F32, bytes) => decode::<F32>(rows, plan, bytes, stores),
         FloatsMut::Bytes(Float::F16, bytes) => decode::<F16>(rows, plan, bytes, stores),
         FloatsMut::Bytes(Float::Bf16, bytes) => decode::<BF16>(rows, plan, bytes, stores),
+    }
+}
+
+/// What the results are.
+fn float_of(out: &FloatsMut<'_>) -> Float {
+    match out {
+        FloatsMut::F32(_) => Float::F32,
+        FloatsMut::Bytes(float, _) => *float,
     }
 }
 
@@ -95,128 +102,81 @@ pub(super) fn bytes_of(values: &mut [f32]) -> &mut [u8] {
 
 #[target_feature(enable = "avx2,f16c")]
 fn decode<const FLOAT: usize>(rows: &CodedRows<'_>, plan: Plan, out: &mut [u8], stores: Stores) {
-    let n_done = transposed::decode::<FLOAT>(rows, &plan, out, stores);
-    if n_done < rows.n_rows {
-        let line_len = rows.n_columns * size_of_result::<FLOAT>();
-        let rows = without_first(rows, n_done);
-        decode_tiles::<FLOAT>(&rows, plan, &mut out[n_done * line_len..], stores);
+    match rows.codes.layout {
+        CodeLayout::Rows(_) => decode_lines::<FLOAT>(rows, plan, out, stores),
+        CodeLayout::WordsOfRows(_) | CodeLayout::Columns(_) => {
+            transposed::decode::<FLOAT>(rows, plan, out, stores);
+        }
     }
     if stores == Stores::Streaming {
         stream::fence();
     }
 }
 
-/// All rows but the first ones.
-fn without_first<'a>(rows: &CodedRows<'a>, n: usize) -> CodedRows<'a> {
-    let StoredCodes {
-        bytes,
-        stride,
-        layout,
-    } = rows.codes;
-    let before = match layout {
-        CodeLayout::Rows(_) => n * stride,
-        CodeLayout::WordsOfRows(_) => 4 * n,
-        CodeLayout::Columns(packing) => byte_of(packing, n),
-    };
-    CodedRows {
-        n_rows: rows.n_rows - n,
-        codes: StoredCodes {
-            bytes: &bytes[before..],
-            ..rows.codes
-        },
-        grid: ScaleGrid {
-            rows_before: rows.grid.rows_before.saturating_add(n),
-            ..rows.grid
-        },
-        ..*rows
-    }
-}
-
+/// Lines that are rows.
 #[target_feature(enable = "avx2,f16c")]
-fn decode_tiles<const FLOAT: usize>(
+fn decode_lines<const FLOAT: usize>(
     rows: &CodedRows<'_>,
     plan: Plan,
     out: &mut [u8],
     stores: Stores,
 ) {
     let mut scratch = Scratch::new(rows, &plan);
-    let tile = plan.tile;
-    let mut gathered = vec![0; if tile == 1 { 0 } else { tile * GATHERED }];
-    let size = size_of_result::<FLOAT>();
-    let line_len = rows.n_columns * size;
-    for (at, lines) in out.chunks_mut(tile * line_len).enumerate() {
-        let first_row = at * tile;
-        let n_rows = lines.len() / line_len;
-        if tile == 1 {
-            let line = rows.grid.line(first_row);
-            scratch.work.shared.turn_to::<FLOAT>(rows, line);
-        }
-        let mut start = 0;
-        while start < rows.n_columns {
-            let (columns, entry) = plan.segment(start, rows.n_columns);
-            start = columns.end;
-            let (codes, stride) =
-                pieces(rows, first_row..first_row + n_rows, &columns, &mut gathered);
-            for (row, line) in lines.chunks_exact_mut(line_len).enumerate() {
-                let first = rows.grid.line(first_row + row) * rows.grid.width(rows.n_columns);
-                let segment = Segment {
-                    rows,
-                    plan,
-                    codes: &codes[row * stride..],
-                    entry: first + entry,
-                };
-                let out = &mut line[columns.start * size..columns.end * size];
-                segment.write::<FLOAT>(&mut scratch, stores, out);
-            }
-        }
+    let line_len = rows.n_columns * size_of_result::<FLOAT>();
+    let StoredCodes { bytes, stride, .. } = rows.codes;
+    for (row, out) in out.chunks_exact_mut(line_len).enumerate() {
+        let line = rows.grid.line(row);
+        scratch.work.shared.turn_to::<FLOAT>(rows, line);
+        let codes = &bytes[row * stride..];
+        let columns = 0..rows.n_columns;
+        let part = PartOfRow {
+            row,
+            columns,
+            codes,
+        };
+        part.decode::<FLOAT>((rows, &plan), &mut scratch, stores, out);
     }
 }
 
-/// The codes of columns `columns` of rows `tile`, packed as the plan says, and the bytes from one row to the next: where
-/// they are stored, or gathered.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn pieces<'a>(
-    rows: &CodedRows<'a>,
-    tile: Range<usize>,
-    columns: &Range<usize>,
-    gathered: &'a mut [u8],
-) -> (&'a [u8], usize) {
-    let StoredCodes {
-        bytes,
-        stride,
-        layout,
-    } = rows.codes;
-    match layout {
-        CodeLayout::Rows(packing) => (
-            &bytes[tile.start * stride + byte_of(packing, columns.start)..],
-            stride,
-        ),
-        CodeLayout::WordsOfRows(packing) => {
-            let line = byte_of(packing, columns.start) / 4;
-            let n_words = packing.packed_len_bytes(columns.len(), 4) / 4;
-            let lines = &bytes[line * stride + 4 * tile.start..];
-            gather::words(lines, stride, (tile.len(), n_words), gathered, GATHERED);
-            (gathered, GATHERED)
-        }
-        CodeLayout::Columns(packing) => {
-            let lines = &bytes[columns.start * stride + byte_of(packing, tile.start)..];
-            let row_len = GATHERED / 4 + 16;
-            gather::codes(
-                packing,
-                lines,
-                stride,
-                (tile.len(), columns.len()),
-                gathered,
-                row_len,
-            );
-            (gathered, row_len)
+/// Columns of a row that begin where a segment does.
+pub(super) struct PartOfRow<'a> {
+    pub(super) row: usize,
+    pub(super) columns: Range<usize>,
+    /// From the first of the columns on, packed as the plan says.
+    pub(super) codes: &'a [u8],
+}
+
+impl PartOfRow<'_> {
+    /// Decodes it to `out`, one segment after the other.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    pub(super) fn decode<const FLOAT: usize>(
+        &self,
+        (rows, plan): (&CodedRows<'_>, &Plan),
+        scratch: &mut Scratch<'_>,
+        stores: Stores,
+        out: &mut [u8],
+    ) {
+        let size = size_of_result::<FLOAT>();
+        let first = rows.grid.line(self.row) * rows.grid.width(rows.n_columns);
+        let mut start = self.columns.start;
+        while start < self.columns.end {
+            let (columns, entry) = plan.segment(start, self.columns.end);
+            start = columns.end;
+            let [from, to] = [columns.start, columns.end].map(|at| at - self.columns.start);
+            let segment = Segment {
+                rows,
+                plan,
+                codes: &self.codes[byte_of(plan.packing, from)..],
+                entry: first + entry,
+            };
+            segment.write::<FLOAT>(scratch, stores, &mut out[from * size..to * size]);
         }
     }
 }
 
 /// Where a code begins that stands first in a unit.
-fn byte_of(packing: Packing, code: usize) -> usize {
+pub(super) fn byte_of(packing: Packing, code: usize) -> usize {
     let (unit_codes, unit_bytes) = packing.codes_per_unit();
     code / unit_codes * unit_bytes
 }
@@ -224,7 +184,7 @@ fn byte_of(packing: Packing, code: usize) -> usize {
 /// Codes of one row: whole groups, or a part of one.
 struct Segment<'a> {
     rows: &'a CodedRows<'a>,
-    plan: Plan,
+    plan: &'a Plan,
     /// From the first code of the segment on.
     codes: &'a [u8],
     /// Of the first group.
@@ -232,7 +192,7 @@ struct Segment<'a> {
 }
 
 /// Memory for one segment at a time; of what the plan does not use, there is none.
-struct Scratch<'a> {
+pub(super) struct Scratch<'a> {
     out: Option<Box<Aligned>>,
     work: Work<'a>,
 }
@@ -240,13 +200,13 @@ struct Scratch<'a> {
 /// What stands between stored codes and results.
 struct Work<'a> {
     codes: Vec<u8>,
-    tables: Tables<'a>,
+    batches: Batches<'a>,
     shared: Shared,
 }
 
 impl<'a> Scratch<'a> {
     #[target_feature(enable = "avx2")]
-    fn new(rows: &'a CodedRows<'a>, plan: &Plan) -> Self {
+    pub(super) fn new(rows: &'a CodedRows<'a>, plan: &Plan) -> Self {
         Self {
             out: None,
             work: Work {
@@ -258,7 +218,7 @@ impl<'a> Scratch<'a> {
                         SEGMENT
                     }
                 ],
-                tables: Tables::new(rows),
+                batches: Batches::new(rows),
                 shared: Shared::default(),
             },
         }
@@ -341,19 +301,18 @@ impl Segment<'_> {
     fn decode<const FLOAT: usize, const STREAM: bool>(&self, work: &mut Work<'_>, out: &mut [u8]) {
         let n = out.len() / size_of_result::<FLOAT>();
         if self.plan.is_sixteen && self.plan.sharing != Sharing::Other {
-            if FLOAT != F32 && self.plan.is_e2m1 {
-                self.by_source::<FLOAT, STREAM, true>(n, work, out);
-            } else {
-                self.by_source::<FLOAT, STREAM, false>(n, work, out);
-            }
+            self.by_source::<FLOAT, STREAM>(n, work, out);
             return;
         }
         let Work {
             codes,
-            tables: _,
+            batches: _,
             shared,
         } = work;
-        let codes = self.unpacked(n, codes);
+        let codes = match self.plan.wide {
+            Some(wide) if wide.bits < 8 => self.codes,
+            Some(_) | None => self.unpacked(n, codes),
+        };
         match self.rows.value {
             CodeMeaning::Minifloat(format) => match format {
                 Minifloat::E4M3 => self.fp8::<E4M3, FLOAT, STREAM>(shared, codes, out),
@@ -375,7 +334,7 @@ impl Segment<'_> {
     }
 
     #[target_feature(enable = "avx2,f16c")]
-    fn by_source<const FLOAT: usize, const STREAM: bool, const E2M1: bool>(
+    fn by_source<const FLOAT: usize, const STREAM: bool>(
         &self,
         n: usize,
         work: &mut Work<'_>,
@@ -383,21 +342,26 @@ impl Segment<'_> {
     ) {
         let Work {
             codes,
-            tables,
+            batches,
             shared: _,
         } = work;
-        tables.turn_to::<FLOAT, E2M1>(self.entry, n.div_ceil(self.plan.group));
-        match nibbles(self.plan.packing) {
-            Some(LOW_FIRST) => {
-                self.sixteen::<LOW_FIRST, FLOAT, STREAM, E2M1>(self.codes, tables, out);
+        let batches = &*batches;
+        if self.plan.is_paired {
+            if FLOAT == F16 {
+                self.sixteen::<LOW_FIRST, TWO_F16, STREAM>(self.codes, batches, out);
+            } else {
+                self.sixteen::<LOW_FIRST, TWO_BF16, STREAM>(self.codes, batches, out);
             }
-            Some(HIGH_FIRST) => {
-                self.sixteen::<HIGH_FIRST, FLOAT, STREAM, E2M1>(self.codes, tables, out);
-            }
-            Some(_) => self.sixteen::<AWQ, FLOAT, STREAM, E2M1>(self.codes, tables, out),
-            None => {
+            return;
+        }
+        match source_of(self.plan.packing) {
+            LOW_FIRST => self.sixteen::<LOW_FIRST, FLOAT, STREAM>(self.codes, batches, out),
+            HIGH_FIRST => self.sixteen::<HIGH_FIRST, FLOAT, STREAM>(self.codes, batches, out),
+            AWQ => self.sixteen::<AWQ, FLOAT, STREAM>(self.codes, batches, out),
+            THREE_BITS => self.sixteen::<THREE_BITS, FLOAT, STREAM>(self.codes, batches, out),
+            _ => {
                 let codes = self.unpacked(n, codes);
-                self.sixteen::<BYTES, FLOAT, STREAM, E2M1>(codes, tables, out);
+                self.sixteen::<BYTES, FLOAT, STREAM>(codes, batches, out);
             }
         }
     }
@@ -418,25 +382,25 @@ impl Segment<'_> {
         codes
     }
 
-    /// Groups of 16, 32, or whole blocks of 64.
+    /// Groups of 16, 32, or whole blocks of 64 codes, or pairs.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn sixteen<const SOURCE: usize, const FLOAT: usize, const STREAM: bool, const E2M1: bool>(
+    fn sixteen<const SOURCE: usize, const RESULT: usize, const STREAM: bool>(
         &self,
         codes: &[u8],
-        tables: &Tables<'_>,
+        batches: &Batches<'_>,
         out: &mut [u8],
     ) {
         let first = self.entry;
         match self.plan.sharing {
             Sharing::Sixteen => {
-                look_up::<SOURCE, 16, FLOAT, STREAM, E2M1>((codes, 16), tables, first, out);
+                look_up::<SOURCE, 16, RESULT, STREAM>((codes, 16), batches, first, out);
             }
             Sharing::ThirtyTwo => {
-                look_up::<SOURCE, 32, FLOAT, STREAM, E2M1>((codes, 32), tables, first, out);
+                look_up::<SOURCE, 32, RESULT, STREAM>((codes, 32), batches, first, out);
             }
             Sharing::Blocks(n) => {
-                look_up::<SOURCE, MANY, FLOAT, STREAM, E2M1>((codes, n), tables, first, out);
+                look_up::<SOURCE, MANY, RESULT, STREAM>((codes, n), batches, first, out);
             }
             Sharing::Other => {}
         }
@@ -467,24 +431,28 @@ impl Segment<'_> {
         let mut met = Met::none();
         let is_plain = is_plain(self.rows);
         self.each_group::<FLOAT>(codes, out, |at, codes, out| {
-            let entry = self.rows.entry(at);
+            let own;
             let scaled = match shared.of(at) {
-                Some(scaled) => Some(*scaled),
-                None if FLOAT == BF16 && is_plain => ScaledFp8::new::<FORMAT>(entry.scale),
+                Some(scaled) => Some(scaled),
+                None if FLOAT == BF16 && is_plain => {
+                    own = ScaledFp8::new::<FORMAT>(self.rows.entry(at).scale);
+                    own.as_ref()
+                }
                 None => None,
             };
-            match scaled {
-                Some(scaled) => each_block::<2, STREAM>(codes, out, |codes| {
-                    met.look::<FORMAT>(codes);
-                    scaled.block::<FORMAT>(codes)
-                }),
-                None => self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
-                    met.look::<FORMAT>(codes);
-                    values::<FORMAT>(codes)
-                }),
+            if let Some(&scaled) = scaled {
+                each_block::<2, STREAM>(codes, out, |codes| {
+                    scaled.block::<FORMAT>(codes, &mut met)
+                });
+                return;
             }
+            let entry = self.rows.entry(at);
+            self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
+                met.look::<FORMAT>(codes);
+                values::<FORMAT>(codes)
+            });
         });
-        if met.any() {
+        if met.any::<FORMAT>() {
             self.looked_up::<FLOAT, STREAM>(Minifloat::ALL[FORMAT].table(), codes, out);
         }
     }
@@ -509,12 +477,44 @@ impl Segment<'_> {
         codes: &[u8],
         out: &mut [u8],
     ) {
-        self.each_group::<FLOAT>(codes, out, |at, codes, out| {
-            let entry = self.rows.entry(at);
-            self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
+        match self.plan.wide {
+            Some(wide) if FLOAT != F32 => {
+                let groups = (self.entry, self.plan.group);
+                wide.decode::<FLOAT, STREAM>(self.rows, groups, (codes, out), |at, codes, out| {
+                    self.wide_of_any::<FLOAT>((wide, flip), at, codes, out);
+                });
+            }
+            Some(_) | None => self.each_group::<FLOAT>(codes, out, |at, codes, out| {
+                let entry = self.rows.entry(at);
+                self.blocks::<FLOAT, STREAM, false>(entry, codes, out, |codes| {
+                    integers(codes, flip, entry.zero)
+                });
+            }),
+        }
+    }
+
+    /// A group whose scale is no ordinary one.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline(never)]
+    fn wide_of_any<const FLOAT: usize>(
+        &self,
+        (wide, flip): (Wide, u8),
+        at: usize,
+        codes: &[u8],
+        out: &mut [u8],
+    ) {
+        let entry = self.rows.entry(at);
+        let packing = Packing::LsbFirst { bits: wide.bits };
+        let mut unpacked = [0; SEGMENT];
+        let codes = codes.chunks(SEGMENT * wide.bits as usize / 8);
+        let outs = out.chunks_mut(SEGMENT * size_of_result::<FLOAT>());
+        for (codes, out) in codes.zip(outs) {
+            let unpacked = &mut unpacked[..out.len() / size_of_result::<FLOAT>()];
+            unpack::unpack(packing, codes, unpacked);
+            self.blocks::<FLOAT, false, false>(entry, unpacked, out, |codes| {
                 integers(codes, flip, entry.zero)
             });
-        });
+        }
     }
 
     /// Values (which may be NaN, or not), formula, output.

@@ -1,8 +1,8 @@
 //! Codes of at most four bits: sixteen results per entry of the grid, looked up with `vpshufb`.
 //!
-//! The results of a group are calculated in registers ([`super::tables`]) right before its codes are looked up, so that the
-//! processor calculates for one group while the stores of another wait for memory. (The tables of all groups of a segment
-//! first, then all codes, was tried: the memory idles meanwhile, a quarter of the rate.)
+//! The results of some groups ([`super::batch`]) are calculated right before their codes are looked up, so that the
+//! processor calculates for some while the stores of others wait for memory. (The tables of all groups of a segment first, then
+//! all codes, was tried: the memory idles meanwhile, a quarter of the rate.)
 //!
 //! ```text
 //! codes      c0 c1 c2 ...        one per byte
@@ -13,20 +13,24 @@
 //! Both unpack within the two halves of a register. Codes are therefore brought into an order first (quarters 0, 2 | 1, 3
 //! for results of two bytes, eighths 0, 2, 4, 6 | 1, 3, 5, 7 for those of four), and everything behind it comes out in order.
 //! A group of sixteen codes has a half of a register to itself, and results are brought into order at the end.
+//!
+//! Two neighbors of two bits are one code of four bits whose result has four bytes: those of two results of two bytes.
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _mm_and_si128, _mm_loadl_epi64, _mm_set1_epi8, _mm_setr_epi8,
     _mm_shuffle_epi8, _mm_srli_epi16, _mm_unpackhi_epi8, _mm_unpacklo_epi8, _mm256_and_si256,
-    _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cvtepu8_epi32, _mm256_mul_ps,
-    _mm256_permute2x128_si256, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
-    _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_ps, _mm256_setr_epi8,
-    _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_srli_epi16,
+    _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castsi256_ps, _mm256_cvtepu8_epi32,
+    _mm256_mul_ps, _mm256_mullo_epi16, _mm256_or_si256, _mm256_permute2x128_si256,
+    _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_permutevar8x32_ps,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32,
+    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srli_epi16,
     _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
 };
 
-use super::formula::{F32, size_of_result};
-use super::lanes::{load, load_ps, prefetch_ahead, put, store, store_ps};
-use super::tables::{Planes, Sixteen, Tables};
+use super::batch::{Batch, Batches};
+use super::formula::{BF16, F16, F32, size_of_result};
+use super::lanes::{load, load_ps, load16, prefetch_ahead, put, store, store_ps};
+use super::tables::{Planes, Sixteen};
 use crate::{Packing, portable};
 
 /// Sources of codes, as constants of [`look_up`].
@@ -37,90 +41,124 @@ pub(super) const LOW_FIRST: usize = 1;
 pub(super) const HIGH_FIRST: usize = 2;
 /// See [`BYTES`].
 pub(super) const AWQ: usize = 3;
+/// Eight codes to three bytes, lowest bits first.
+pub(super) const THREE_BITS: usize = 4;
 
 /// Bytes of 64 codes.
 const fn block_len<const SOURCE: usize>() -> usize {
-    if SOURCE == BYTES { 64 } else { 32 }
+    match SOURCE {
+        BYTES => 64,
+        THREE_BITS => 24,
+        _ => 32,
+    }
 }
 
 /// How many codes share a table, as constants of [`look_up`]: a multiple of 64, or this number.
 pub(super) const MANY: usize = 64;
 
 /// Results of a part of a row. `codes`: packed as `SOURCE` says; `first`: the entry of the first code's group; `GROUP`: 16,
-/// 32 or [`MANY`] codes to a group, in the last case `group`.
+/// 32 or [`MANY`] codes to a group, in the last case `group`. `RESULT`: see [`super::batch`]; with two results to an entry,
+/// a code is one of these pairs.
 #[target_feature(enable = "avx2,f16c")]
 #[inline(never)]
 pub(super) fn look_up<
     const SOURCE: usize,
     const GROUP: usize,
-    const FLOAT: usize,
+    const RESULT: usize,
     const STREAM: bool,
-    const E2M1: bool,
 >(
     (codes, group): (&[u8], usize),
-    tables: &Tables<'_>,
+    batches: &Batches<'_>,
     first: usize,
     out: &mut [u8],
 ) {
-    let size = 64 * size_of_result::<FLOAT>();
-    let blocks_per_table = (group / 64).max(1);
+    let n_groups = const { 8 * 64 / GROUP };
+    let n_blocks = n_groups * group / 64;
+    let codes = codes.chunks(n_blocks * block_len::<SOURCE>());
+    let outs = out.chunks_mut(n_blocks * 64 * size_of_entry::<RESULT>());
+    let mut batch = Batch::new();
+    for (at, (codes, out)) in codes.zip(outs).enumerate() {
+        batches.fill::<RESULT>(first + at * n_groups, n_groups, &mut batch);
+        if size_of_entry::<RESULT>() == 4 {
+            look_up_batch::<SOURCE, GROUP, F32, STREAM>((codes, group), &batch, out);
+        } else {
+            look_up_batch::<SOURCE, GROUP, BF16, STREAM>((codes, group), &batch, out);
+        }
+    }
+}
+
+/// Bytes of an entry of a table.
+const fn size_of_entry<const RESULT: usize>() -> usize {
+    match RESULT {
+        F16 | BF16 => 2,
+        _ => 4,
+    }
+}
+
+/// The same of a batch of groups. `SIZE`: [`F32`] for results of four bytes, else [`BF16`].
+#[target_feature(enable = "avx2")]
+#[inline(never)]
+fn look_up_batch<const SOURCE: usize, const GROUP: usize, const SIZE: usize, const STREAM: bool>(
+    (codes, group): (&[u8], usize),
+    batch: &Batch,
+    out: &mut [u8],
+) {
+    let size = 64 * size_of_result::<SIZE>();
     let n_whole = out.len() / size;
     let (whole, rest) = out.split_at_mut(n_whole * size);
     let mut blocks = codes
         .chunks_exact(block_len::<SOURCE>())
         .zip(whole.chunks_exact_mut(size));
-    let mut entry = first;
     if GROUP == MANY {
+        let mut at = 0;
         while blocks.len() > 0 {
-            let planes = tables.one::<FLOAT, E2M1>(entry);
-            for (codes, out) in blocks.by_ref().take(blocks_per_table) {
+            let planes = batch.one::<SIZE>(at);
+            for (codes, out) in blocks.by_ref().take(group / 64) {
                 prefetch_ahead(codes.as_ptr());
-                let codes = codes_of::<SOURCE, GROUP, FLOAT>(codes);
-                for (codes, out) in codes.into_iter().zip(halves_of::<FLOAT>(out)) {
-                    put_results::<GROUP, FLOAT, STREAM>(&planes, codes, out);
+                let codes = codes_of::<SOURCE, GROUP, SIZE>(codes);
+                for (codes, out) in codes.into_iter().zip(halves_of::<SIZE>(out)) {
+                    put_results::<GROUP, SIZE, STREAM>(&planes, codes, out);
                 }
             }
-            entry += 1;
+            at += 1;
         }
     } else {
-        for (codes, out) in blocks {
+        for (at, (codes, out)) in blocks.enumerate() {
             prefetch_ahead(codes.as_ptr());
-            let codes = codes_of::<SOURCE, GROUP, FLOAT>(codes);
-            for (codes, out) in codes.into_iter().zip(halves_of::<FLOAT>(out)) {
-                let planes = planes_of_half::<GROUP, FLOAT, E2M1>(tables, entry, usize::MAX);
-                put_results::<GROUP, FLOAT, STREAM>(&planes, codes, out);
-                entry += 32 / GROUP;
+            let codes = codes_of::<SOURCE, GROUP, SIZE>(codes);
+            for (half, (codes, out)) in codes.into_iter().zip(halves_of::<SIZE>(out)).enumerate() {
+                let planes = planes_of_half::<GROUP, SIZE>(batch, 2 * at + half);
+                put_results::<GROUP, SIZE, STREAM>(&planes, codes, out);
             }
         }
     }
     if !rest.is_empty() {
-        let n = rest.len() / size_of_result::<FLOAT>();
         let codes = &codes[n_whole * block_len::<SOURCE>()..];
-        let first = first + n_whole / blocks_per_table * (64 / GROUP);
-        let last = first + (n - 1) / GROUP;
-        part_of_block::<SOURCE, GROUP, FLOAT, E2M1>(codes, tables, (first, last), rest);
+        part_of_block::<SOURCE, GROUP, SIZE>(codes, batch, n_whole * 64 / group, rest);
     }
 }
 
-/// Results of fewer than 64 codes, with entries from the first to the last.
-#[target_feature(enable = "avx2,f16c")]
+/// Results of fewer than 64 codes, whose first group is group `first` of the batch.
+#[target_feature(enable = "avx2")]
 #[inline(never)]
-fn part_of_block<const SOURCE: usize, const GROUP: usize, const FLOAT: usize, const E2M1: bool>(
+fn part_of_block<const SOURCE: usize, const GROUP: usize, const SIZE: usize>(
     codes: &[u8],
-    tables: &Tables<'_>,
-    (first, last): (usize, usize),
+    batch: &Batch,
+    first: usize,
     out: &mut [u8],
 ) {
     let mut padded = [0; 64];
     let n = codes.len().min(block_len::<SOURCE>());
     padded[..n].copy_from_slice(&codes[..n]);
-    let codes = codes_of::<SOURCE, GROUP, FLOAT>(&padded);
+    let codes = codes_of::<SOURCE, GROUP, SIZE>(&padded);
     let mut results = [0; 256];
-    let halves = halves_of::<FLOAT>(&mut results);
+    let halves = halves_of::<SIZE>(&mut results);
     for (half, (codes, out)) in codes.into_iter().zip(halves).enumerate() {
-        let entry = first + half * (32 / GROUP);
-        let planes = planes_of_half::<GROUP, FLOAT, E2M1>(tables, entry, last);
-        put_results::<GROUP, FLOAT, false>(&planes, codes, out);
+        let planes = match GROUP {
+            MANY => batch.one::<SIZE>(first),
+            _ => planes_of_half::<GROUP, SIZE>(batch, first * GROUP / 32 + half),
+        };
+        put_results::<GROUP, SIZE, false>(&planes, codes, out);
     }
     out.copy_from_slice(&results[..out.len()]);
 }
@@ -130,18 +168,14 @@ fn halves_of<const FLOAT: usize>(out: &mut [u8]) -> impl Iterator<Item = &mut [u
     out.chunks_exact_mut(32 * size_of_result::<FLOAT>())
 }
 
-/// The planes of 32 codes. Entries beyond `last` belong to results that are thrown away.
-#[target_feature(enable = "avx2,f16c")]
+/// The planes of half a block, counted in these.
+#[target_feature(enable = "avx2")]
 #[inline]
-fn planes_of_half<const GROUP: usize, const FLOAT: usize, const E2M1: bool>(
-    tables: &Tables<'_>,
-    first: usize,
-    last: usize,
-) -> Planes {
+fn planes_of_half<const GROUP: usize, const SIZE: usize>(batch: &Batch, half: usize) -> Planes {
     if GROUP == 16 {
-        tables.two::<FLOAT, E2M1>(first.min(last), (first + 1).min(last))
+        batch.two::<SIZE>(2 * half)
     } else {
-        tables.one::<FLOAT, E2M1>(first.min(last))
+        batch.one::<SIZE>(half)
     }
 }
 
@@ -151,6 +185,9 @@ fn planes_of_half<const GROUP: usize, const FLOAT: usize, const E2M1: bool>(
 fn codes_of<const SOURCE: usize, const GROUP: usize, const FLOAT: usize>(
     codes: &[u8],
 ) -> [__m256i; 2] {
+    if SOURCE == THREE_BITS {
+        return three_bits::<GROUP, FLOAT>(codes);
+    }
     let (bytes, _) = codes.as_chunks::<32>();
     let eighths = |codes, order| _mm256_permutevar8x32_epi32(codes, order);
     if SOURCE == BYTES {
@@ -177,15 +214,72 @@ fn codes_of<const SOURCE: usize, const GROUP: usize, const FLOAT: usize>(
 /// 64 codes of eight words that stand in the order 0, 2, 4, 6, 1, 3, 5, 7.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn ordered_codes<const SOURCE: usize, const FLOAT: usize>(
-    packed: __m256i,
-) -> [__m256i; 2] {
+fn ordered_codes<const SOURCE: usize, const FLOAT: usize>(packed: __m256i) -> [__m256i; 2] {
     let codes = split::<SOURCE>(packed);
     if FLOAT == F32 {
         let order = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
         codes.map(|codes| _mm256_permutevar8x32_epi32(codes, order))
     } else {
         codes
+    }
+}
+
+/// The same of 24 bytes of codes of three bits. The two bytes that two neighbors lie in come to a word, and a product brings
+/// both to its upper end.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn three_bits<const GROUP: usize, const SIZE: usize>(packed: &[u8]) -> [__m256i; 2] {
+    let powers = load(const { &three_bit_powers(words_in_order::<GROUP, SIZE>()) });
+    // 16 bytes each, that overlap: no byte behind the 24 is read.
+    let bytes = const {
+        let words = words_in_order::<GROUP, SIZE>();
+        [three_bit_bytes(words, 0), three_bit_bytes(words, 4)]
+    };
+    [(0, &bytes[0]), (8, &bytes[1])].map(|(start, bytes)| {
+        let codes = match packed[start..].first_chunk() {
+            Some(bytes) => _mm256_broadcastsi128_si256(load16(bytes)),
+            None => unreachable!("a block has 24 bytes"),
+        };
+        let pairs = _mm256_shuffle_epi8(codes, load(bytes));
+        let pairs = _mm256_srli_epi16::<10>(_mm256_mullo_epi16(pairs, powers));
+        let pairs = _mm256_or_si256(pairs, _mm256_slli_epi16::<5>(pairs));
+        _mm256_and_si256(pairs, _mm256_set1_epi16(0x0707))
+    })
+}
+
+/// The two bytes that each pair of codes lies in; from byte `skipped` on.
+const fn three_bit_bytes(words: [usize; 16], skipped: usize) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    let mut at = 0;
+    while at < 16 {
+        let byte = (words[at] / 4 * 3 + words[at] % 4 + skipped) as u8;
+        // The byte before the first one is none, the one behind the last is not needed.
+        bytes[2 * at] = byte.wrapping_sub(1);
+        bytes[2 * at + 1] = byte;
+        at += 1;
+    }
+    bytes
+}
+
+/// What brings each pair to the upper end of its word: there it begins at bit 8, 6, 4 or 2.
+const fn three_bit_powers(words: [usize; 16]) -> [u8; 32] {
+    let mut powers = [0; 32];
+    let mut at = 0;
+    while at < 16 {
+        let power = (4u16 << (words[at] % 4 * 2)).to_le_bytes();
+        powers[2 * at] = power[0];
+        powers[2 * at + 1] = power[1];
+        at += 1;
+    }
+    powers
+}
+
+/// The pairs of 32 codes in the order that groups and results of this size need.
+const fn words_in_order<const GROUP: usize, const SIZE: usize>() -> [usize; 16] {
+    match SIZE {
+        _ if GROUP == 16 => [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+        F32 => [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15],
+        _ => [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15],
     }
 }
 
@@ -219,7 +313,7 @@ fn split<const SOURCE: usize>(packed: __m256i) -> [__m256i; 2] {
 /// The results of 32 codes.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn put_results<const GROUP: usize, const FLOAT: usize, const STREAM: bool>(
+fn put_results<const GROUP: usize, const FLOAT: usize, const STREAM: bool>(
     planes: &Planes,
     codes: __m256i,
     out: &mut [u8],
@@ -299,6 +393,15 @@ pub(super) const fn nibbles(packing: Packing) -> Option<usize> {
         | Packing::LsbFirst { .. }
         | Packing::LsbFirstNoStraddle { .. }
         | Packing::Planar { .. } => None,
+    }
+}
+
+/// The source of any packing of at most four bits: itself, or unpacked bytes.
+pub(super) const fn source_of(packing: Packing) -> usize {
+    match (packing, nibbles(packing)) {
+        (_, Some(source)) => source,
+        (Packing::LsbFirst { bits: 3 }, None) => THREE_BITS,
+        (_, None) => BYTES,
     }
 }
 

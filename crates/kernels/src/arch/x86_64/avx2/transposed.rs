@@ -1,356 +1,371 @@
-//! Layouts that store the transpose, four bits to a code: from pieces of lines to pieces of rows in registers.
+//! Layouts that store the transpose (GPTQ's words, AWQ's columns): tiles of packed rows, decoded as rows are.
 //!
-//! A tile takes a long piece of every stored line. In it, chunks of [`CHUNK`] columns are worked on one after the other, in
-//! blocks that are transposed and looked up at once; results leave in whole lines of cache. The pieces of a chunk and the
-//! tables of all rows of the tile lie in L2; tables are calculated anew where a group begins.
+//! A tile is turned in two steps, so that memory sees long pieces in order and the arithmetic sees L1 only:
 //!
-//! | layout | tile | block | how it is transposed |
-//! |---|---|---|---|
-//! | words of rows (GPTQ) | 1024 rows | 8 rows x 64 columns | 8 x 8 words |
-//! | columns (AWQ) | 1024 rows | 16 rows x 32 columns | 8 x 32 bytes, each with the codes of two rows |
+//! ```text
+//! stored lines   --a piece of a line at a time-->  a band of lines, in L1
+//! band           --super::gather-->                packed rows of the tile, in a cache
+//! packed rows    --super::rows-->                  results, long pieces of a row at a time
+//! ```
 //!
-//! Everything else goes through [`super::gather`].
+//! While the rows of a tile are decoded, the next one is turned: after each row, as many of its lines as keeps pace, and
+//! each line asks for the piece of a line that comes a little later.
+//!
+//! What was measured (Zen 3, from DRAM):
+//!
+//! - Without arithmetic, pieces of 64 or 128 bytes take twice as long to read as pieces of 256 and more, at every stride, and
+//!   with huge pages as well: it is not the TLB. A piece is read in one go; eight lines in turns take twice as long again.
+//! - To decode packed codes from a cache took a prototype the time of a copy for whole rows, 1.3 to 2.5 times that for tiles
+//!   of 1024 rows, 3 times for 2048: every piece of a row is on another page, and so are its scales. Hence long pieces.
+//! - Reading and writing still take turns: a tile takes as long as turning it and decoding it take one after the other.
 
-use std::arch::x86_64::{
-    __m256i, _mm256_and_si256, _mm256_castsi128_si256, _mm256_inserti128_si256, _mm256_set1_epi8,
-    _mm256_setzero_si256, _mm256_srli_epi16, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
-};
+use std::ops::Range;
 
-use super::formula::{F32, size_of_result};
-use super::gather::{prefetch, transpose8, vector_at};
-use super::lanes::load16;
+use super::formula::size_of_result;
+use super::gather;
 use super::plan::Plan;
-use super::sixteen::{AWQ, HIGH_FIRST, LOW_FIRST, MANY, nibbles, ordered_codes, put_results};
-use super::tables::{Planes, Tables, planes_at, table_len};
-use crate::rows::{CodeLayout, CodedRows, Stores};
+use super::rows::{PartOfRow, Scratch, byte_of};
+use super::sixteen::{AWQ, HIGH_FIRST, LOW_FIRST, nibbles};
+use crate::Packing;
+use crate::rows::{CodeLayout, CodeMeaning, CodedRows, StoredCodes, Stores, Zeros};
 
-/// Rows of a tile. Every stored line lies on a page of its own, or two share one, and to find a page takes longer than to
-/// read a line of cache (most of all in a virtual machine): tiles of 64 rows reached a fifth of the rate.
-const TILE: usize = 1024;
+/// Bytes that a tile takes of each stored line of words, where there are so many.
+const WORDS: usize = 512;
 
-/// Columns that are worked on before the next rows: results of a row lie side by side, as memory likes it.
-const CHUNK: usize = 128;
+/// The same of a column, whose bytes are of more rows.
+const COLUMN: usize = 256;
 
-/// Bytes that a tile of words takes of a stored line.
-const WORDS_LEN: usize = 4 * TILE;
+/// Bytes of a tile of packed rows: whole rows of most matrices.
+const TILE: usize = 1 << 20;
 
-/// Bytes that a tile of columns takes of a stored line.
-const COLUMNS_LEN: usize = TILE / 2;
+/// Columns of a row that are decoded between two shares of the next tile.
+const PART: usize = 4096;
 
-/// Between two pieces in [`Job::pieces`], so that they do not all fall into the same sets of the cache.
+/// How many lines before its turn a piece is asked for.
+const AHEAD: usize = 16;
+
+/// How many rows before its turn the numbers of a row are asked for.
+const ROWS_AHEAD: usize = 8;
+
+/// A line of the cache.
+const LINE: usize = 64;
+
+/// Between two rows in a tile, so that they do not all fall into the same sets of the cache.
 const GAP: usize = 64;
 
-/// Decodes the first rows, as many as whole blocks have; returns how many.
+/// Decodes all rows.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn decode<const FLOAT: usize>(
     rows: &CodedRows<'_>,
-    plan: &Plan,
+    plan: Plan,
     out: &mut [u8],
     stores: Stores,
-) -> usize {
-    match stores {
-        Stores::Ordinary => by_layout::<FLOAT, false>(rows, plan, out),
-        Stores::Streaming => by_layout::<FLOAT, true>(rows, plan, out),
+) {
+    let size = size_of_result::<FLOAT>();
+    let tiles = Tiles::new(rows, plan);
+    let mut scratch = Scratch::new(rows, &plan);
+    let mut turner = Turner::new(rows, plan, &tiles);
+    let (row_len, parts) = (turner.row_len, plan.cut(PART));
+    let mut now = vec![0; tiles.height * row_len];
+    let mut next = vec![0; if tiles.len() > 1 { now.len() } else { 0 }];
+    turner.turn((1, 1), &mut now);
+    for at in 0..tiles.len() {
+        let tile = tiles.at(at);
+        let size_of_tile = tile.rows.len() * tile.columns.len();
+        let mut done = 0;
+        turner.begin(at + 1);
+        for (i, codes) in now.chunks_exact(row_len).take(tile.rows.len()).enumerate() {
+            let row = tile.rows.start + i;
+            ask_numbers(rows, &tile, i + ROWS_AHEAD);
+            let mut start = tile.columns.start;
+            while start < tile.columns.end {
+                let (columns, _) = parts.segment(start, tile.columns.end);
+                let codes = &codes[byte_of(plan.packing, start - tile.columns.start)..];
+                let first = row * rows.n_columns;
+                let out = &mut out[(first + start) * size..(first + columns.end) * size];
+                (start, done) = (columns.end, done + columns.len());
+                let part = PartOfRow {
+                    row,
+                    columns,
+                    codes,
+                };
+                part.decode::<FLOAT>((rows, &plan), &mut scratch, stores, out);
+                turner.turn((done, size_of_tile), &mut next);
+            }
+        }
+        std::mem::swap(&mut now, &mut next);
     }
 }
 
-#[target_feature(enable = "avx2,f16c")]
-fn by_layout<const FLOAT: usize, const STREAM: bool>(
-    rows: &CodedRows<'_>,
-    plan: &Plan,
-    out: &mut [u8],
-) -> usize {
-    let source = nibbles(rows.codes.layout.packing());
-    let (block, n_rows) = match (rows.codes.layout, source) {
-        (CodeLayout::WordsOfRows(_), Some(LOW_FIRST)) => (64, rows.n_rows / 8 * 8),
-        (CodeLayout::Columns(_), Some(_)) => (32, rows.n_rows / 32 * 32),
-        (CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) | CodeLayout::Columns(_), _) => return 0,
+/// Asks for what the grid has for row `row` of a tile: where tiles lie beside each other, rows of the grid are too far apart
+/// for the processor to see it coming. In a prototype the first table of each piece of a row waited a fifth of the time.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn ask_numbers(rows: &CodedRows<'_>, tile: &Tile, row: usize) {
+    if row >= tile.rows.len() {
+        return;
+    }
+    let width = rows.grid.width(rows.n_columns);
+    let first = rows.grid.line(tile.rows.start + row).saturating_mul(width);
+    let [start, end] =
+        [tile.columns.start, tile.columns.end - 1].map(|at| first + at / rows.grid.columns);
+    let zeros = match rows.value {
+        CodeMeaning::Integer {
+            zero: Zeros::Each(zeros),
+            flip: _,
+        } => zeros.as_ptr().cast(),
+        CodeMeaning::Integer { .. } | CodeMeaning::Minifloat(_) | CodeMeaning::Table16(_) => {
+            std::ptr::null()
+        }
     };
-    let group = plan.group;
-    let is_group_whole =
-        matches!(group, 32 | 64) || group.is_multiple_of(CHUNK) || group == rows.n_columns;
-    if !rows.n_columns.is_multiple_of(block) || !is_group_whole {
-        return 0;
+    let offsets = rows.formula.offsets().unwrap_or_default();
+    for numbers in [
+        rows.grid.scales.as_ptr().cast(),
+        zeros,
+        offsets.as_ptr().cast(),
+    ] {
+        let numbers: *const u8 = numbers;
+        ask_for(numbers.wrapping_add(4 * start), 4 * (end + 1 - start));
     }
-    let mut job = Job::<FLOAT>::new(rows, group);
-    match (rows.codes.layout, source) {
-        (CodeLayout::WordsOfRows(_), _) => job.words::<STREAM>(n_rows, out),
-        (_, Some(LOW_FIRST)) => job.columns::<LOW_FIRST, STREAM>(n_rows, out),
-        (_, Some(HIGH_FIRST)) => job.columns::<HIGH_FIRST, STREAM>(n_rows, out),
-        (_, _) => job.columns::<AWQ, STREAM>(n_rows, out),
-    }
-    n_rows
 }
 
-/// A matrix, and the tables of a tile.
-struct Job<'a, const FLOAT: usize> {
-    rows: &'a CodedRows<'a>,
-    tables: Tables<'a>,
-    /// Columns of a group.
-    group: usize,
-    /// Tables that a row of a chunk has.
-    n_tables: usize,
-    /// Of a tile's rows, row after row.
-    planes: Vec<u8>,
-    /// The pieces of a chunk's lines, one after the other. Lines are a power of two apart as often as not, fall into few
-    /// sets of the cache then, and would push each other out before they are used.
-    pieces: Vec<u8>,
+/// Asks for `len` bytes: all lines of the cache that they touch, as a file's bytes begin anywhere.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn ask_for(start: *const u8, len: usize) {
+    let before = start.addr() % LINE;
+    for at in (0..before + len).step_by(LINE) {
+        gather::prefetch(start.wrapping_sub(before).wrapping_add(at));
+    }
 }
 
-impl<'a, const FLOAT: usize> Job<'a, FLOAT> {
-    #[target_feature(enable = "avx2,f16c")]
-    fn new(rows: &'a CodedRows<'a>, group: usize) -> Self {
-        let mut tables = Tables::new(rows);
-        tables.turn_to::<FLOAT, false>(0, rows.grid.scales.len());
-        let n_tables = CHUNK.div_ceil(group);
+/// Rows and columns that are turned together.
+#[derive(Clone)]
+struct Tile {
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+/// The tiles of a matrix: all columns of some rows, then those of the next.
+struct Tiles {
+    columns: Vec<Range<usize>>,
+    n_rows: usize,
+    /// Rows of a tile, or more: a multiple of the rows that are turned at once.
+    height: usize,
+}
+
+impl Tiles {
+    fn new(rows: &CodedRows<'_>, plan: Plan) -> Self {
+        let (most, multiple) = match rows.codes.layout {
+            CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => (WORDS / 4, LINE / 4),
+            CodeLayout::Columns(packing) => (COLUMN * 8 / packing.bits() as usize, 2 * LINE),
+        };
+        // All of them alike: a last tile of few rows would take less than a line of the cache of each stored line.
+        let height = rows.n_rows.div_ceil(rows.n_rows.div_ceil(most));
+        let height = height
+            .next_multiple_of(multiple)
+            .min(rows.n_rows.next_multiple_of(gather::ROWS));
+        let width = 8 * TILE / plan.packing.bits() as usize / height;
+        let plan = plan.cut((width / 64 * 64).max(64));
+        let mut columns = Vec::new();
+        let mut start = 0;
+        while start < rows.n_columns {
+            let (tile, _) = plan.segment(start, rows.n_columns);
+            start = tile.end;
+            columns.push(tile);
+        }
         Self {
+            columns,
+            n_rows: rows.n_rows,
+            height,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.columns.len() * self.n_rows.div_ceil(self.height)
+    }
+
+    /// Beyond the last one, an empty one.
+    fn at(&self, at: usize) -> Tile {
+        let first = (at / self.columns.len() * self.height).min(self.n_rows);
+        let rows = first..self.n_rows.min(first + self.height);
+        Tile {
+            columns: match rows.len() {
+                0 => 0..0,
+                _ => self.columns[at % self.columns.len()].clone(),
+            },
             rows,
-            tables,
-            group,
-            n_tables,
-            planes: vec![0; TILE.min(rows.n_rows) * n_tables * table_len::<FLOAT>()],
-            pieces: vec![0; CHUNK * (COLUMNS_LEN + GAP)],
+        }
+    }
+}
+
+/// What lies in a stored line.
+#[derive(Clone, Copy)]
+enum Lines {
+    /// A word of each row.
+    Words,
+    /// Codes of neighboring rows, two to a byte, and which is the first: see [`nibbles`].
+    Nibbles(usize),
+    /// Codes that become one per byte.
+    Codes(Packing),
+}
+
+impl Lines {
+    /// Lines that are turned at once, and the bytes that they are in a packed row.
+    const fn band(self) -> (usize, usize) {
+        match self {
+            Lines::Words => (8, 32),
+            Lines::Nibbles(_) => (gather::BAND_LINES, 32),
+            Lines::Codes(_) => (gather::BAND_LINES, gather::BAND_LINES),
+        }
+    }
+}
+
+/// The part of a stored line that belongs to a tile.
+#[derive(Clone, Copy, Default)]
+struct Pieces {
+    /// Where the first one begins.
+    first: usize,
+    len: usize,
+    n_lines: usize,
+}
+
+/// Turns a tile after the other, a few lines at a time.
+struct Turner<'a> {
+    codes: StoredCodes<'a>,
+    tiles: &'a Tiles,
+    lines: Lines,
+    /// The tile at hand, its rows, and the tile after it.
+    now: Pieces,
+    n_rows: usize,
+    after: Pieces,
+    /// Lines of the tile at hand that are in bands, and those that were asked for; they may be of the tile after it.
+    done: usize,
+    asked: usize,
+    band: Vec<[u8; gather::BAND_LINE]>,
+    /// Bytes from one packed row to the next.
+    row_len: usize,
+}
+
+impl<'a> Turner<'a> {
+    /// The first tile is at hand.
+    fn new(rows: &CodedRows<'a>, plan: Plan, tiles: &'a Tiles) -> Self {
+        let lines = match rows.codes.layout {
+            CodeLayout::Rows(_) | CodeLayout::WordsOfRows(_) => Lines::Words,
+            CodeLayout::Columns(packing) => match nibbles(packing) {
+                Some(source) if plan.packing != Packing::Bytes => Lines::Nibbles(source),
+                Some(_) | None => Lines::Codes(packing),
+            },
+        };
+        let most_columns = tiles.columns.iter().map(Range::len).max();
+        let packed = plan
+            .packing
+            .packed_len_bytes(most_columns.unwrap_or_default(), 4);
+        let (_, band_len) = lines.band();
+        let mut turner = Self {
+            codes: rows.codes,
+            tiles,
+            lines,
+            now: Pieces::default(),
+            n_rows: 0,
+            after: Pieces::default(),
+            done: 0,
+            asked: 0,
+            band: vec![[0; gather::BAND_LINE]; gather::BAND_LINES],
+            row_len: packed.next_multiple_of(band_len) + GAP,
+        };
+        turner.begin(0);
+        turner
+    }
+
+    /// Takes up tile `at`.
+    fn begin(&mut self, at: usize) {
+        let tile = self.tiles.at(at);
+        self.asked = self.asked.saturating_sub(self.now.n_lines);
+        self.done = 0;
+        self.n_rows = tile.rows.len();
+        self.now = self.pieces(&tile);
+        self.after = self.pieces(&self.tiles.at(at + 1));
+    }
+
+    fn pieces(&self, tile: &Tile) -> Pieces {
+        let (line, across, len, n_lines) = match self.codes.layout {
+            CodeLayout::Rows(packing) | CodeLayout::WordsOfRows(packing) => (
+                byte_of(packing, tile.columns.start) / 4,
+                4 * tile.rows.start,
+                4 * tile.rows.len(),
+                packing.packed_len_bytes(tile.columns.len(), 4) / 4,
+            ),
+            CodeLayout::Columns(packing) => (
+                tile.columns.start,
+                byte_of(packing, tile.rows.start),
+                packing.packed_len_bytes(tile.rows.len(), 1),
+                tile.columns.len(),
+            ),
+        };
+        Pieces {
+            first: line * self.codes.stride + across,
+            len,
+            n_lines,
         }
     }
 
-    /// Copies `len` bytes of each of `n_lines` stored lines, from `first` on, to pieces of `MOST` bytes.
-    fn gather<const MOST: usize>(&mut self, first: usize, n_lines: usize, len: usize) {
-        let (lines, stride) = (self.rows.codes.bytes, self.rows.codes.stride);
-        let pieces = self.pieces.chunks_exact_mut(MOST + GAP).take(n_lines);
-        for (line, piece) in pieces.enumerate() {
-            let at = first + line * stride;
-            piece[..len].copy_from_slice(&lines[at..at + len]);
+    /// Turns as many more lines as `part` of the tile wants, its numerator and denominator.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn turn(&mut self, (done, of): (usize, usize), packed: &mut [u8]) {
+        let due = self.now.n_lines * done / of;
+        let (n_lines, _) = self.lines.band();
+        while self.done < due {
+            self.ask(self.done + AHEAD);
+            let piece = self.now.first + self.done * self.codes.stride;
+            let piece = &self.codes.bytes[piece..piece + self.now.len];
+            self.band[self.done % n_lines][..piece.len()].copy_from_slice(piece);
+            self.done += 1;
+            if self.done.is_multiple_of(n_lines) || self.done == self.now.n_lines {
+                self.turn_band((self.done - 1) / n_lines, packed);
+            }
         }
     }
 
-    /// Asks for a part of the next chunk: part `part` of 512 bytes of its pieces, if they are so long.
+    /// Asks for all pieces before piece `end`.
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn ask<const MOST: usize>(&self, next: usize, part: usize, len: usize) {
-        let (line, at) = (part * 512 / MOST, part * 512 % MOST);
-        if at < len {
-            let (lines, stride) = (self.rows.codes.bytes, self.rows.codes.stride);
-            let first = stride.saturating_mul(line).saturating_add(next + at);
-            prefetch::<1>(lines, first, stride, (len - at).min(512));
-        }
-    }
-
-    /// Calculates the tables of `n` rows from `tile` on for a chunk at `column`, if a group begins there.
-    #[target_feature(enable = "avx2,f16c")]
-    fn begin_chunk(&mut self, (tile, n): (usize, usize), column: usize) {
-        if !column.is_multiple_of(self.group) {
-            return;
-        }
-        let width = self.rows.grid.width(self.rows.n_columns);
-        let first_group = column / self.group;
-        let n_groups = self.n_tables.min(width - first_group);
-        let tables = self
-            .planes
-            .chunks_exact_mut(self.n_tables * table_len::<FLOAT>());
-        for (row, tables) in (tile..tile + n).zip(tables) {
-            let first = self.rows.grid.line(row) * width + first_group;
-            let tables = tables.chunks_exact_mut(table_len::<FLOAT>());
-            for (entry, table) in (first..first + n_groups).zip(tables) {
-                self.tables.put::<FLOAT>(entry, table);
+    fn ask(&mut self, end: usize) {
+        while self.asked < end {
+            let (pieces, line) = match self.asked.checked_sub(self.now.n_lines) {
+                Some(line) => (self.after, line),
+                None => (self.now, self.asked),
+            };
+            if line < pieces.n_lines {
+                let start = pieces.first + line * self.codes.stride;
+                ask_for(self.codes.bytes.as_ptr().wrapping_add(start), pieces.len);
             }
+            self.asked += 1;
         }
     }
 
-    /// The planes of row `row` of the tile for column `column` of the chunk.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn planes(&self, row: usize, column: usize) -> Planes {
-        let part = match self.n_tables {
-            1 => 0,
-            _ => column / self.group,
+    #[target_feature(enable = "avx2,f16c")]
+    fn turn_band(&self, at: usize, packed: &mut [u8]) {
+        let (n_lines, len) = self.lines.band();
+        let Some(band) = self.band.first_chunk() else {
+            unreachable!("all lines of a band are there");
         };
-        planes_at::<FLOAT>(&self.planes[(row * self.n_tables + part) * table_len::<FLOAT>()..])
-    }
-
-    /// Where `N` results of a row go.
-    #[inline]
-    fn piece<'o, const N: usize>(
-        &self,
-        out: &'o mut [u8],
-        (row, column): (usize, usize),
-    ) -> &'o mut [u8] {
-        let size = size_of_result::<FLOAT>();
-        let at = (row * self.rows.n_columns + column) * size;
-        &mut out[at..at + N * size]
-    }
-
-    /// See [`CodeLayout::WordsOfRows`], low codes first.
-    #[target_feature(enable = "avx2,f16c")]
-    fn words<const STREAM: bool>(&mut self, n_rows: usize, out: &mut [u8]) {
-        let stride = self.rows.codes.stride;
-        let n_columns = self.rows.n_columns;
-        for tile in (0..n_rows).step_by(TILE) {
-            let n = TILE.min(n_rows - tile);
-            for chunk in (0..n_columns).step_by(CHUNK) {
-                self.begin_chunk((tile, n), chunk);
-                let width = CHUNK.min(n_columns - chunk);
-                let at = chunk / 8 * stride + 4 * tile;
-                self.gather::<WORDS_LEN>(at, width / 8, 4 * n);
-                let next = at + CHUNK / 8 * stride;
-                for row in (0..n).step_by(8) {
-                    self.ask::<WORDS_LEN>(next, row / 8, 4 * n);
-                    for column in (0..width).step_by(64) {
-                        let first = column / 8 * (WORDS_LEN + GAP) + 4 * row;
-                        let line = |line| vector_at(&self.pieces, first + line * (WORDS_LEN + GAP));
-                        // In the order that lookups need, which saves a permutation of each row.
-                        let block = transpose8([0, 2, 4, 6, 1, 3, 5, 7].map(line));
-                        for (i, packed) in block.into_iter().enumerate() {
-                            let at = (tile + row + i, chunk + column);
-                            let out = self.piece::<64>(out, at);
-                            let codes = ordered_codes::<LOW_FIRST, FLOAT>(packed);
-                            let halves = out.chunks_exact_mut(32 * size_of_result::<FLOAT>());
-                            for (half, (codes, out)) in codes.into_iter().zip(halves).enumerate() {
-                                let planes = self.planes(row + i, column + 32 * half);
-                                put_results::<MANY, FLOAT, STREAM>(&planes, codes, out);
-                            }
-                        }
-                    }
-                }
+        let (n_rows, row_len) = (self.n_rows, self.row_len);
+        let to = &mut packed[at * len..];
+        match self.lines {
+            Lines::Words => gather::words(band, n_rows, to, row_len),
+            Lines::Nibbles(LOW_FIRST) => {
+                gather::nibbles::<LOW_FIRST>(band, n_rows, to, row_len);
+            }
+            Lines::Nibbles(HIGH_FIRST) => {
+                gather::nibbles::<HIGH_FIRST>(band, n_rows, to, row_len);
+            }
+            Lines::Nibbles(_) => gather::nibbles::<AWQ>(band, n_rows, to, row_len),
+            Lines::Codes(packing) => {
+                let size = (n_rows, self.done - at * n_lines);
+                gather::codes(packing, band, size, to, row_len);
             }
         }
     }
-
-    /// See [`CodeLayout::Columns`], two codes to a byte.
-    #[target_feature(enable = "avx2,f16c")]
-    fn columns<const SOURCE: usize, const STREAM: bool>(&mut self, n_rows: usize, out: &mut [u8]) {
-        let stride = self.rows.codes.stride;
-        let n_columns = self.rows.n_columns;
-        for tile in (0..n_rows).step_by(TILE) {
-            let n = TILE.min(n_rows - tile);
-            for chunk in (0..n_columns).step_by(CHUNK) {
-                self.begin_chunk((tile, n), chunk);
-                let width = CHUNK.min(n_columns - chunk);
-                let at = chunk * stride + tile / 2;
-                self.gather::<COLUMNS_LEN>(at, width, n / 2);
-                let next = at + CHUNK * stride;
-                for row in (0..n).step_by(32) {
-                    for column in (0..width).step_by(32) {
-                        self.ask::<COLUMNS_LEN>(next, row / 8 + column / 32, n / 2);
-                        let first = column * (COLUMNS_LEN + GAP) + row / 2;
-                        let line = |line: usize| {
-                            piece_at(&self.pieces, first + line * (COLUMNS_LEN + GAP))
-                        };
-                        let low = bytes_of_lines::<FLOAT, false>(line);
-                        let at = (tile, row, chunk + column);
-                        self.sixteen_rows::<SOURCE, STREAM>(low, at, column, out);
-                        let high = bytes_of_lines::<FLOAT, true>(line);
-                        let at = (tile, row + 16, chunk + column);
-                        self.sixteen_rows::<SOURCE, STREAM>(high, at, column, out);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Looks up eight bytes' codes of 32 lines.
-    #[target_feature(enable = "avx2,f16c")]
-    #[inline]
-    #[expect(clippy::many_single_char_names, reason = "eight registers, in order")]
-    fn sixteen_rows<const SOURCE: usize, const STREAM: bool>(
-        &self,
-        [a, b, c, d, e, f, g, h]: [__m256i; 8],
-        at: (usize, usize, usize),
-        column: usize,
-        out: &mut [u8],
-    ) {
-        self.two_rows::<SOURCE, STREAM, 0>(a, at, column, out);
-        self.two_rows::<SOURCE, STREAM, 1>(b, at, column, out);
-        self.two_rows::<SOURCE, STREAM, 2>(c, at, column, out);
-        self.two_rows::<SOURCE, STREAM, 3>(d, at, column, out);
-        self.two_rows::<SOURCE, STREAM, 4>(e, at, column, out);
-        self.two_rows::<SOURCE, STREAM, 5>(f, at, column, out);
-        self.two_rows::<SOURCE, STREAM, 6>(g, at, column, out);
-        self.two_rows::<SOURCE, STREAM, 7>(h, at, column, out);
-    }
-
-    /// Those of byte `BYTE`. `tile`, `first`: the first of its sixteen rows; `column`, `in_chunk`: the first column.
-    #[target_feature(enable = "avx2,f16c")]
-    #[inline]
-    fn two_rows<const SOURCE: usize, const STREAM: bool, const BYTE: usize>(
-        &self,
-        packed: __m256i,
-        (tile, first, column): (usize, usize, usize),
-        in_chunk: usize,
-        out: &mut [u8],
-    ) {
-        let mask = _mm256_set1_epi8(15);
-        let low = _mm256_and_si256(packed, mask);
-        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
-        let rows = const { rows_of_byte::<SOURCE>(BYTE) };
-        for (row, codes) in rows.into_iter().zip([low, high]) {
-            let planes = self.planes(first + row, in_chunk);
-            let out = self.piece::<32>(out, (tile + first + row, column));
-            put_results::<MANY, FLOAT, STREAM>(&planes, codes, out);
-        }
-    }
-}
-
-/// The bytes of 32 codes.
-#[inline]
-fn piece_at(lines: &[u8], at: usize) -> &[u8; 16] {
-    match lines[at..].first_chunk() {
-        Some(piece) => piece,
-        None => unreachable!("32 codes of a line are there"),
-    }
-}
-
-/// The rows, among sixteen, of the low and the high code of byte `byte` of a line.
-const fn rows_of_byte<const SOURCE: usize>(byte: usize) -> [usize; 2] {
-    match SOURCE {
-        LOW_FIRST => [2 * byte, 2 * byte + 1],
-        HIGH_FIRST => [2 * byte + 1, 2 * byte],
-        // The codes of a word stand in the order 0, 2, 4, 6, 1, 3, 5, 7.
-        _ => {
-            let first = byte / 4 * 8 + [0, 4, 1, 5][byte % 4];
-            [first, first + 2]
-        }
-    }
-}
-
-/// Bytes 0 to 7 (or 8 to 15) of 32 lines: one register for each, the lines in the order that lookups need.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn bytes_of_lines<'a, const FLOAT: usize, const UPPER: bool>(
-    line: impl Fn(usize) -> &'a [u8; 16],
-) -> [__m256i; 8] {
-    // So many lines in the lower half, as many in the upper half, and so on.
-    let run = if FLOAT == F32 { 4 } else { 8 };
-    let mut interleaved = [_mm256_setzero_si256(); 8];
-    for (i, pair) in interleaved.iter_mut().enumerate() {
-        let [first, second] = [i, i + 8].map(|i| {
-            let lower = i / run * 2 * run + i % run;
-            _mm256_inserti128_si256::<1>(
-                _mm256_castsi128_si256(load16(line(lower))),
-                load16(line(lower + run)),
-            )
-        });
-        *pair = if UPPER {
-            _mm256_unpackhi_epi8(first, second)
-        } else {
-            _mm256_unpacklo_epi8(first, second)
-        };
-    }
-    interleave(interleave(interleave(interleaved)))
-}
-
-/// Interleaves the bytes of `i` and `i + 4`.
-#[target_feature(enable = "avx2")]
-#[inline]
-#[expect(clippy::many_single_char_names, reason = "eight registers, in order")]
-fn interleave([a, b, c, d, e, f, g, h]: [__m256i; 8]) -> [__m256i; 8] {
-    [
-        _mm256_unpacklo_epi8(a, e),
-        _mm256_unpackhi_epi8(a, e),
-        _mm256_unpacklo_epi8(b, f),
-        _mm256_unpackhi_epi8(b, f),
-        _mm256_unpacklo_epi8(c, g),
-        _mm256_unpackhi_epi8(c, g),
-        _mm256_unpacklo_epi8(d, h),
-        _mm256_unpackhi_epi8(d, h),
-    ]
 }

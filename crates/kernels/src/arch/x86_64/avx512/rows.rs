@@ -14,8 +14,8 @@
 //! Layouts that store the transpose, and groups cut in mid-byte, are left to the AVX2 backend.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_castps_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
-    _mm512_set1_epi32, _mm512_sub_epi32, _mm512_xor_si512,
+    __m512, __m512i, _mm512_castps_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_mul_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_sub_epi32, _mm512_xor_si512,
 };
 use std::ops::Range;
 
@@ -408,22 +408,41 @@ impl Segment<'_> {
         mut values: impl FnMut(&[u8; 32]) -> [__m512; 2],
     ) {
         let (formula, first) = (self.rows.formula, self.rows.first_rounded_to);
-        // Arrays are written out: `array::map` on vectors of 512 bits stayed a call in release builds.
-        let mut results = |codes: &[u8; 32]| {
-            let [a, b] = values(codes);
-            [
-                apply(formula, first, entry, a),
-                apply(formula, first, entry, b),
-            ]
-        };
-        if FLOAT == F32 {
-            each_block::<32, 2, STREAM>(codes, out, |codes| {
-                let [a, b] = results(codes);
-                [_mm512_castps_si512(a), _mm512_castps_si512(b)]
+        // What nearly all integers and small floats have stays free of the other formulas' branches.
+        if is_plain(self.rows) {
+            let scale = _mm512_set1_ps(entry.scale);
+            write_values::<FLOAT, STREAM>(codes, out, |codes| {
+                let [a, b] = values(codes);
+                [_mm512_mul_ps(a, scale), _mm512_mul_ps(b, scale)]
             });
         } else {
-            each_block::<32, 1, STREAM>(codes, out, |codes| [words32::<FLOAT>(results(codes))]);
+            // Arrays are written out: `array::map` on vectors of 512 bits stayed a call in release builds.
+            write_values::<FLOAT, STREAM>(codes, out, |codes| {
+                let [a, b] = values(codes);
+                [
+                    apply(formula, first, entry, a),
+                    apply(formula, first, entry, b),
+                ]
+            });
         }
+    }
+}
+
+/// Writes the results of each 32 codes in the dtype of the output.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
+#[inline]
+fn write_values<const FLOAT: usize, const STREAM: bool>(
+    codes: &[u8],
+    out: &mut [u8],
+    mut results: impl FnMut(&[u8; 32]) -> [__m512; 2],
+) {
+    if FLOAT == F32 {
+        each_block::<32, 2, STREAM>(codes, out, |codes| {
+            let [a, b] = results(codes);
+            [_mm512_castps_si512(a), _mm512_castps_si512(b)]
+        });
+    } else {
+        each_block::<32, 1, STREAM>(codes, out, |codes| [words32::<FLOAT>(results(codes))]);
     }
 }
 
@@ -449,23 +468,26 @@ fn each_block<const CODES: usize, const N: usize, const STREAM: bool>(
     out: &mut [u8],
     mut block: impl FnMut(&[u8; CODES]) -> [__m512i; N],
 ) {
-    let (blocks, rest) = codes.as_chunks::<CODES>();
-    let (vectors, last) = out.split_at_mut(blocks.len() * N * 64);
-    let (vectors, _) = vectors.as_chunks_mut::<64>();
-    for (codes, out) in blocks.iter().zip(vectors.as_chunks_mut::<N>().0) {
-        let results = block(codes);
-        for at in 0..N {
-            put::<STREAM>(&mut out[at], results[at]);
+    let mut padded = [0; CODES];
+    for (at, out) in out.chunks_mut(N * 64).enumerate() {
+        let codes = &codes[at * CODES..];
+        let whole = codes.first_chunk();
+        if whole.is_none() {
+            padded[..codes.len()].copy_from_slice(codes);
         }
-    }
-    if !rest.is_empty() {
-        let mut padded = [0; CODES];
-        padded[..rest.len()].copy_from_slice(rest);
-        let mut bytes = [[0; 64]; N];
-        let results = block(&padded);
-        for at in 0..N {
-            store(&mut bytes[at], results[at]);
+        // One call for whole blocks and for the last codes: with two it is not inlined.
+        let results = block(whole.unwrap_or(&padded));
+        let vectors = out.as_chunks_mut::<64>().0;
+        if whole.is_some() && vectors.len() == N {
+            for at in 0..N {
+                put::<STREAM>(&mut vectors[at], results[at]);
+            }
+        } else {
+            let mut bytes = [[0; 64]; N];
+            for at in 0..N {
+                store(&mut bytes[at], results[at]);
+            }
+            out.copy_from_slice(&bytes.as_flattened()[..out.len()]);
         }
-        last.copy_from_slice(&bytes.as_flattened()[..last.len()]);
     }
 }

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::{
     __m256, __m256i, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256,
-    _mm256_andnot_si256, _mm256_cmpeq_epi32, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_max_ps,
-    _mm256_min_epi32, _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_sub_epi32, _mm256_sub_ps,
+    _mm256_andnot_si256, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_max_ps, _mm256_min_epi32,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_sub_epi32, _mm256_sub_ps,
 };
 
 use super::super::lanes::{nan_lanes, store, store16};
@@ -12,34 +12,20 @@ use super::lanes::{
     BF16, F16, F32, bits, bytes_of, load8, nearest, pack16, pack32, size_of, store8,
 };
 use super::nearest_entry::Book;
-use super::small_float::{Small, e2m1_even, toward_zero, zero_lanes};
+use super::small_float::{
+    Small, e2m1_even, toward_zero_minus_zero, toward_zero_unsigned, zero_lanes,
+};
 use crate::encode::{CodeRule, Floats};
 use crate::{E2M1Rule, Float, portable};
 
-/// See [`portable::encode::encode`].
+/// Codes of values of one group: [`portable::encode::one`].
 #[target_feature(enable = "avx2,f16c")]
-pub(in super::super) fn encode(
-    source: Floats<'_>,
-    group: usize,
-    rules: &[CodeRule],
-    out: &mut [u8],
-) {
-    assert_eq!(source.len(), out.len(), "one code per value");
-    assert!(group > 0, "groups without values");
-    assert_eq!(rules.len(), out.len().div_ceil(group), "one rule per group");
+pub(super) fn codes(source: Floats<'_>, rule: &CodeRule, out: &mut [u8]) {
     let (float, bytes) = bytes_of(source);
     match float {
-        Float::F32 => groups::<F32>(bytes, group, rules, out),
-        Float::F16 => groups::<F16>(bytes, group, rules, out),
-        Float::Bf16 => groups::<BF16>(bytes, group, rules, out),
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn groups<const KIND: u8>(source: &[u8], group: usize, rules: &[CodeRule], out: &mut [u8]) {
-    let cuts = source.chunks(group.saturating_mul(size_of::<KIND>()));
-    for ((source, codes), rule) in cuts.zip(out.chunks_mut(group)).zip(rules) {
-        one::<KIND>(source, rule, codes);
+        Float::F32 => one::<F32>(bytes, rule, out),
+        Float::F16 => one::<F16>(bytes, rule, out),
+        Float::Bf16 => one::<BF16>(bytes, rule, out),
     }
 }
 
@@ -186,13 +172,7 @@ fn by_portable<const KIND: u8>(source: &[u8], rule: &CodeRule, out: &mut [u8]) {
         F16 => Float::F16,
         _ => Float::Bf16,
     };
-    let group = out.len().max(1);
-    let rules = if out.is_empty() {
-        &[]
-    } else {
-        std::slice::from_ref(rule)
-    };
-    portable::encode::encode(Floats::Bytes(float, source), group, rules, out);
+    portable::encode::one(Floats::Bytes(float, source), rule, out);
 }
 
 /// Codes of eight values at a time.
@@ -230,7 +210,17 @@ fn each<const KIND: u8>(source: &[u8], out: &mut [u8], codes: impl Fn(__m256) ->
 }
 
 /// 1.5 * 2^23: adding it rounds to the nearest integer, ties to even.
-const UNIT: f32 = 12_582_912.0;
+pub(super) const UNIT: f32 = 12_582_912.0;
+
+/// The caller's codes.
+pub(super) fn assert_integers(min: i32, max: i32) {
+    let range = -(1 << 21)..=1 << 21;
+    assert!(
+        range.contains(&min) && range.contains(&max),
+        "codes beyond 2^21"
+    );
+    assert!(min <= max && max - min <= 255, "codes of more than a byte");
+}
 
 #[target_feature(enable = "avx2,f16c")]
 fn integer<const KIND: u8, const ARITH: u8>(
@@ -240,12 +230,7 @@ fn integer<const KIND: u8, const ARITH: u8>(
     (min, max): (i32, i32),
     out: &mut [u8],
 ) {
-    let range = -(1 << 21)..=1 << 21;
-    assert!(
-        range.contains(&min) && range.contains(&max),
-        "codes beyond 2^21"
-    );
-    assert!(min <= max && max - min <= 255, "codes of more than a byte");
+    assert_integers(min, max);
     let divisor = _mm256_set1_ps(divisor);
     let (low, high) = (_mm256_set1_ps(min as f32), _mm256_set1_ps(max as f32));
     let unit = _mm256_set1_ps(UNIT);
@@ -388,16 +373,12 @@ fn e2m1<const KIND: u8, const ARITH: u8>(
             let quotient = quotient(v);
             _mm256_andnot_si256(zero_lanes(quotient), e2m1_even(quotient))
         }),
-        E2M1Rule::TowardZeroMinusZero => each::<KIND>(source, out, |v| {
-            let quotient = quotient(v);
-            let minus = _mm256_and_si256(zero_lanes(quotient), _mm256_set1_epi32(8));
-            _mm256_or_si256(toward_zero(quotient).1, minus)
-        }),
-        E2M1Rule::TowardZeroUnsigned => each::<KIND>(source, out, |v| {
-            let (magnitude, signed) = toward_zero(quotient(v));
-            let is_zero = _mm256_cmpeq_epi32(magnitude, _mm256_setzero_si256());
-            _mm256_andnot_si256(is_zero, signed)
-        }),
+        E2M1Rule::TowardZeroMinusZero => {
+            each::<KIND>(source, out, |v| toward_zero_minus_zero(quotient(v)));
+        }
+        E2M1Rule::TowardZeroUnsigned => {
+            each::<KIND>(source, out, |v| toward_zero_unsigned(quotient(v)));
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Book {
 
 impl Book {
     /// `None` for books that are not searched by midpoints.
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn new(book: Codebook) -> Option<Self> {
         let thresholds = book.thresholds()?;
@@ -41,9 +41,18 @@ impl Book {
     }
 
     /// Codes of values; of a NaN that of the smallest entry, as no bound lies below it.
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,f16c")]
     #[inline]
     pub(super) fn codes(&self, v: __m256) -> __m256i {
+        // Where the top bit of an index byte is set, the shuffle gives 0.
+        let upper = _mm256_set1_epi32(0x8080_8000_u32.cast_signed());
+        self.entries(_mm256_or_si256(self.index(v), upper))
+    }
+
+    /// Ranks of the entries nearest to values.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    pub(super) fn index(&self, v: __m256) -> __m256i {
         let above = |bound| bits(_mm256_cmp_ps::<_CMP_GT_OQ>(v, bound));
         let mut index = _mm256_srli_epi32::<31>(above(self.middle));
         for bounds in [self.quarters, self.eighths, self.sixteenths] {
@@ -51,8 +60,13 @@ impl Book {
             // A mask is -1.
             index = _mm256_sub_epi32(_mm256_add_epi32(index, index), above);
         }
-        // Where the top bit of an index byte is set, the shuffle gives 0.
-        let upper = _mm256_set1_epi32(0x8080_8000_u32.cast_signed());
-        _mm256_shuffle_epi8(self.codes, _mm256_or_si256(index, upper))
+        index
+    }
+
+    /// The codes of entries, by their rank, one to a byte.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    pub(super) fn entries(&self, ranks: __m256i) -> __m256i {
+        _mm256_shuffle_epi8(self.codes, ranks)
     }
 }

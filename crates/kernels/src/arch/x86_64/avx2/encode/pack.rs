@@ -9,18 +9,24 @@ use super::super::again;
 use super::super::lanes::{load, store};
 use crate::Packing;
 
-/// See [`Packing::pack`].
-#[target_feature(enable = "avx2,f16c")]
-pub(in super::super) fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) {
-    // Of each pair: what the lower and the upper code are multiplied by.
-    let factors = match packing {
-        Packing::LsbFirst { bits: 4 } | Packing::LsbFirstNoStraddle { bits: 4 } => [1, 16],
-        Packing::NibblesHighFirst => [16, 1],
+/// What the lower and the upper code of a pair are multiplied by, where a byte holds two.
+pub(super) const fn factors_of(packing: Packing) -> Option<[u8; 2]> {
+    match packing {
+        Packing::LsbFirst { bits: 4 } | Packing::LsbFirstNoStraddle { bits: 4 } => Some([1, 16]),
+        Packing::NibblesHighFirst => Some([16, 1]),
         Packing::Bytes
         | Packing::LsbFirst { .. }
         | Packing::LsbFirstNoStraddle { .. }
         | Packing::Planar { .. }
-        | Packing::AwqInterleaved => return again::pack(packing, codes, packed),
+        | Packing::AwqInterleaved => None,
+    }
+}
+
+/// See [`Packing::pack`].
+#[target_feature(enable = "avx2,f16c")]
+pub(in super::super) fn pack(packing: Packing, codes: &[u8], packed: &mut [u8]) {
+    let Some(factors) = factors_of(packing) else {
+        return again::pack(packing, codes, packed);
     };
     let len = packing.packed_len_bytes(codes.len(), 1);
     assert!(
