@@ -1,17 +1,20 @@
 //! Rules about a checkpoint: is it complete, does it match its config, how much was lost.
 //!
 //! An audit surveys (opens and binds what it can), measures (one pass over scales and codes makes plain numbers) and asks (every
-//! [`Rule`] looks at those): docs/adr/0008-audit.md. It never changes a file.
+//! [`Rule`] looks at those): docs/adr/0009-audit.md. It never changes a file.
 #![forbid(unsafe_code)]
 
 mod finding;
 pub mod measure;
+pub mod names;
+mod problem;
 mod rule;
 mod rules;
 mod runner;
 mod subject;
 
 pub use finding::{Finding, Findings, Place};
-pub use rule::{Check, Depth, Family, RULES, Rule, Severity, rule};
+pub use names::{ModuleName, Part};
+pub use rule::{Check, Depth, Family, Rule, Severity, all as all_rules, rule};
 pub use runner::{Options, Report, audit};
-pub use subject::Subject;
+pub use subject::{Subject, Wanted};

@@ -155,20 +155,79 @@ impl Family {
     }
 }
 
-/// Every rule, by id.
-pub static RULES: &[&Rule] = &[
-    &rules::index_contradicts_shards::RULE,
-    &rules::tensor_in_several_shards::RULE,
-    &rules::tensor_not_in_index::RULE,
-    &rules::shard_not_in_index::RULE,
-    &rules::scale_not_finite::RULE,
-    &rules::scale_zero::RULE,
+/// The rules, family by family.
+static FAMILIES: [&[&Rule]; 8] = [
+    rules::container::RULES,
+    rules::index::RULES,
+    rules::config::RULES,
+    rules::tensors::RULES,
+    rules::scales::RULES,
+    rules::parallel::RULES,
+    rules::runtime::RULES,
+    rules::provenance::RULES,
 ];
+
+/// Every rule, by family and id.
+pub fn all() -> impl Iterator<Item = &'static Rule> {
+    FAMILIES.iter().flat_map(|family| family.iter().copied())
+}
 
 /// The rule with this id or name, if there is one.
 pub fn rule(name: &str) -> Option<&'static Rule> {
-    RULES
-        .iter()
-        .copied()
-        .find(|rule| rule.id.eq_ignore_ascii_case(name) || rule.name == name)
+    all().find(|rule| rule.id.eq_ignore_ascii_case(name) || rule.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_registry_is_in_order() {
+        let mut seen = BTreeSet::new();
+        for rule in all() {
+            let number = &rule.id[2..];
+            assert!(rule.family().is_some(), "{}: no such family", rule.id);
+            assert!(
+                number.len() == 3 && number.bytes().all(|b| b.is_ascii_digit()),
+                "{}",
+                rule.id
+            );
+            assert!(seen.insert(rule.id), "{} twice", rule.id);
+            assert!(seen.insert(rule.name), "{} twice", rule.name);
+            let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            assert!(rule.name.bytes().all(is_word), "{}: name", rule.id);
+            for heading in [
+                "## What it checks",
+                "## Why it matters",
+                "## What to do",
+                "## References",
+            ] {
+                assert!(
+                    rule.doc.contains(heading),
+                    "{}: {heading} is missing",
+                    rule.id
+                );
+            }
+            assert!(!rule.summary.ends_with('.'), "{}: summary", rule.id);
+        }
+        for family in FAMILIES {
+            assert!(family.is_sorted_by_key(|rule| rule.id), "by id");
+        }
+        assert!(seen.len() >= 12);
+    }
+
+    #[test]
+    fn a_problem_is_one_rules_business() {
+        let mut owners = std::collections::BTreeMap::new();
+        for rule in all() {
+            if let Check::Problems(codes) = rule.check {
+                for code in codes {
+                    let other = owners.insert(code, rule.id);
+                    assert_eq!(other, None, "{code} belongs to {} too", rule.id);
+                }
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use safequant_schemes::Error;
 
 use crate::measure::{self, Measured, WeightStatistics};
-use crate::{Check, Depth, Finding, Findings, Place, Rule, Subject};
+use crate::{Check, Depth, Finding, Findings, Rule, Subject, problem};
 
 /// What to look at.
 pub struct Options {
@@ -100,7 +100,7 @@ fn run(rule: &Rule, subject: &Subject<'_>, measured: &Measured, findings: &mut F
     match rule.check {
         Check::Problems(_) => {
             for error in subject.problems.iter().filter(|error| claims(rule, error)) {
-                findings.add(Place::default(), error.to_string());
+                problem::report(error, findings);
             }
         }
         Check::Headers(check) => check(subject, findings),

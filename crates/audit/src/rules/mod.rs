@@ -1,8 +1,10 @@
-//! One file for each rule; [`crate::RULES`] lists them.
+//! One file for each rule, one folder for each family; [`crate::all_rules`] lists them.
 
-pub(crate) mod index_contradicts_shards;
-pub(crate) mod scale_not_finite;
-pub(crate) mod scale_zero;
-pub(crate) mod shard_not_in_index;
-pub(crate) mod tensor_in_several_shards;
-pub(crate) mod tensor_not_in_index;
+pub(crate) mod config;
+pub(crate) mod container;
+pub(crate) mod index;
+pub(crate) mod parallel;
+pub(crate) mod provenance;
+pub(crate) mod runtime;
+pub(crate) mod scales;
+pub(crate) mod tensors;

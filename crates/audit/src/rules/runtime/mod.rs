@@ -1,0 +1,6 @@
+//! RT: what a runtime takes.
+
+use crate::Rule;
+
+/// By id.
+pub(crate) static RULES: &[&Rule] = &[];

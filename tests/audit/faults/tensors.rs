@@ -1,0 +1,5 @@
+//! Faults for the rules of `crates/audit/src/rules/tensors`.
+
+use super::Fault;
+
+pub(super) const FAULTS: &[Fault] = &[];
