@@ -7,10 +7,137 @@ use crate::{Findings, Place};
 
 /// Reports an error under the rule whose business it is.
 pub(crate) fn report(error: &Error, findings: &mut Findings<'_>) {
-    let finding = findings.add(place(error), error.to_string());
+    let place = place(error);
+    let message = without_place(error, &place);
+    let finding = findings.add(place, message);
     if let Some((expected, found)) = difference(error) {
         finding.instead(expected, found);
     }
+    if let Some(help) = help(error.code()) {
+        finding.help(help);
+    }
+}
+
+/// An error's text without the path and tensor that it begins with: they are the finding's place.
+fn without_place(error: &Error, place: &Place) -> String {
+    let text = error.to_string();
+    let mut rest = text.as_str();
+    let (Error::Container(_), Some(file)) = (error, &place.file) else {
+        let module = place.module.as_deref().unwrap_or_default();
+        return after(rest, module).unwrap_or(rest).to_owned();
+    };
+    // The file is the last step of the path; what stands before it may be any directory.
+    if let Some((path, message)) = rest.split_once(&format!("{file}: "))
+        && (path.is_empty() || path.ends_with(['/', '\\']))
+    {
+        rest = message;
+    }
+    let tensor = place.tensor.as_deref().unwrap_or_default();
+    let message = rest.strip_prefix("tensor ").and_then(|r| after(r, tensor));
+    message.unwrap_or(rest).to_owned()
+}
+
+/// What stands behind `name: `.
+fn after<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.strip_prefix(name)?.strip_prefix(": ")
+}
+
+/// What to do about an error, by its code.
+const HELP: &[(&[&str], &str)] = &[
+    (
+        &[
+            "container_too_small",
+            "container_header_beyond_file",
+            "container_truncated",
+            "shard_missing",
+        ],
+        "fetch the file again and compare its length with what the hub shows",
+    ),
+    (
+        &["container_trailing"],
+        "fetch the file again: something was appended, or a download was resumed at the wrong place",
+    ),
+    (
+        &["container_foreign_format", "container_header_too_large"],
+        "look at the first bytes of the file, and fetch the weights themselves",
+    ),
+    (
+        &[
+            "container_json",
+            "container_not_utf8",
+            "container_json_number",
+            "container_json_depth",
+            "container_duplicate_key",
+            "container_metadata",
+            "container_field",
+            "container_field_missing",
+            "container_offsets_reversed",
+            "container_overlap",
+            "container_hole",
+            "container_size_mismatch",
+            "container_fractional_bytes",
+            "container_size_overflow",
+        ],
+        "write the file anew with its own tool, or fetch it again",
+    ),
+    (
+        &["container_unknown_dtype", "gguf_version"],
+        "correct the spelling if it is one, or read the file with a newer version of its own tool",
+    ),
+    (
+        &["shard_name", "path_escape", "not_a_regular_file"],
+        "put all shards as plain files beside the index, under plain names",
+    ),
+    (
+        &["no_weights"],
+        "download the weights, or give the path of the folder that has them",
+    ),
+    (&["only_gguf"], "give the path of the GGUF file itself"),
+    (
+        &["config_json"],
+        "correct the document at the place that the message names",
+    ),
+    (
+        &[
+            "document_too_large",
+            "sidecar_too_large",
+            "too_many_shards",
+            "too_many_entries",
+            "tensor_too_large",
+            "too_large",
+        ],
+        "audit the folder with the weights alone, and move away what is no part of the model",
+    ),
+    (
+        &["gguf", "gguf_count", "gguf_duplicate", "gguf_row"],
+        "convert the model again, or fetch the file again",
+    ),
+    (&["gguf_split"], "fetch all parts of one conversion"),
+    (
+        &["io", "io_tensor", "io_changed", "out_of_memory"],
+        "see what the system says about the file, and whether a download is still running",
+    ),
+    (
+        &["index_missing_tensor", "index_wrong_shard"],
+        "fetch shards and index of one version, or write the index anew with `safequant repair`",
+    ),
+    (
+        &["index_no_weight_map"],
+        "remove the index if the model is one file, or write it anew",
+    ),
+    (
+        &["index_ambiguous"],
+        "give the path of the index that is meant",
+    ),
+    (
+        &["tensor_in_two_shards"],
+        "move the files of the other save away, or write an index",
+    ),
+];
+
+fn help(code: &str) -> Option<&'static str> {
+    let found = HELP.iter().find(|(codes, _)| codes.contains(&code));
+    found.map(|(_, help)| *help)
 }
 
 /// Where it is.
@@ -93,7 +220,7 @@ fn place_in_files(error: &Container) -> Place {
         Container::NotRegularFile { path, .. } | Container::Io { path, .. } => {
             Place::file(base(path))
         }
-        Container::NoWeights { .. } => Place::default(),
+        Container::NoWeights { .. } | Container::TooManyEntries { .. } => Place::default(),
         Container::Changed { file, .. }
         | Container::OutOfMemory { file, .. }
         | Container::TooSmall { file, .. }
@@ -121,7 +248,6 @@ fn place_in_files(error: &Container) -> Place {
         | Container::NotTheBegunFile { file, .. }
         | Container::Manifest { file, .. }
         | Container::ManifestVersion { file, .. } => Place::file(base(file)),
-        Container::TooManyEntries { directory, .. } => Place::file(directory),
     }
 }
 
@@ -173,29 +299,134 @@ fn difference(error: &Error) -> Option<(String, String)> {
     let Error::Container(error) = error else {
         return None;
     };
+    difference_in_files(error)
+}
+
+fn difference_in_files(error: &Container) -> Option<(String, String)> {
+    let pair = |expected: String, found: String| Some((expected, found));
     if let Container::Truncated {
         expected, found, ..
     }
     | Container::Trailing {
         expected, found, ..
+    }
+    | Container::SizeMismatch {
+        expected, found, ..
     } = error
     {
-        return pair(
-            &format_args!("{expected} bytes"),
-            &format_args!("{found} bytes"),
-        );
+        return pair(format!("{expected} bytes"), format!("{found} bytes"));
     }
-    if let Container::SizeMismatch {
+    if let Container::HeaderTooLarge { limit, found, .. }
+    | Container::DocumentTooLarge { limit, found, .. }
+    | Container::TensorTooLarge { limit, found, .. } = error
+    {
+        return pair(format!("at most {limit} bytes"), format!("{found} bytes"));
+    }
+    if let Container::Overlap {
+        expected, found, ..
+    }
+    | Container::Hole {
         expected, found, ..
     } = error
     {
         return pair(
-            &format_args!("{expected} bytes"),
-            &format_args!("{found} bytes"),
+            format!("data_offsets from {expected} on"),
+            found.to_string(),
         );
     }
+    if let Container::GgufCount { most, found, .. } = error {
+        return pair(format!("at most {most}"), found.to_string());
+    }
+    if let Container::ForeignFormat { found, .. } = error {
+        return pair("a safetensors file".to_owned(), (*found).to_owned());
+    }
+    if let Container::UnknownDtype { found, .. } = error {
+        return pair("a known dtype".to_owned(), found.clone());
+    }
     if let Container::IndexWrongShard { listed, stored, .. } = error {
-        return pair(listed, stored);
+        return pair(listed.clone(), stored.clone());
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use safequant_container::Dtype;
+
+    use super::*;
+    use crate::{Check, all_rules};
+
+    /// Codes that no rule of the kind `Problems` claims, each with the reason.
+    const UNCLAIMED: &[(&str, &str)] = &[
+        ("no_such_sidecar", "a caller's mistake"),
+        ("outside_tensor", "a caller's mistake"),
+        ("plan_duplicate_name", "about writing"),
+        ("plan_reserved_name", "about writing"),
+        ("plan_overflow", "about writing"),
+        ("resume_mismatch", "about writing"),
+        ("manifest", "PV001 reads the manifest and reports it"),
+        ("manifest_entry", "PV001 reads the manifest and reports it"),
+        (
+            "manifest_version",
+            "PV001 reads the manifest and reports it",
+        ),
+    ];
+
+    #[test]
+    fn every_error_about_a_file_is_one_rules_business() {
+        let mut owners = BTreeMap::new();
+        for rule in all_rules() {
+            if let Check::Problems(codes) = rule.check {
+                owners.extend(codes.iter().map(|code| (*code, rule.id)));
+            }
+        }
+        let about_files = ["config_json", "sidecar_too_large", "too_large"];
+        let all = safequant_container::Error::CODES.iter().copied();
+        let mut n_claimed = 0;
+        for code in all.chain(about_files) {
+            let is_excused = UNCLAIMED.iter().any(|(excused, _)| *excused == code);
+            let is_claimed = owners.contains_key(code);
+            assert!(is_claimed != is_excused, "{code}: {:?}", owners.get(code));
+            n_claimed += usize::from(is_claimed);
+        }
+        assert!(n_claimed > 45, "{n_claimed} codes");
+    }
+
+    #[test]
+    fn what_helps_is_said_once_for_each_code() {
+        let codes: Vec<_> = HELP.iter().flat_map(|(codes, _)| *codes).collect();
+        for code in &codes {
+            assert_eq!(codes.iter().filter(|c| *c == code).count(), 1, "{code}");
+        }
+        let known = safequant_container::Error::CODES.iter();
+        let without = known.filter(|code| !UNCLAIMED.iter().any(|(excused, _)| excused == *code));
+        let without: Vec<_> = without.filter(|code| help(code).is_none()).collect();
+        assert!(without.is_empty(), "{without:?}");
+    }
+
+    #[test]
+    fn messages_do_not_repeat_the_place() {
+        let message = |error: Error| without_place(&error, &place(&error));
+        let file = "models/a: b/model.safetensors".to_owned();
+        let truncated = Container::Truncated {
+            file: file.clone(),
+            expected: 9,
+            found: 8,
+        };
+        assert_eq!(message(truncated.into()), "truncated: 8 bytes, expected 9");
+        let overflow = Container::SizeOverflow {
+            file,
+            tensor: "w".to_owned(),
+            dtype: Dtype::F32,
+            shape: vec![u64::MAX],
+        };
+        assert!(message(overflow.into()).starts_with("the number of bits"));
+        let missing = Error::MissingPart {
+            module: "a.b".to_owned(),
+            part: "a.b.scales".to_owned(),
+        };
+        assert_eq!(message(missing), "a.b.scales is missing");
+    }
 }
