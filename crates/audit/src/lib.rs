@@ -5,15 +5,23 @@
 #![forbid(unsafe_code)]
 
 mod finding;
+mod group_index;
+mod ignore;
+mod inventory;
+pub mod loss;
 pub mod measure;
 pub mod names;
+pub mod parallel;
 mod problem;
+pub mod profile;
+pub mod report;
 mod rule;
 mod rules;
 mod runner;
 mod subject;
 
 pub use finding::{Finding, Findings, Place};
+pub use loss::{Loss, Losses, losses};
 pub use names::{ModuleName, Part};
 pub use rule::{Check, Depth, Family, Rule, Severity, all as all_rules, rule};
 pub use runner::{Options, Report, audit};

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::kernels::Float;
 use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
@@ -14,7 +15,8 @@ use safequant::schemes::pattern::Pattern;
 use safequant::schemes::{CONVENTIONS, Preset};
 
 use crate::args::{
-    ConvertArgs, DequantizeArgs, DivisionArg, DtypeArg, JobArgs, NonFiniteArg, Paths, QuantizeArgs,
+    AuditArgs, ConvertArgs, DepthArg, DequantizeArgs, DivisionArg, DtypeArg, FormatArg, JobArgs,
+    LevelArg, NonFiniteArg, Paths, QuantizeArgs,
 };
 use crate::exit::Failure;
 use crate::output::Record;
@@ -70,6 +72,102 @@ impl Job {
             quiet: args.quiet,
         }
     }
+}
+
+/// An audit, ready to run.
+pub(crate) struct Audit {
+    /// What is read.
+    pub(crate) source: PathBuf,
+    /// What it was made of.
+    pub(crate) reference: Option<PathBuf>,
+    /// How much is read.
+    pub(crate) depth: Depth,
+    /// The rules that run, at least one.
+    pub(crate) rules: Vec<&'static Rule>,
+    /// What it should be able to do.
+    pub(crate) wanted: Wanted,
+    /// The form of the report.
+    pub(crate) format: FormatArg,
+    /// Where it goes, if not to standard output.
+    pub(crate) output: Option<PathBuf>,
+    /// The mildest severity that is a failure.
+    pub(crate) fail_on: Option<Severity>,
+    /// What is done with what is known already.
+    pub(crate) baseline: Baseline,
+}
+
+/// What is done with findings that are known already.
+pub(crate) enum Baseline {
+    /// There are none.
+    None,
+    /// Those of this file are left out.
+    Read(PathBuf),
+    /// All are written to this file, and the audit ends well.
+    Write(PathBuf),
+}
+
+/// What `audit` means.
+///
+/// # Errors
+/// Rules or runtimes that do not exist.
+pub(crate) fn audit(args: AuditArgs) -> Result<Audit, Failure> {
+    Ok(Audit {
+        source: args.source,
+        reference: args.reference,
+        depth: match args.depth {
+            DepthArg::Headers => Depth::Headers,
+            DepthArg::Scales => Depth::Scales,
+            DepthArg::Full => Depth::Full,
+        },
+        rules: rules(&args.select, &args.ignore)?,
+        wanted: Wanted {
+            tensor_parallel: args.tp,
+            runtimes: args.runtime,
+        },
+        format: args.format,
+        output: args.output,
+        fail_on: match args.fail_on {
+            LevelArg::Error => Some(Severity::Error),
+            LevelArg::Warning => Some(Severity::Warning),
+            LevelArg::Note => Some(Severity::Note),
+            LevelArg::Never => None,
+        },
+        baseline: match (args.baseline, args.write_baseline) {
+            (Some(path), _) => Baseline::Read(path),
+            (None, Some(path)) => Baseline::Write(path),
+            (None, None) => Baseline::None,
+        },
+    })
+}
+
+/// The rules chosen: by id, by name, or by the letters of a family.
+fn rules(select: &[String], ignore: &[String]) -> Result<Vec<&'static Rule>, Failure> {
+    let is_one = |rule: &Rule, name: &str| {
+        let family = &rule.id[..2];
+        [rule.id, family]
+            .iter()
+            .any(|id| id.eq_ignore_ascii_case(name))
+            || rule.name == name
+    };
+    for name in select.iter().chain(ignore) {
+        if !audit::all_rules().any(|rule| is_one(rule, name)) {
+            return Err(Failure::usage(
+                format!("no audit rule is called {name}"),
+                "`safequant explain` lists all rules; a family is chosen by its letters (SC)",
+            ));
+        }
+    }
+    let is_in = |rule: &Rule, names: &[String]| names.iter().any(|name| is_one(rule, name));
+    let rules: Vec<_> = audit::all_rules()
+        .filter(|rule| (select.is_empty() || is_in(rule, select)) && !is_in(rule, ignore))
+        .collect();
+    if rules.is_empty() {
+        return Err(Failure::usage(
+            "--ignore leaves no rule to run",
+            "ignore less, or select more",
+        ));
+    }
+    Ok(rules)
 }
 
 /// What `quantize` means.
