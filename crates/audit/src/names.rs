@@ -180,6 +180,35 @@ impl<'a> ModuleName<'a> {
         }
     }
 
+    /// The name cut at its layer's number: what stands before it (`model.layers`), the number, and what follows
+    /// (`mlp.up_proj`). `None` for names without a layer.
+    pub fn around_layer(self) -> Option<(&'a str, u32, &'a str)> {
+        let mut start = 0;
+        for word in self.module.split('.') {
+            let end = start + word.len();
+            let before = self.module.get(..start)?.trim_end_matches('.');
+            if let Ok(number) = word.parse()
+                && !before.ends_with("experts")
+            {
+                let rest = self.module.get(end..)?;
+                return Some((before, number, rest.strip_prefix('.').unwrap_or(rest)));
+            }
+            start = end + 1;
+        }
+        None
+    }
+
+    /// The name cut at its expert's number: the experts (`model.layers.0.mlp.experts`), the number, and what follows
+    /// (`up_proj`).
+    pub fn around_expert(self) -> Option<(&'a str, u32, &'a str)> {
+        let (before, after) = self.module.split_once("experts.")?;
+        let is_word = before.is_empty() || before.ends_with('.');
+        let (number, rest) = after.split_once('.').unwrap_or((after, ""));
+        let end = before.len() + "experts".len();
+        let experts = self.module.get(..end).filter(|_| is_word)?;
+        Some((experts, number.parse().ok()?, rest))
+    }
+
     /// Which parts runtimes make one matrix of together with this one, itself included; empty if none.
     pub fn fused_with(self) -> &'static [Part] {
         match self.part {
@@ -245,6 +274,23 @@ mod tests {
         }
         assert_eq!(ModuleName::parse("a.b.c").parent, "a.b");
         assert_eq!(ModuleName::parse("c").parent, "");
+    }
+
+    #[test]
+    fn names_are_cut_at_their_numbers() {
+        let layer = |name| ModuleName::parse(name).around_layer();
+        let expert = |name| ModuleName::parse(name).around_expert();
+        assert_eq!(
+            layer("model.layers.12.mlp.up"),
+            Some(("model.layers", 12, "mlp.up"))
+        );
+        assert_eq!(layer("h.0"), Some(("h", 0, "")));
+        assert_eq!(layer("experts.3.w1"), None);
+        assert_eq!(layer("lm_head"), None);
+        assert_eq!(expert("a.1.experts.7.w1"), Some(("a.1.experts", 7, "w1")));
+        assert_eq!(expert("experts.7"), Some(("experts", 7, "")));
+        assert_eq!(expert("a.shared_experts.7.w1"), None);
+        assert_eq!(expert("a.experts.gate_up_proj"), None);
     }
 
     #[test]
