@@ -4,7 +4,7 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use safequant_schemes::Error;
 
 use crate::measure::{self, Measured, WeightStatistics};
-use crate::{Check, Depth, Finding, Findings, Rule, Subject, problem};
+use crate::{Check, Depth, Finding, Findings, Rule, Severity, Subject, all_rules, problem};
 
 /// What to look at.
 pub struct Options {
@@ -15,21 +15,41 @@ pub struct Options {
 }
 
 /// What an audit found.
-pub struct Report {
+pub struct Report<'a> {
+    /// What was audited; its problems include what could not be read.
+    pub subject: Subject<'a>,
+    /// How much was read.
+    pub depth: Depth,
     /// By place, then rule.
     pub findings: Vec<Finding>,
     /// Rules that ran.
     pub ran: Vec<&'static Rule>,
     /// Rules that would have needed more than was read.
     pub skipped: Vec<&'static Rule>,
-    /// Errors that no rule of those asked for claims: something is wrong all the same, and the report must say so.
-    pub unclaimed: Vec<Error>,
     /// The numbers, for histograms and maps.
     pub measured: Measured,
 }
 
+impl Report<'_> {
+    /// Errors that no rule claims: something is wrong all the same, and whoever shows the report must say so. What a rule
+    /// claims that was not asked for is not among them.
+    pub fn unclaimed(&self) -> impl Iterator<Item = &Error> {
+        let is_claimed = |error: &Error| all_rules().any(|rule| claims(rule, error));
+        let problems = self.subject.problems.iter();
+        problems.filter(move |error| !is_claimed(error))
+    }
+
+    /// Findings of this severity.
+    pub fn count(&self, severity: Severity) -> usize {
+        let findings = self.findings.iter();
+        findings
+            .filter(|finding| finding.severity == severity)
+            .count()
+    }
+}
+
 /// Audits a checkpoint. The report does not depend on the number of threads.
-pub fn audit(mut subject: Subject<'_>, options: &Options) -> Report {
+pub fn audit<'a>(mut subject: Subject<'a>, options: &Options) -> Report<'a> {
     let measured = measure(&mut subject, options.depth);
     let (ran, skipped): (Vec<_>, Vec<_>) = options
         .rules
@@ -46,11 +66,10 @@ pub fn audit(mut subject: Subject<'_>, options: &Options) -> Report {
         );
     }
     findings.sort_by(|a: &Finding, b| (&a.place, a.rule).cmp(&(&b.place, b.rule)));
-    let is_claimed = |error: &Error| ran.iter().any(|rule| claims(rule, error));
-    let unclaimed = subject.problems.into_iter();
     Report {
+        subject,
+        depth: options.depth,
         findings,
-        unclaimed: unclaimed.filter(|error| !is_claimed(error)).collect(),
         ran,
         skipped,
         measured,
@@ -60,7 +79,7 @@ pub fn audit(mut subject: Subject<'_>, options: &Options) -> Report {
 /// Reads what `depth` asks of every weight; what cannot be read becomes a problem.
 fn measure(subject: &mut Subject<'_>, depth: Depth) -> Measured {
     if depth == Depth::Headers {
-        return Measured::new();
+        return Measured::default();
     }
     let weights: Vec<(_, Result<WeightStatistics, Error>)> = subject
         .model
@@ -71,13 +90,15 @@ fn measure(subject: &mut Subject<'_>, depth: Depth) -> Measured {
             (tensor.module.clone(), statistics)
         })
         .collect();
-    let mut measured = Measured::new();
+    let mut measured = Measured::default();
     for (module, statistics) in weights {
         match statistics {
-            Ok(statistics) => drop(measured.insert(module, statistics)),
+            Ok(statistics) => drop(measured.weights.insert(module, statistics)),
             Err(error) => subject.problems.push(error),
         }
     }
+    measured.small =
+        measure::small_scales(&subject.model, subject.checkpoint, &mut subject.problems);
     measured
 }
 

@@ -23,10 +23,14 @@ pub struct FloatStatistics {
     pub not_power_of_two: Occurrences,
     /// Finite and larger than F16 holds.
     pub beyond_f16: Occurrences,
+    /// Not zero, but zero in F16.
+    pub below_f16: Occurrences,
     /// The smallest magnitude that is finite and not zero.
     pub smallest: Option<f32>,
     /// The largest magnitude that is finite and not zero.
     pub largest: Option<f32>,
+    /// The first place of the largest.
+    pub largest_at: Option<[u64; 2]>,
     /// Finite ones that are not zero, by the biased exponent of their F32: 127 counts magnitudes in 1..2.
     pub exponents: Box<[u64; 256]>,
 }
@@ -43,8 +47,10 @@ impl Default for FloatStatistics {
             subnormal: none,
             not_power_of_two: none,
             beyond_f16: none,
+            below_f16: none,
             smallest: None,
             largest: None,
+            largest_at: None,
             exponents: Box::new([0; 256]),
         }
     }
@@ -52,6 +58,17 @@ impl Default for FloatStatistics {
 
 /// The largest number that rounds to a finite F16 is below this.
 const F16_OVERFLOW: f32 = 65520.0;
+/// Half of the smallest F16, `2^-24`: this and what is smaller rounds to zero.
+const F16_UNDERFLOW: f32 = 2.980_232_2e-8;
+
+/// Few entries far above all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outliers {
+    /// How many.
+    pub count: u64,
+    /// Powers of two between them and the largest of the others, at least.
+    pub gap: u32,
+}
 
 impl FloatStatistics {
     /// Adds entries that follow each other row by row from entry `first` of a grid of `columns` on. Magnitudes below
@@ -90,6 +107,9 @@ impl FloatStatistics {
         if magnitude >= F16_OVERFLOW {
             self.beyond_f16.note(place);
         }
+        if magnitude <= F16_UNDERFLOW {
+            self.below_f16.note(place);
+        }
         let bits = magnitude.to_bits();
         let (exponent, fraction) = (bits >> 23, bits & 0x007f_ffff);
         let is_power = match exponent {
@@ -104,7 +124,38 @@ impl FloatStatistics {
             self.smallest
                 .map_or(magnitude, |least| least.min(magnitude)),
         );
-        self.largest = Some(self.largest.map_or(magnitude, |most| most.max(magnitude)));
+        if self.largest.is_none_or(|most| magnitude > most) {
+            self.largest = Some(magnitude);
+            self.largest_at = Some(place);
+        }
+    }
+
+    /// The magnitude of all entries, if it is the same for all and a number that is not zero.
+    pub fn only(&self) -> Option<f32> {
+        let is_all = self.n == self.n_numbers();
+        self.largest
+            .filter(|_| is_all && self.smallest == self.largest)
+    }
+
+    /// The largest entries, if at least `gap` powers of two lie between them and the others, and they are at most one of
+    /// `share`.
+    pub fn outliers(&self, gap: u32, share: u64) -> Option<Outliers> {
+        let (mut count, mut empty) = (0_u64, 0_u32);
+        let most = self.n_numbers() / share.max(1);
+        for &here in self.exponents.iter().rev() {
+            if here == 0 {
+                empty += u32::from(count > 0);
+            } else if count > 0 && empty >= gap {
+                return Some(Outliers { count, gap: empty });
+            } else {
+                count += here;
+                empty = 0;
+                if count > most {
+                    return None;
+                }
+            }
+        }
+        None
     }
 
     /// How many are finite and not zero.
@@ -164,22 +215,25 @@ mod tests {
             1e-5,
             70000.0,
             f32::NAN,
+            2e-8,
         ]);
         let kind = |count, first| Occurrences {
             count,
             first: Some(first),
         };
-        assert_eq!(statistics.n, 8);
+        assert_eq!(statistics.n, 9);
         assert_eq!(statistics.zero, kind(1, [1, 3]));
         assert_eq!(statistics.nan, kind(2, [2, 0]));
         assert_eq!(statistics.negative, kind(2, [2, 1]));
         assert_eq!(statistics.infinite, kind(1, [2, 2]));
-        assert_eq!(statistics.subnormal, kind(1, [2, 3]));
+        assert_eq!(statistics.subnormal, kind(2, [2, 3]));
         assert_eq!(statistics.beyond_f16, kind(1, [3, 0]));
-        assert_eq!(statistics.not_power_of_two, kind(3, [2, 1]));
-        assert_eq!(statistics.n_numbers(), 4);
-        assert_eq!(statistics.smallest, Some(1e-5));
+        assert_eq!(statistics.below_f16, kind(1, [3, 2]));
+        assert_eq!(statistics.not_power_of_two, kind(4, [2, 1]));
+        assert_eq!(statistics.n_numbers(), 5);
+        assert_eq!(statistics.smallest, Some(2e-8));
         assert_eq!(statistics.largest, Some(70000.0));
+        assert_eq!(statistics.largest_at, Some([3, 0]));
     }
 
     #[test]
@@ -191,10 +245,29 @@ mod tests {
     }
 
     #[test]
+    fn outliers_stand_alone() {
+        let mut values = vec![1.0; 63];
+        assert_eq!(of(&values).only(), Some(1.0));
+        values.push(3000.0);
+        let found = Outliers { count: 1, gap: 10 };
+        assert_eq!(of(&values).outliers(10, 64), Some(found));
+        assert_eq!(of(&values).outliers(11, 64), None);
+        assert_eq!(of(&values).outliers(10, 65), None);
+        assert_eq!(of(&values).only(), None);
+        assert_eq!(of(&[]).outliers(1, 1), None);
+    }
+
+    #[test]
     fn small_floats_are_subnormal_below_their_first_exponent() {
-        assert_eq!(smallest_normal_minifloat(Minifloat::E4M3), 2_f32.powi(-6));
-        assert_eq!(smallest_normal_minifloat(Minifloat::E5M2), 2_f32.powi(-14));
-        assert_eq!(smallest_normal_minifloat(Minifloat::E2M1), 1.0);
-        assert_eq!(smallest_normal_minifloat(Minifloat::E8M0), 0.0);
+        let known = [
+            (Minifloat::E4M3, 2_f32.powi(-6)),
+            (Minifloat::E5M2, 2_f32.powi(-14)),
+            (Minifloat::E2M1, 1.0),
+            (Minifloat::E8M0, 0.0),
+        ];
+        for (format, expected) in known {
+            let found = smallest_normal_minifloat(format);
+            assert_eq!(found.to_bits(), expected.to_bits(), "{format:?}");
+        }
     }
 }
