@@ -1,11 +1,13 @@
 //! A checkpoint taken apart to be spoilt: shards with their tensors, documents, and files as plain bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use safequant::audit::{self, Options, Report, Subject, Wanted};
+use safequant::audit::{self, Finding, Options, Subject, Wanted};
 use safequant::container::{BytesSource, Checkpoint, Limits, ReadAt};
 use serde_json::{Map, Value};
+use tempfile::TempDir;
 
 use crate::interop::fixture::{Dense, Fixture};
 
@@ -23,6 +25,19 @@ pub(super) struct Draft {
     pub(super) documents: BTreeMap<String, Vec<u8>>,
     /// Changes to a shard's bytes, after all others: truncation and the like.
     pub(super) raw: BTreeMap<String, Vec<u8>>,
+    /// Files of its directory that are neither shards nor documents ([`Draft::lay_out`]).
+    pub(super) beside: BTreeMap<String, Beside>,
+    /// Where it is laid out, if it is opened from a disk.
+    folder: Option<Arc<TempDir>>,
+}
+
+/// Something in the directory of a checkpoint.
+#[derive(Clone)]
+pub(super) enum Beside {
+    /// A file; its name may lead into folders.
+    File(Vec<u8>),
+    /// A symlink to this path.
+    Link(&'static str),
 }
 
 /// The index's name.
@@ -53,7 +68,49 @@ impl Draft {
             metadata,
             documents: fixture.files().1,
             raw: BTreeMap::new(),
+            beside: BTreeMap::new(),
+            folder: None,
         }
+    }
+
+    /// From now on it is opened as a directory on a disk, with what lies beside the weights.
+    pub(super) fn lay_out(&mut self) -> &mut BTreeMap<String, Beside> {
+        let new = || Arc::new(TempDir::new().unwrap());
+        self.folder.get_or_insert_with(new);
+        &mut self.beside
+    }
+
+    /// Moves a tensor to the end of another shard; an index learns of it.
+    pub(super) fn move_to(&mut self, name: &str, file: &str) -> Option<()> {
+        let dense = self.remove(name)?;
+        self.edit_index(|map| drop(map.insert(name.to_owned(), file.into())));
+        let shard = self.shards.get_mut(file)?;
+        shard.push((name.to_owned(), dense));
+        Some(())
+    }
+
+    /// A shard's header, to be spoilt, and its data.
+    pub(super) fn parts(&self, file: &str) -> (Map<String, Value>, Vec<u8>) {
+        let bytes = self.bytes(file);
+        let (len, rest) = bytes.split_first_chunk().unwrap();
+        let len = usize::try_from(u64::from_le_bytes(*len)).unwrap();
+        let (header, data) = rest.split_at(len);
+        (serde_json::from_slice(header).unwrap(), data.to_vec())
+    }
+
+    /// Replaces a shard's bytes by this header and data.
+    pub(super) fn put(&mut self, file: &str, header: &[u8], data: &[u8]) {
+        let mut bytes = header.to_vec();
+        let mut len = bytes.len().next_multiple_of(8);
+        // A length that begins like a pickle (80 02 to 80 05) is taken for one where the header is wrong.
+        if (0x280..=0x580).contains(&len) && len % 0x100 == 0x80 {
+            len += 8;
+        }
+        bytes.resize(len, b' ');
+        let mut all = (len as u64).to_le_bytes().to_vec();
+        all.append(&mut bytes);
+        all.extend_from_slice(data);
+        self.raw.insert(file.to_owned(), all);
     }
 
     /// Names of all tensors.
@@ -151,23 +208,67 @@ impl Draft {
         }
     }
 
-    /// All files as they would lie on a disk.
+    /// All files as they would lie on a disk. What cannot be surveyed at all is a checkpoint of nothing, and one error.
     pub(super) fn open(&self) -> (Checkpoint, Vec<safequant::container::Error>) {
-        let files: std::collections::BTreeSet<&String> =
-            self.shards.keys().chain(self.raw.keys()).collect();
-        let shards = files.into_iter().map(|file| {
-            let source: Arc<dyn ReadAt> = Arc::new(BytesSource(self.bytes(file).into()));
-            (file.clone(), source)
-        });
         let limits = Limits::default();
-        let documents = self.documents.clone();
-        Checkpoint::survey_sources("draft", shards.collect(), documents, &limits).unwrap()
+        let opened = match &self.folder {
+            Some(folder) => Checkpoint::survey(&self.write(folder), &limits),
+            None => {
+                Checkpoint::survey_sources("draft", self.sources(), self.documents.clone(), &limits)
+            }
+        };
+        opened.unwrap_or_else(|error| {
+            let nothing = Checkpoint::survey_sources("draft", Vec::new(), BTreeMap::new(), &limits);
+            (nothing.unwrap().0, vec![error])
+        })
     }
 
-    /// Its audit.
-    pub(super) fn audit(&self, wanted: &Wanted, options: &Options) -> Report {
+    /// Names of the shards, those that are bytes only included.
+    fn files(&self) -> BTreeSet<&String> {
+        self.shards.keys().chain(self.raw.keys()).collect()
+    }
+
+    fn sources(&self) -> Vec<(String, Arc<dyn ReadAt>)> {
+        let files = self.files().into_iter();
+        files
+            .map(|file| {
+                let source: Arc<dyn ReadAt> = Arc::new(BytesSource(self.bytes(file).into()));
+                (file.clone(), source)
+            })
+            .collect()
+    }
+
+    /// Writes all of it to a folder of its own, beside a file `outside.safetensors` that links may lead to.
+    fn write(&self, folder: &TempDir) -> PathBuf {
+        let root = folder.path().join("model");
+        if root.exists() {
+            std::fs::remove_dir_all(&root).unwrap();
+        }
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(folder.path().join("outside.safetensors"), "outside").unwrap();
+        for file in self.files() {
+            std::fs::write(root.join(file), self.bytes(file)).unwrap();
+        }
+        for (name, bytes) in &self.documents {
+            std::fs::write(root.join(name), bytes).unwrap();
+        }
+        for (name, beside) in &self.beside {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            match beside {
+                Beside::File(bytes) => std::fs::write(path, bytes).unwrap(),
+                Beside::Link(target) => std::os::unix::fs::symlink(target, path).unwrap(),
+            }
+        }
+        root
+    }
+
+    /// Its audit: the findings, and the errors that no rule claims.
+    pub(super) fn audit(&self, wanted: &Wanted, options: &Options) -> (Vec<Finding>, Vec<String>) {
         let (checkpoint, problems) = self.open();
-        audit::audit(Subject::new(&checkpoint, problems, wanted.clone()), options)
+        let report = audit::audit(Subject::new(&checkpoint, problems, wanted.clone()), options);
+        let unclaimed = report.unclaimed().map(ToString::to_string).collect();
+        (report.findings, unclaimed)
     }
 }
 

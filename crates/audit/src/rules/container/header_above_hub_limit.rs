@@ -29,7 +29,7 @@ their own.
 - huggingface/huggingface_hub, `SAFETENSORS_MAX_HEADER_LENGTH`
 ";
 
-/// Most bytes of JSON that huggingface_hub reads.
+/// Most bytes of JSON that `huggingface_hub` reads.
 const MAX_BYTES: u64 = 25_000_000;
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {

@@ -28,7 +28,7 @@ Save the tensor in the shape that the model's code uses.
 - ggml-org/llama.cpp, `GGML_MAX_DIMS`
 ";
 
-/// The most that TensorRT takes, and twice what any weight of a usual model has.
+/// The most that `TensorRT` takes, and twice what any weight of a usual model has.
 const MAX_RANK: usize = 8;
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
