@@ -4,6 +4,7 @@
 //! [`Rule`] looks at those): docs/adr/0009-audit.md. It never changes a file.
 #![forbid(unsafe_code)]
 
+pub mod diff;
 mod finding;
 mod group_index;
 mod ignore;

@@ -6,18 +6,18 @@ use safequant_schemes::{Granularity, QuantizedTensor, SuperScale};
 
 /// What a weight's grid of scales looks like.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Grid {
+pub(crate) struct Grid {
     granularity: Granularity,
     supers: SuperScale,
     /// Input features.
     width: u64,
     /// Columns of the grid.
-    pub(super) columns: u64,
+    pub(crate) columns: u64,
 }
 
 impl Grid {
     /// Of a weight.
-    pub(super) fn of(tensor: &QuantizedTensor) -> Self {
+    pub(crate) fn of(tensor: &QuantizedTensor) -> Self {
         let width = tensor.in_features();
         let granularity = tensor.scheme.granularity;
         let columns = match granularity {
@@ -37,7 +37,7 @@ impl Grid {
     }
 
     /// Rows of the grid that rows of the matrix need.
-    pub(super) fn scale_rows(&self, rows: &Range<u64>) -> Range<u64> {
+    pub(crate) fn scale_rows(&self, rows: &Range<u64>) -> Range<u64> {
         match self.granularity {
             Granularity::Tensor | Granularity::Strided { .. } => 0..u64::from(!rows.is_empty()),
             Granularity::Channel | Granularity::Group { .. } | Granularity::IndexedGroup { .. } => {
@@ -71,7 +71,7 @@ impl Grid {
     }
 
     /// The entry of the matrix's grid, counted row by row, that a code belongs to. `index`: the group of each input feature.
-    pub(super) fn entry(&self, [row, column]: [u64; 2], index: Option<&[u32]>) -> u64 {
+    pub(crate) fn entry(&self, [row, column]: [u64; 2], index: Option<&[u32]>) -> u64 {
         let in_row = |group: u64| row.saturating_mul(self.columns).saturating_add(group);
         let flat = row.saturating_mul(self.width).saturating_add(column);
         match self.granularity {
@@ -108,7 +108,7 @@ impl Grid {
 
     /// Cuts the rows of a matrix. `most`: rows that fit in memory; `unit`: rows between two places where reading can start
     /// without reading a word twice.
-    pub(super) fn tiles(
+    pub(crate) fn tiles(
         &self,
         n_rows: u64,
         most: u64,

@@ -16,6 +16,7 @@ pub use codes::CodeStatistics;
 pub use floats::{FloatStatistics, Outliers, smallest_normal};
 pub use zeros::ZeroStatistics;
 
+pub(crate) use grid::Grid;
 pub(crate) use small::small_scales;
 pub(crate) use walk::weight;
 
