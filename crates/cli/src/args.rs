@@ -62,6 +62,12 @@ pub(crate) enum Verb {
     /// everything. Nothing is ever changed. Exit status 1 means findings of the level of --fail-on.
     #[command(after_help = AUDIT_EXAMPLES)]
     Audit(AuditArgs),
+    /// Say into how many tensor-parallel ranks a checkpoint can be cut, what stands in the way, and what a rank holds
+    ///
+    /// Column-parallel weights (q, k, v, gate, up) are cut along their outputs, row-parallel ones (o, down) along their inputs;
+    /// groups, blocks and packed words must not straddle two ranks. Reads headers only.
+    #[command(after_help = TP_PLAN_EXAMPLES)]
+    TpPlan(TpPlanArgs),
     /// Say what an audit rule checks, why it matters and what to do; without a rule, list all of them
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainArgs),
@@ -86,6 +92,13 @@ pub(crate) enum Verb {
     /// docs/conversions.md shows what goes where.
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
+    /// Write a copy of a checkpoint in which findings of an audit are set right
+    ///
+    /// For what the tensors themselves decide: the index and its total_size, lists of modules that are left dense, GPTQ's
+    /// checkpoint_format, tie_word_embeddings, names of FP8 scales, the format in __metadata__. Weights are linked or
+    /// copied, never changed. The result is audited before it is written, and appears complete or not at all.
+    #[command(after_help = REPAIR_EXAMPLES)]
+    Repair(RepairArgs),
     /// Measure the kernels on this machine
     ///
     /// Each format is decoded to BF16, in cache and from memory, on one thread and on all; its rate stands beside that of a
@@ -126,8 +139,8 @@ pub(crate) struct AuditArgs {
     /// The checkpoint it was made of: what each weight has lost is measured (reads everything)
     #[arg(long, value_name = "BASE")]
     pub(crate) reference: Option<PathBuf>,
-    /// A runtime that should load it; may be repeated
-    #[arg(long, value_name = "NAME")]
+    /// A runtime that should load it, with or without a version (`vllm`, `vllm@0.33.1`); may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) runtime: Vec<String>,
     /// Tensor-parallel degrees that it should be cut into (`8`, `2,4,8`)
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=4096))]
@@ -153,6 +166,20 @@ pub(crate) struct AuditArgs {
     /// Write all findings to a file that --baseline takes, and end well
     #[arg(long, value_name = "FILE", conflicts_with = "baseline")]
     pub(crate) write_baseline: Option<PathBuf>,
+}
+
+/// `tp-plan`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct TpPlanArgs {
+    /// A .safetensors or .gguf file, a directory in the Hugging Face layout, or an index file
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The degrees
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8,16", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) tp: Vec<u64>,
+    /// Print JSON (specs/cli/tp-plan.schema.json)
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `explain`, as typed.
@@ -265,6 +292,37 @@ pub(crate) struct ConvertArgs {
     pub(crate) ignore: Vec<String>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
+}
+
+/// `repair`, as typed.
+#[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one per switch of the command line, as typed"
+)]
+pub(crate) struct RepairArgs {
+    #[command(flatten)]
+    pub(crate) paths: Paths,
+    /// The rules whose findings are set right: an id (`IX005`), a name, or a family (`IX`); may be repeated
+    #[arg(
+        long = "rule",
+        value_name = "RULE",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub(crate) rules: Vec<String>,
+    /// Show what would change, line by line, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Copy weights that stay as they are; otherwise they are linked where the file system can do that
+    #[arg(long)]
+    pub(crate) copy: bool,
+    /// Replace DST, at the end and atomically, if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print what changes as JSON, with whole documents
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `bench`, as typed.
@@ -436,9 +494,15 @@ const AUDIT_EXAMPLES: &str = "\
 Examples:
   safequant audit model
   safequant audit model-w4a16 --depth full --fail-on warning
-  safequant audit model-w4a16 --reference model --format html -o audit.html
+  safequant audit model-w4a16 --reference model --format html > audit.html
   safequant audit model-w4a16 --runtime vllm --tp 2,4 --fail-on never
   safequant audit model-w4a16 --select SC,QT --ignore SC013 --format json";
+
+const TP_PLAN_EXAMPLES: &str = "\
+Examples:
+  safequant tp-plan model-w4a16
+  safequant tp-plan model-w4a16 --tp 2,3,8
+  safequant tp-plan model-w4a16 --json";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
@@ -466,6 +530,13 @@ Examples:
   safequant convert model-w4a16 -o model-v2 --to gptq_v2
   safequant convert model-w4a16 -o model-e4m3 --to fp8 --allow-lossy
   safequant convert model-w4a16 -o model-v2 --to gptq_v2 --force --json --quiet";
+
+const REPAIR_EXAMPLES: &str = "\
+Examples:
+  safequant repair model -o model-repaired --rule IX --dry-run
+  safequant repair model -o model-repaired --rule IX001,IX005
+  safequant repair model-w4a16 -o model-repaired --rule QC010 --rule QC011 --copy
+  safequant repair model-gptq -o model-repaired --rule gptq-zero-convention --force --json";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:

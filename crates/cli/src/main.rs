@@ -48,6 +48,10 @@ fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
             let job = plan::audit(args).map_err(|failure| (failure, record))?;
             commands::audit::run(&job, output).map_err(|failure| (failure, record))
         }
+        Verb::TpPlan(args) => {
+            let record = record(args.json);
+            commands::tp_plan::run(&args, output).map_err(|failure| (failure, record))
+        }
         Verb::Explain(args) => {
             let explained = commands::explain::run(&args, output);
             explained.map_err(|failure| (failure, Record::None))
@@ -66,6 +70,11 @@ fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
             let record = record(args.job.json);
             let job = plan::convert(args).map_err(|failure| (failure, record))?;
             commands::job::run(&job, output).map_err(|failure| (failure, record))
+        }
+        Verb::Repair(args) => {
+            let record = record(args.json);
+            let job = plan::repair(args).map_err(|failure| (failure, record))?;
+            commands::repair::run(&job, output).map_err(|failure| (failure, record))
         }
         Verb::Bench(args) => {
             let record = record(args.json);

@@ -6,6 +6,7 @@ use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::kernels::Float;
 use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
+use safequant::rewrite::repair::{RepairOptions, Weights};
 use safequant::rewrite::{
     ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, OutputDtype,
     QuantizeRecipe, Verb,
@@ -16,7 +17,7 @@ use safequant::schemes::{CONVENTIONS, Preset};
 
 use crate::args::{
     AuditArgs, ConvertArgs, DepthArg, DequantizeArgs, DivisionArg, DtypeArg, FormatArg, JobArgs,
-    LevelArg, NonFiniteArg, Paths, QuantizeArgs,
+    LevelArg, NonFiniteArg, Paths, QuantizeArgs, RepairArgs,
 };
 use crate::exit::Failure;
 use crate::output::Record;
@@ -168,6 +169,75 @@ fn rules(select: &[String], ignore: &[String]) -> Result<Vec<&'static Rule>, Fai
         ));
     }
     Ok(rules)
+}
+
+/// A repair, ready to be planned.
+pub(crate) struct Repair {
+    /// What is read.
+    pub(crate) source: PathBuf,
+    /// The rules whose findings are set right, at least one.
+    pub(crate) rules: Vec<&'static Rule>,
+    /// Where the result goes, and how.
+    pub(crate) options: RepairOptions,
+    /// Whether anything is written.
+    pub(crate) mode: Mode,
+    /// How the answer is given.
+    pub(crate) record: Record,
+}
+
+/// What `repair` means.
+///
+/// # Errors
+/// Rules that do not exist, or cannot be repaired.
+pub(crate) fn repair(args: RepairArgs) -> Result<Repair, Failure> {
+    let mut all = Vec::new();
+    for name in args.rules {
+        let chosen = rules(std::slice::from_ref(&name), &[])?;
+        let (can, cannot): (Vec<_>, Vec<&Rule>) = chosen
+            .into_iter()
+            .partition(|rule| audit::repair::is_repairable(rule));
+        // Of a family those are meant that can be.
+        if let ([], Some(rule)) = (can.as_slice(), cannot.first()) {
+            let ids: Vec<&str> = audit::repair::repairable().collect();
+            return Err(Failure::usage(
+                format!(
+                    "{name} cannot be repaired: {}",
+                    audit::repair::why_not(rule)
+                ),
+                format!("what can be repaired is {}", ids.join(", ")),
+            ));
+        }
+        all.extend(can);
+    }
+    all.sort_by_key(|rule| rule.id);
+    all.dedup_by_key(|rule| rule.id);
+    Ok(Repair {
+        source: args.paths.source,
+        rules: all,
+        options: RepairOptions {
+            destination: args.paths.destination,
+            mode: if args.force {
+                Destination::Replace
+            } else {
+                Destination::New
+            },
+            weights: if args.copy {
+                Weights::Copy
+            } else {
+                Weights::Link
+            },
+        },
+        mode: if args.dry_run {
+            Mode::DryRun
+        } else {
+            Mode::Run
+        },
+        record: if args.json {
+            Record::Json
+        } else {
+            Record::None
+        },
+    })
 }
 
 /// What `quantize` means.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{About, problems};
+use super::{About, problems, wanted};
 use crate::{Finding, Loss, Losses, Report, Severity};
 
 /// The version of the record.
@@ -25,6 +25,8 @@ pub fn json(report: &Report<'_>, about: &About) -> Value {
         "findings": findings,
         "problems": problems.collect::<Vec<_>>(),
         "loss": about.losses.as_ref().map(losses),
+        "runtimes": wanted::runtimes(report),
+        "tensor_parallel": wanted::tensor_parallel(report),
     })
 }
 

@@ -8,12 +8,14 @@ mod html;
 mod json;
 mod junit;
 mod sarif;
+mod wanted;
 
 pub use github::github;
 pub use html::html;
 pub use json::json;
 pub use junit::junit;
 pub use sarif::sarif;
+pub use wanted::tp_plan;
 
 use crate::{Finding, Losses, Place, Report};
 

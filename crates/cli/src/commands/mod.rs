@@ -6,3 +6,5 @@ pub(crate) mod completions;
 pub(crate) mod explain;
 pub(crate) mod inspect;
 pub(crate) mod job;
+pub(crate) mod repair;
+pub(crate) mod tp_plan;

@@ -2,8 +2,11 @@
 
 use crate::support::{command, run, workplace};
 
-const VERBS: [&str; 6] = [
+const VERBS: [&str; 9] = [
     "inspect",
+    "audit",
+    "tp-plan",
+    "explain",
     "quantize",
     "dequantize",
     "convert",
@@ -41,7 +44,7 @@ fn every_example_of_every_verb_runs() {
             n_run += 1;
         }
     }
-    assert_eq!(n_run, 22);
+    assert_eq!(n_run, 33);
 }
 
 #[test]
@@ -49,7 +52,7 @@ fn the_examples_of_the_program_run() {
     let workplace = workplace();
     let help = run(workplace.path(), "safequant --help").expect(0);
     let examples = examples(&help.stdout);
-    assert_eq!(examples.len(), 4);
+    assert_eq!(examples.len(), 5);
     for example in examples {
         run(workplace.path(), &example).expect(0);
     }

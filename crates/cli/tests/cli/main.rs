@@ -8,6 +8,7 @@
     reason = "tests make the files that the program then reads"
 )]
 
+mod audit;
 mod bench;
 mod convert;
 mod exit_status;

@@ -148,9 +148,10 @@
   }
 
   // ---------------------------------------------------------------- map and detail
-  // From poor to good, readable with black text in both themes.
-  function color(share) {
-    var stops = [[232, 96, 92], [244, 178, 92], [242, 224, 128], [150, 208, 140], [92, 178, 156]];
+  // From poor to good, and from few to many; readable with black text in both themes.
+  var QUALITY = [[232, 96, 92], [244, 178, 92], [242, 224, 128], [150, 208, 140], [92, 178, 156]];
+  var AMOUNT = [[214, 228, 250], [152, 188, 240], [98, 148, 226]];
+  function color(stops, share) {
     var at = Math.max(0, Math.min(1, share)) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2), part = at - low;
     return "rgb(" + stops[low].map(function (value, i) { return Math.round(value + (stops[low + 1][i] - value) * part); }).join(",") + ")";
   }
@@ -182,13 +183,16 @@
     function draw() {
       var low = Infinity, high = -Infinity;
       data.modules.forEach(function (module) { var v = value(module); if (v !== null) { low = Math.min(low, v); high = Math.max(high, v); } });
+      var stops = measure === "bits" ? AMOUNT : QUALITY;
+      // Differences too small to mean anything get one color.
+      var spread = high - low > 0.03 * Math.abs(high) ? high - low : 0;
       function cell(modules) {
         if (!modules) { return element("td", {}, element("button", { "class": "hole", disabled: "", "aria-label": "none" })); }
         var module = worst(modules), v = value(module);
         var gravest = SEVERITIES.find(function (severity) { return modules.some(function (m) { return m.severity === severity; }); });
         var title = module.module + (modules.length > 1 ? " (the lowest of " + modules.length + ")" : "") + "\n" + module.scheme;
         return element("td", {}, element("button", { title: visible(title), "aria-pressed": String(module === chosen),
-          style: { background: v === null ? "var(--line)" : color(high > low ? (v - low) / (high - low) : 0.8) },
+          style: { background: v === null ? "var(--line)" : color(stops, spread ? (v - low) / spread : 0.5) },
           on: { click: function () { chosen = module; show(module); draw(); } } },
           [v === null ? "-" : v.toFixed(v < 100 ? 2 : 0), gravest && gravest !== "note" ? element("span", { "class": "dot" }, gravest === "error" ? "\u2715" : "!") : null]));
       }
@@ -198,7 +202,7 @@
       });
       holder.replaceChildren(element("table", { "class": "map" }, [element("thead", {}, head), element("tbody", {}, body)]));
       var ends = measure === "bits" ? [low.toFixed(2) + " bits per weight", high.toFixed(2)] : [low.toFixed(1) + " dB", high >= 140 ? "lossless" : high.toFixed(1) + " dB"];
-      legend.replaceChildren(element("span", {}, ends[0]), element("i", { style: { background: "linear-gradient(90deg," + [0, .25, .5, .75, 1].map(color).join(",") + ")" } }), element("span", {}, ends[1]));
+      legend.replaceChildren(element("span", {}, ends[0]), element("i", { style: { background: "linear-gradient(90deg," + [0, .25, .5, .75, 1].map(function (share) { return color(stops, spread ? share : 0.5); }).join(",") + ")" } }), element("span", {}, ends[1]));
     }
     var choices = [["sqnr", "signal to noise"], ["bits", "bits per weight"]].filter(function (choice) { return lossy || choice[0] === "bits"; });
     var buttons = choices.map(function (choice) {
@@ -279,8 +283,37 @@
     page.append(element("section", {}, [element("h2", {}, "Size by scheme"), stack, element("div", { "class": "scroll" }, element("table", { "class": "list" }, [element("thead", {}, head), element("tbody", {}, rows)]))]));
   }
 
+  // ---------------------------------------------------------------- runtimes and ranks
+  function answer(works) { return element("span", { "class": "badge " + (works ? "good" : "error") }, works ? "yes" : "no"); }
+  function wanted() {
+    if (data.runtimes.length) {
+      var rows = [];
+      data.runtimes.forEach(function (verdict) {
+        var version = verdict.from ? verdict.from + (verdict.before ? " up to " + verdict.before : " on") : "";
+        rows.push(element("tr", {}, [element("td", {}, verdict.profile || verdict.runtime), element("td", {}, version), element("td", {}, answer(verdict.loads)),
+          element("td", { "class": "left" }, verdict.reasons.length ? verdict.reasons.map(function (reason) {
+            return element("div", { "class": "finding" }, [element("p", {}, reason.message + (reason.count > 1 ? " (and " + (reason.count - 1) + " more)" : "")),
+              reason.help ? element("p", { "class": "count" }, reason.help) : null, element("p", { "class": "place" }, reason.source)]);
+          }) : "nothing against it")]));
+      });
+      var head = element("tr", {}, ["runtime", "version", "loads", "why"].map(function (name) { return element("th", {}, name); }));
+      page.append(element("section", { id: "runtimes" }, [element("h2", {}, "Runtimes"), element("div", { "class": "scroll" }, element("table", { "class": "list" }, [element("thead", {}, head), element("tbody", {}, rows)]))]));
+    }
+    if (data.tensor_parallel) {
+      var plans = data.tensor_parallel.degrees.map(function (plan) {
+        return element("tr", {}, [element("td", {}, "TP " + plan.degree), element("td", {}, answer(plan.works)), element("td", {}, bytes(plan.rank_bytes)),
+          element("td", { "class": "left" }, plan.obstacles.length ? plan.obstacles.map(function (obstacle) {
+            return element("div", { "class": "finding" }, [element("p", {}, obstacle.message + (obstacle.count > 1 ? " (" + plural(obstacle.count, "module") + ")" : "")), element("p", { "class": "count" }, obstacle.fix)]);
+          }) : "nothing in the way")]);
+      });
+      var top = element("tr", {}, ["degree", "works", "a rank holds", "why not"].map(function (name) { return element("th", {}, name); }));
+      page.append(element("section", { id: "ranks" }, [element("h2", {}, "Tensor parallelism"), element("div", { "class": "scroll" }, element("table", { "class": "list" }, [element("thead", {}, top), element("tbody", {}, plans)]))]));
+    }
+  }
+
   head();
   findings();
+  wanted();
   map();
   sizes();
 })();

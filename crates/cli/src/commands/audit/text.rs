@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use safequant::audit::profile::verdicts;
 use safequant::audit::report::{About, place_text};
 use safequant::audit::{Finding, Loss, Losses, Report, Severity, rule};
 
@@ -34,6 +35,8 @@ pub(super) fn render(report: &Report<'_>, about: &About, output: Output) -> Stri
     if let Some(losses) = &about.losses {
         lost(&mut text, losses, output);
     }
+    runtimes(&mut text, report, output);
+    super::super::tp_plan::degrees(&mut text, &report.subject, output);
     closing(&mut text, report, about);
     text.as_str().to_owned()
 }
@@ -113,6 +116,31 @@ fn lost(text: &mut Text, losses: &Losses, output: Output) {
         ));
     }
     text.line(format_args!(""));
+}
+
+/// Whether the runtimes that were asked for load it, and why not.
+fn runtimes(text: &mut Text, report: &Report<'_>, output: Output) {
+    for verdict in verdicts(&report.subject) {
+        let name = match verdict.profile {
+            Some(profile) => profile.name(),
+            None => Name(&verdict.runtime).to_string(),
+        };
+        let answer = if verdict.loads {
+            "loads it"
+        } else {
+            "does not load it"
+        };
+        text.line(format_args!("{} {answer}", output.heading(&name)));
+        for reason in &verdict.reasons {
+            let more = match reason.count {
+                0 | 1 => String::new(),
+                n => format!(" (and {} more)", count(n - 1)),
+            };
+            text.line(format_args!("  {}{more}", Message(&reason.message)));
+            text.line(format_args!("      source: {}", Message(reason.source)));
+        }
+        text.line(format_args!(""));
+    }
 }
 
 fn line(text: &mut Text, name: &str, loss: &Loss) {
