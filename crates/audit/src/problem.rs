@@ -18,15 +18,19 @@ pub(crate) fn report(error: &Error, findings: &mut Findings<'_>) {
     }
 }
 
-/// An error's text without the path and tensor that it begins with: they are the finding's place.
+/// An error's text without the path and tensor that it begins with: they are the finding's place, or all of the checkpoint.
 fn without_place(error: &Error, place: &Place) -> String {
     let text = error.to_string();
     let mut rest = text.as_str();
-    let (Error::Container(_), Some(file)) = (error, &place.file) else {
+    let Error::Container(error) = error else {
         let module = place.module.as_deref().unwrap_or_default();
         return after(rest, module).unwrap_or(rest).to_owned();
     };
+    if let Some(message) = whole(error).and_then(|whole| after(rest, whole)) {
+        return message.to_owned();
+    }
     // The file is the last step of the path; what stands before it may be any directory.
+    let file = place.file.as_deref().unwrap_or_default();
     if let Some((path, message)) = rest.split_once(&format!("{file}: "))
         && (path.is_empty() || path.ends_with(['/', '\\']))
     {
@@ -35,6 +39,35 @@ fn without_place(error: &Error, place: &Place) -> String {
     let tensor = place.tensor.as_deref().unwrap_or_default();
     let message = rest.strip_prefix("tensor ").and_then(|r| after(r, tensor));
     message.unwrap_or(rest).to_owned()
+}
+
+/// The checkpoint, where an error is about all of it.
+fn whole(error: &Container) -> Option<&str> {
+    if let Container::TensorInTwoShards {
+        checkpoint: whole, ..
+    }
+    | Container::GgufSplit {
+        checkpoint: whole, ..
+    }
+    | Container::NoWeights { directory: whole }
+    | Container::OnlyGguf {
+        directory: whole, ..
+    }
+    | Container::AmbiguousIndex {
+        directory: whole, ..
+    }
+    | Container::PathEscape {
+        directory: whole, ..
+    }
+    | Container::TooManyEntries {
+        directory: whole, ..
+    }
+    | Container::ShardMissing { file: whole, .. }
+    | Container::FileName { file: whole, .. } = error
+    {
+        return Some(whole);
+    }
+    None
 }
 
 /// What stands behind `name: `.
@@ -146,7 +179,7 @@ pub(crate) fn place(error: &Error) -> Place {
         Error::Container(error) => place_in_files(error),
         Error::Document { document, .. }
         | Error::ConfigValue { document, .. }
-        | Error::SidecarTooLarge { document, .. } => Place::file(document),
+        | Error::SidecarTooLarge { document, .. } => place_of_document(document),
         Error::ConfigsDisagree { second, .. } => Place::file(document_of(second)),
         Error::Contradiction { module, .. }
         | Error::Unsupported { module, .. }
@@ -181,6 +214,18 @@ pub(crate) fn place(error: &Error) -> Place {
         | Error::UnknownPreset { .. }
         | Error::PresetOption { .. }
         | Error::CannotDerive { .. } => Place::default(),
+    }
+}
+
+/// A document is a file, an entry of `__metadata__`, or a tensor that holds text and describes its module.
+fn place_of_document(document: &str) -> Place {
+    let is_tensor = !document.starts_with("__metadata__")
+        && ![".json", ".model", ".yaml", ".txt"]
+            .iter()
+            .any(|suffix| document.contains(suffix));
+    match document.rsplit_once('.') {
+        Some((module, _)) if is_tensor => Place::module(module).tensor(document),
+        Some(_) | None => Place::file(document),
     }
 }
 
@@ -428,5 +473,22 @@ mod tests {
             part: "a.b.scales".to_owned(),
         };
         assert_eq!(message(missing), "a.b.scales is missing");
+        let two = Container::TensorInTwoShards {
+            checkpoint: "models/a".to_owned(),
+            tensor: "w".to_owned(),
+            first: "1".to_owned(),
+            second: "2".to_owned(),
+        };
+        assert_eq!(message(two.into()), "tensor w is in 1 and in 2");
+    }
+
+    #[test]
+    fn descriptions_are_files_or_tensors_of_a_module() {
+        let place = place_of_document("a.b.comfy_quant");
+        assert_eq!(place.module.as_deref(), Some("a.b"));
+        assert_eq!(place.tensor.as_deref(), Some("a.b.comfy_quant"));
+        for file in ["config.json", "__metadata__: a.b", "tokenizer.model"] {
+            assert_eq!(place_of_document(file), Place::file(file));
+        }
     }
 }

@@ -24,6 +24,8 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     Fault::new("ST001", "file-cut-in-its-length", |draft, random| {
         let file = file(draft, random)?;
+        let (header, _) = draft.parts(&file);
+        draft.put(&file, &text(&header), &[]);
         let len = random.below(8);
         shorten(draft, file, |_| len)
     }),
@@ -63,7 +65,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     Fault::new("ST005", "index-not-json", |draft, _| {
         let index = draft.documents.get_mut(INDEX)?;
-        index.pop();
+        while index.pop()? != b'}' {}
         Some(Planted(INDEX.to_owned()))
     }),
     Fault::new("ST006", "tensor-listed-twice", |draft, random| {

@@ -96,9 +96,9 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault::new("IX009", "index-without-a-map", |draft, _| {
         sharded(draft)?;
         draft.edit(INDEX, |index| {
-            index
-                .as_object_mut()
-                .map(|index| index.remove("weight_map"));
+            if let Some(index) = index.as_object_mut() {
+                index.remove("weight_map");
+            }
         });
         Some(Planted(INDEX.to_owned()))
     }),
@@ -122,10 +122,8 @@ pub(super) const FAULTS: &[Fault] = &[
 
 /// Makes sure that there is an index.
 fn sharded(draft: &mut Draft) -> Option<()> {
-    match draft.documents.contains_key(INDEX) {
-        true => Some(()),
-        false => draft.split(),
-    }
+    let has_index = draft.documents.contains_key(INDEX);
+    if has_index { Some(()) } else { draft.split() }
 }
 
 /// Two shards and no index.

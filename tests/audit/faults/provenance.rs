@@ -62,7 +62,14 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     Fault::new("PV004", "quantizer-forgotten", |draft, _| {
         let mut n_forgotten = 0;
-        for bytes in draft.documents.values_mut() {
+        for name in [
+            "config.json",
+            "quantize_config.json",
+            "hf_quant_config.json",
+        ] {
+            let Some(bytes) = draft.documents.get_mut(name) else {
+                continue;
+            };
             let Ok(Value::Object(mut map)) = serde_json::from_slice(bytes) else {
                 continue;
             };
