@@ -4,6 +4,7 @@ mod diff;
 mod draft;
 mod faults;
 mod reading;
+mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
 

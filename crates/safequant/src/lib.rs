@@ -141,6 +141,7 @@
 #![forbid(unsafe_code)]
 
 pub mod parallel;
+pub mod repair;
 pub mod views;
 
 pub use safequant_audit as audit;

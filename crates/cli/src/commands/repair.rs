@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use safequant::audit::repair::{DocumentAction, DocumentEdit, Reason, Repair as Changes};
+use safequant::audit::repair::Reason;
 use safequant::audit::{
     self, Finding, Options, Place, Report, Severity, Subject, Wanted, all_rules,
 };
 use safequant::container::{Checkpoint, ErrorGroup, Limits, OsDisk};
-use safequant::rewrite::repair::{self as rewrite, Edit, EditAction, Edits, NewIndex, RepairPlan};
+use safequant::repair::edits;
+use safequant::rewrite::repair::{self as rewrite, RepairPlan};
 
 use crate::exit::Failure;
 use crate::output::{MAX_NOTES, Output, counted, len};
@@ -85,30 +86,6 @@ fn nothing_to_do(job: &Repair) -> Failure {
             rules.join(", ")
         ),
         help: Some("`safequant audit SRC` shows what rules find".to_owned()),
-    }
-}
-
-/// The same data in the words of the crate that writes.
-fn edits(changes: Changes) -> Edits {
-    let document = |edit: DocumentEdit| Edit {
-        document: edit.document,
-        path: edit.path,
-        action: match edit.action {
-            DocumentAction::Set(value) => EditAction::Set(value),
-            DocumentAction::SetFirst(value) => EditAction::SetFirst(value),
-            DocumentAction::Remove => EditAction::Remove,
-        },
-    };
-    Edits {
-        documents: changes.documents.into_iter().map(document).collect(),
-        index: changes.index.map(|index| NewIndex {
-            name: index.name,
-            weight_map: index.weight_map,
-            total_size: index.total_size,
-        }),
-        metadata: changes.metadata,
-        renames: changes.renames,
-        dropped: changes.dropped,
     }
 }
 
