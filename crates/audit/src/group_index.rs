@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use safequant_container::Dtype;
 use safequant_schemes::{Granularity, Part, QuantizedTensor, Role};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::Subject;
 
@@ -86,13 +86,15 @@ pub(crate) fn is_declared(subject: &Subject<'_>, tensor: &QuantizedTensor) -> Op
     if !tensor.convention.starts_with("gptq") {
         return None;
     }
-    let settings = subject.settings.iter();
-    let mut stated = settings.filter_map(|s| s.map.get("desc_act").and_then(Value::as_bool));
-    let has_rules = subject.settings.iter().any(|s| {
+    let flag = |value: &Value| value.get("desc_act").and_then(Value::as_bool);
+    let stated = |map: &Map<String, Value>| map.get("desc_act").and_then(Value::as_bool);
+    let declared = subject.settings.iter().find_map(|s| stated(&s.map))?;
+    let differs = subject.settings.iter().any(|s| {
         let rules = s.map.get("dynamic").and_then(Value::as_object);
-        rules.is_some_and(|rules| rules.values().any(|rule| rule.get("desc_act").is_some()))
+        let mut rules = rules.into_iter().flat_map(|rules| rules.values());
+        rules.any(|rule| flag(rule).is_some_and(|of_rule| of_rule != declared))
     });
-    stated.next().filter(|_| !has_rules)
+    (!differs).then_some(declared)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! Lists of modules that a configuration says are left dense, and what the readers of such lists take an entry for.
+//! Lists of modules that a configuration says are left dense, what the readers of such lists take an entry for, and the groups of
+//! modules that a configuration gives one scheme.
 //!
 //! The same list means something else to each reader: whole names, pieces of names, globs, regular expressions from the start. What
 //! is here follows vLLM (`quantization/utils/quant_utils.py is_layer_skipped`, `compressed_tensors/utils.py should_ignore_layer`,
-//! `modelopt.py is_layer_excluded`, `bitsandbytes.py is_layer_skipped_bnb`), SGLang (`quantization/utils.py is_layer_skipped`,
+//! `modelopt.py is_layer_excluded`, `bitsandbytes.py is_layer_skipped_bnb`), `SGLang` (`quantization/utils.py is_layer_skipped`,
 //! sgl-project/sglang#23467) and transformers (`quantizers_utils.py should_convert_module`).
 
 use std::collections::BTreeSet;
@@ -335,9 +336,72 @@ pub(crate) fn spellings(module: &str) -> Vec<String> {
     all
 }
 
+/// The groups of `config_groups`, with their targets.
+pub(crate) struct Groups<'a> {
+    groups: Vec<(&'a str, &'a Value, Vec<Target<'a>>)>,
+}
+
+/// Whom a group is for.
+enum Target<'a> {
+    /// Names that match from the start.
+    Matching(Pattern),
+    /// A name, or a class.
+    Name(&'a str),
+}
+
+impl<'a> Groups<'a> {
+    /// `None` where the settings have no groups.
+    pub(crate) fn of(settings: &'a Settings) -> Option<Self> {
+        let map = settings.map.get("config_groups")?.as_object()?;
+        let target = |text: &'a str| match text.strip_prefix("re:") {
+            Some(regex) => Pattern::regex(regex).ok().map(Target::Matching),
+            None => Some(Target::Name(text)),
+        };
+        let groups = map.iter().map(|(name, group)| {
+            // A preset's name stands for its scheme, and the value is the list.
+            let list = group.get("targets").unwrap_or(group).as_array();
+            let texts = list.into_iter().flatten().filter_map(Value::as_str);
+            (name.as_str(), group, texts.filter_map(target).collect())
+        });
+        Some(Self {
+            groups: groups.collect(),
+        })
+    }
+
+    /// The group that a module is of: by its name, else as a linear layer.
+    pub(crate) fn group(&self, module: &str) -> Option<(&'a str, &'a Value)> {
+        let names = spellings(module);
+        let is_named = |target: &Target<'_>| match target {
+            Target::Matching(pattern) => names.iter().any(|n| pattern.is_match(n).unwrap_or(false)),
+            Target::Name(text) => names.iter().any(|name| name == text),
+        };
+        let is_linear = |target: &Target<'_>| matches!(target, Target::Name("Linear"));
+        let mut groups = self.groups.iter();
+        let found = groups.find(|(_, _, targets)| targets.iter().any(is_named));
+        let mut groups = self.groups.iter();
+        let found = found.or_else(|| groups.find(|(_, _, targets)| targets.iter().any(is_linear)));
+        found.map(|(name, group, _)| (*name, *group))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_win_over_classes() {
+        let map = serde_json::json!({"config_groups": {
+            "a": {"targets": ["Linear"]}, "b": {"targets": ["re:.*down"]}, "FP8": ["layers.0.x"]}});
+        let settings = Settings {
+            place: "config.json".to_owned(),
+            map: map.as_object().unwrap().clone(),
+        };
+        let groups = Groups::of(&settings).unwrap();
+        let name = |module| groups.group(module).map(|(name, _)| name);
+        assert_eq!(name("model.layers.0.down"), Some("b"));
+        assert_eq!(name("model.layers.0.x"), Some("FP8"));
+        assert_eq!(name("model.layers.0.y"), Some("a"));
+    }
 
     fn takes(method: &str, text: &str, module: &str) -> Vec<bool> {
         let readers = readers(method);

@@ -8,60 +8,72 @@ use safequant_schemes::scheme::float_of;
 
 use crate::{ModuleName, Part, Subject, problem};
 
-/// Endings, behind a dot, of tensors that only quantized weights have beside them (`formats/*.md` of the dossiers). Names that
-/// dense models use as well (`scale`, `zero`, `shape`, `bias`) are not among them.
+/// Endings, behind a dot, of tensors that only quantized weights have beside them (`formats/*.md` of the dossiers), in order. Names
+/// that dense models use as well (`scale`, `zero`, `shape`, `bias`) are not among them.
 const COMPANIONS: &[&str] = &[
-    "weight_scale",
-    "weight_scale_inv",
-    "weight_scale_2",
-    "weight_scale_inv_2",
-    "weight_zero_point",
-    "weight_shape",
+    "SCB",
+    "W_q",
+    "_weight_qdata",
+    "_weight_scale",
+    "_weight_zero_point",
+    "activation_scale",
+    "biases",
+    "bitmask",
+    "channel_wise",
+    "comfy_quant",
+    "encoded_state_dict",
+    "g_idx",
+    "input_global_scale",
+    "input_scale",
+    "input_scale_ub",
+    "input_zero_point",
+    "offload_meta",
+    "output_scale",
+    "pre_quant_scale",
+    "qbiases",
+    "quant_scale",
+    "quant_zero",
+    "qweight",
+    "qzeros",
+    "row_offsets",
+    "s_channel",
+    "scale_input",
+    "scale_packed",
+    "scale_weight",
+    "scales",
+    "stores_quant_config",
+    "trellis",
+    "unpack_view_dtype",
+    "view_as_float",
+    "weight_codebook",
+    "weight_format",
     "weight_g_idx",
     "weight_global_scale",
     "weight_packed",
-    "input_scale",
-    "input_zero_point",
-    "input_global_scale",
-    "input_scale_ub",
-    "activation_scale",
-    "output_scale",
-    "pre_quant_scale",
-    "qweight",
-    "qzeros",
-    "scales",
-    "g_idx",
-    "biases",
-    "qbiases",
-    "weight.absmax",
-    "weight.quant_map",
-    "weight.nested_absmax",
-    "weight.nested_quant_map",
-    "weight.quant_state.bitsandbytes__nf4",
-    "weight.quant_state.bitsandbytes__fp4",
-    "SCB",
-    "weight_format",
-    "W_q",
+    "weight_s_channel",
+    "weight_s_rel",
+    "weight_scale",
+    "weight_scale_2",
+    "weight_scale_inv",
+    "weight_scale_inv_2",
+    "weight_shape",
+    "weight_zero_point",
+    "wscales",
+    "wzeros",
+];
+
+/// The same with a dot in them.
+const OF_WEIGHTS: &[&str] = &[
     "weight._data",
     "weight._data._data",
     "weight._scale",
     "weight._shift",
-    "_weight_qdata",
-    "_weight_scale",
-    "_weight_zero_point",
-    "scale_weight",
-    "scale_input",
-    "comfy_quant",
-    "weight_codebook",
-    "weight_s_channel",
-    "weight_s_rel",
-    "scale_packed",
-    "bitmask",
-    "row_offsets",
-    "wscales",
-    "wzeros",
-    "trellis",
-    "s_channel",
+    "weight.absmax",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    "weight.quant_map",
+    "weight.quant_state.bitsandbytes__fp4",
+    "weight.quant_state.bitsandbytes__nf4",
 ];
 
 /// The same without a dot, for experts that are stacked in one tensor.
@@ -69,12 +81,19 @@ const STACKED: &[&str] = &["_blocks", "_scales", "_scale_inv", "_weight_scale"];
 
 /// The module of a tensor that belongs to a quantized weight by its name, and the ending that says so.
 pub(crate) fn companion(tensor: &str) -> Option<(&str, &'static str)> {
-    let behind_dot = |ending: &&'static str| {
+    let (module, last) = tensor.rsplit_once('.')?;
+    if let Ok(at) = COMPANIONS.binary_search(&last) {
+        return COMPANIONS.get(at).map(|ending| (module, *ending));
+    }
+    let of_weight = |ending: &&'static str| {
         let module = tensor.strip_suffix(*ending)?;
         Some((module.strip_suffix('.')?, *ending))
     };
-    if let Some(found) = COMPANIONS.iter().find_map(behind_dot) {
-        return Some(found);
+    if tensor.contains(".weight.") {
+        return OF_WEIGHTS.iter().find_map(of_weight);
+    }
+    if !module.ends_with("experts") {
+        return None;
     }
     let stacked = |ending: &&'static str| {
         let module = tensor.strip_suffix(*ending)?;
@@ -253,6 +272,11 @@ pub(crate) const MTP_KEYS: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn companions_are_in_order() {
+        assert!(COMPANIONS.is_sorted());
+    }
 
     #[test]
     fn companions_name_their_module() {

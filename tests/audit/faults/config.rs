@@ -9,18 +9,18 @@ use crate::audit::draft::Draft;
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new("QC001", "documents-have-other-groups", |draft, _| {
-        let others = ["quantize_config.json", "hf_quant_config.json"];
-        let other = others
-            .into_iter()
-            .find(|d| draft.documents.contains_key(*d))?;
+        let is_read = stated(draft, "quant_method").is_some_and(|m| m == "gptq" || m == "awq");
+        let (other, key, value) = if is_read {
+            ("quantize_config.json", "group_size", json!(17))
+        } else {
+            ("hf_quant_config.json", "quant_algo", json!("W8A8_SQ"))
+        };
+        if !draft.documents.contains_key(other) {
+            return None;
+        }
         let mut is_changed = false;
         edit_settings(draft, other, |settings| {
-            for (key, value) in [("group_size", json!(17)), ("quant_algo", json!("W8A8_SQ"))] {
-                if settings.contains_key(key) && !is_changed {
-                    settings.insert(key.to_owned(), value);
-                    is_changed = true;
-                }
-            }
+            is_changed = settings.insert(key.to_owned(), value.clone()).is_some();
         });
         is_changed.then(|| Planted(String::new()))
     }),
@@ -56,7 +56,8 @@ pub(super) const FAULTS: &[Fault] = &[
         let all = weights(draft);
         let documents = documents(draft);
         let file = documents.first()?.clone();
-        let has_method = stated(draft, "quant_method").is_some();
+        let is_sparse = stated(draft, "sparsity_config").is_some_and(|s| s != json!({}));
+        let has_method = stated(draft, "quant_method").is_some() && !is_sparse;
         // The metadata of torchao, and the markers of others, say more than this.
         let others = ["torchao", "comfyui", "nunchaku", "mxfp4"];
         let is_other = |t: &QuantizedTensor| others.contains(&t.convention);
@@ -93,7 +94,11 @@ pub(super) const FAULTS: &[Fault] = &[
         Some(Planted(module))
     }),
     Fault::new("QC004", "weight-beside-qweight", |draft, random| {
-        let (module, _) = any_part(draft, random, |_, part| part.name.ends_with(".qweight"))?;
+        let (module, _) = any_part(draft, random, |tensor, part| {
+            let is_it =
+                tensor.convention.starts_with("gptq") || tensor.convention.starts_with("awq");
+            is_it && part.name.ends_with(".qweight")
+        })?;
         draft.add(&format!("{module}.weight"), floats(&[64, 64], 0.5));
         Some(Planted(module))
     }),
@@ -120,22 +125,32 @@ pub(super) const FAULTS: &[Fault] = &[
         Some(Planted("config.json".to_owned()))
     }),
     Fault::new("QC006", "bits-are-a-word", |draft, _| {
-        let names = ["bits", "num_bits", "group_size", "weight_block_size"];
-        let mut file = None;
+        let method = stated(draft, "quant_method");
+        let method = method
+            .as_ref()
+            .and_then(Value::as_str)
+            .unwrap_or("mlx")
+            .to_owned();
+        let mut is_changed = false;
         for document in documents(draft) {
             edit_settings(draft, &document, |settings| {
-                let Some(name) = names.iter().find(|name| find(settings, name).is_some()) else {
-                    return;
+                let value = match method.as_str() {
+                    "gptq" | "awq" => settings.get_mut("bits"),
+                    "mlx" if document == "config.json" => settings.get_mut("bits"),
+                    "fp8" => settings.get_mut("weight_block_size"),
+                    "modelopt" if document == "hf_quant_config.json" => {
+                        settings.get_mut("group_size")
+                    }
+                    "compressed-tensors" => weights_bits(settings),
+                    _ => None,
                 };
-                if let Some(value) = find(settings, name) {
+                if let Some(value) = value.filter(|value| !value.is_null()) {
                     *value = json!("four");
-                    file = Some(document.clone());
+                    is_changed = true;
                 }
             });
         }
-        // Methods whose tensors tell everything do not read them.
-        let all = weights_before(draft);
-        file.filter(|_| all).map(|_| Planted(String::new()))
+        is_changed.then(|| Planted(String::new()))
     }),
     Fault::new("QC007", "method-is-misspelled", |draft, _| {
         let all = weights(draft);
@@ -162,11 +177,6 @@ pub(super) const FAULTS: &[Fault] = &[
             return None;
         }
         draft.documents.remove("config.json")?;
-        Some(Planted("config.json".to_owned()))
-    }),
-    Fault::new("QC009", "config-is-cut-short", |draft, _| {
-        let config = draft.documents.get_mut("config.json")?;
-        config.truncate(config.len() / 2);
         Some(Planted("config.json".to_owned()))
     }),
     Fault::new(
@@ -207,7 +217,12 @@ pub(super) const FAULTS: &[Fault] = &[
         let module = random.choose(&all)?.module.replace("_proj", "_ghost");
         let entry = format!("{module}.conv");
         list(draft, &entry)?;
-        Some(Planted(entry))
+        let is_pattern = stated(draft, "quant_method") == Some(json!("gptq"));
+        Some(Planted(if is_pattern {
+            entry.replace('.', r"\.")
+        } else {
+            entry
+        }))
     }),
     Fault::new("QC013", "entry-is-a-piece-of-names", |draft, random| {
         let all = weights(draft);
@@ -477,23 +492,14 @@ fn config_groups(draft: &Draft) -> Option<Vec<String>> {
     Some(groups.as_object()?.keys().cloned().collect())
 }
 
-/// The first value of this name, at any depth.
-fn find<'v>(settings: &'v mut Map<String, Value>, name: &str) -> Option<&'v mut Value> {
-    if settings.get(name).is_some_and(|value| !value.is_null()) {
-        return settings.get_mut(name);
-    }
-    settings.values_mut().find_map(|value| match value {
-        Value::Object(map) => find(map, name),
-        _ => None,
-    })
-}
-
-/// Whether the draft is of a convention that reads its configuration's numbers. (It may not bind any more.)
-fn weights_before(draft: &Draft) -> bool {
-    let methods = ["compressed-tensors", "gptq", "awq", "fp8", "modelopt"];
-    let method = stated(draft, "quant_method");
-    let is_read = method.is_some_and(|m| methods.iter().any(|known| m == *known));
-    is_read || draft.config()["quantization"].is_object()
+/// The bits of the weights of the first group.
+fn weights_bits(settings: &mut Map<String, Value>) -> Option<&mut Value> {
+    let groups = settings.get_mut("config_groups")?.as_object_mut()?;
+    groups
+        .values_mut()
+        .next()?
+        .get_mut("weights")?
+        .get_mut("num_bits")
 }
 
 /// Puts a dense matrix of the same shape in the place of a quantized weight.

@@ -54,8 +54,8 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault::new("QT005", "dense-weight-beside-codes", |draft, random| {
         let (module, _) = any_part(draft, random, |tensor, part| {
             // Who reads GPTQ and AWQ calls it a contradiction.
-            let is_told =
-                !tensor.convention.starts_with("gptq") && !tensor.convention.starts_with("awq");
+            let others = ["gptq", "awq", "mxfp4"];
+            let is_told = !others.iter().any(|id| tensor.convention.starts_with(id));
             is_told && part.role == Role::Codes && part.name != tensor.weight
         })?;
         let weight = format!("{module}.weight");
@@ -66,6 +66,19 @@ pub(super) const FAULTS: &[Fault] = &[
         Some(Planted(weight))
     }),
     Fault::new("QT006", "optional-part-is-lost", lose_optional),
+    Fault::new("QT007", "scale-of-codes-is-lost", |draft, random| {
+        let (module, part) = any_part(draft, random, |tensor, part| {
+            let is_it = matches!(tensor.convention, "mlx" | "bitsandbytes");
+            // Of bitsandbytes the descriptor is what it is known by.
+            let is_known_by = match tensor.convention {
+                "mlx" => part.role == Role::Scale,
+                _ => part.role == Role::Shape || part.name.ends_with(".SCB"),
+            };
+            is_it && is_known_by
+        })?;
+        draft.remove(&part.name)?;
+        Some(Planted(module))
+    }),
     Fault::new("QT010", "layer-is-lost", |draft, random| {
         grow(draft, 5)?;
         let layer = 1 + random.below(3);
@@ -249,17 +262,30 @@ fn lose_part(draft: &mut Draft, random: &mut Random, roles: &[Role]) -> Option<P
     let (module, part) = any_part(draft, random, |tensor, part| {
         // Without its constants a GPTQ module is another format.
         let is_own = part.name.starts_with(&tensor.module) && !is_shared(part);
-        is_own && roles.contains(&part.role)
+        is_own && is_told(tensor) && roles.contains(&part.role)
     })?;
     draft.remove(&part.name)?;
     Some(Planted(module))
 }
 
+/// Whether its convention says what is missing. Others do not take what is left for theirs.
+fn is_told(tensor: &QuantizedTensor) -> bool {
+    !matches!(
+        tensor.convention,
+        "mlx" | "bitsandbytes" | "nunchaku" | "comfyui"
+    )
+}
+
 fn lose_codes(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
     let (module, part) = any_part(draft, random, |tensor, part| {
         let has_scale = tensor.part(Role::Scale).is_some_and(|s| !is_shared(s));
-        part.role == Role::Codes && has_scale
+        // These name the missing tensor.
+        let is_told = matches!(tensor.convention, "bitsandbytes" | "torchao" | "mxfp4");
+        part.role == Role::Codes && has_scale && !is_told
     })?;
+    if weights(draft).len() < 2 {
+        return None;
+    }
     draft.remove(&part.name)?;
     Some(Planted(module))
 }

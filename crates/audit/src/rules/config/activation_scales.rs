@@ -1,9 +1,9 @@
 //! QC061: activations are quantized with static scales, and a module has none.
 
-use safequant_schemes::{Pattern, QuantizedTensor, Settings};
-use serde_json::{Map, Value};
+use safequant_schemes::{QuantizedTensor, Settings};
+use serde_json::Value;
 
-use crate::ignore::{method_of, spellings};
+use crate::ignore::{Groups, method_of};
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -13,7 +13,7 @@ pub(crate) static RULE: Rule = Rule {
     since: "0.1.0",
     summary: "activations are quantized with static scales, but a module has none",
     doc: DOC,
-    check: Check::Module(check),
+    check: Check::Headers(check),
 };
 
 const DOC: &str = "\
@@ -33,14 +33,29 @@ Calibrate the module again, with data that reaches it.
 - vllm-project/vllm#45212, vllm-project/vllm#45320, NVIDIA/Model-Optimizer#1265, vllm-project/llm-compressor#2826
 ";
 
-fn check(subject: &Subject<'_>, tensor: &QuantizedTensor, findings: &mut Findings<'_>) {
-    let mut wanted = subject
-        .settings
-        .iter()
-        .filter_map(|settings| wanted(settings, tensor));
-    let Some((place, endings)) = wanted.next() else {
-        return;
-    };
+/// What the scales of a method may be called.
+type Endings = &'static [&'static str];
+
+const STATIC: Endings = &["input_scale", "activation_scale"];
+const LOCAL: Endings = &["input_global_scale", "input_scale"];
+
+fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    for settings in &subject.settings {
+        let groups = Groups::of(settings);
+        for tensor in &subject.model.quantized {
+            if let Some((place, endings)) = wanted(settings, groups.as_ref(), tensor) {
+                check_module(subject, tensor, (&place, endings), findings);
+            }
+        }
+    }
+}
+
+fn check_module(
+    subject: &Subject<'_>,
+    tensor: &QuantizedTensor,
+    (place, endings): (&str, Endings),
+    findings: &mut Findings<'_>,
+) {
     let has = |ending: &&str| {
         let stacked = format!("{}_{ending}", tensor.module);
         let own = format!("{}.{ending}", tensor.module);
@@ -49,10 +64,8 @@ fn check(subject: &Subject<'_>, tensor: &QuantizedTensor, findings: &mut Finding
     if endings.iter().any(has) {
         return;
     }
-    let names: Vec<String> = endings
-        .iter()
-        .map(|e| format!("{}.{e}", tensor.module))
-        .collect();
+    let name = |ending: &&str| format!("{}.{ending}", tensor.module);
+    let names: Vec<String> = endings.iter().map(name).collect();
     findings
         .add(
             Place::module(&*tensor.module),
@@ -65,10 +78,9 @@ fn check(subject: &Subject<'_>, tensor: &QuantizedTensor, findings: &mut Finding
 /// Where the settings ask for a scale of this module's activations, and what it may be called.
 fn wanted(
     settings: &Settings,
+    groups: Option<&Groups<'_>>,
     tensor: &QuantizedTensor,
-) -> Option<(String, &'static [&'static str])> {
-    const STATIC: &[&str] = &["input_scale", "activation_scale"];
-    const LOCAL: &[&str] = &["input_global_scale", "input_scale"];
+) -> Option<(String, Endings)> {
     let method = method_of(settings);
     let place = |key: &str| format!("{}.{key}", settings.place);
     if method == "fp8" {
@@ -82,11 +94,7 @@ fn wanted(
         "compressed-tensors" => tensor.convention == "compressed-tensors",
         name => name.starts_with("modelopt") && tensor.convention == "modelopt",
     };
-    if !is_ours {
-        return None;
-    }
-    let groups = settings.map.get("config_groups")?.as_object()?;
-    let (name, group) = group_of(groups, &tensor.module)?;
+    let (name, group) = groups.filter(|_| is_ours)?.group(&tensor.module)?;
     let activations = group.get("input_activations").filter(|v| !v.is_null())?;
     let place = place(&format!("config_groups.{name}"));
     match activations.get("dynamic") {
@@ -94,23 +102,4 @@ fn wanted(
         Some(Value::String(text)) if text == "local" => Some((place, LOCAL)),
         _ => None,
     }
-}
-
-/// The group that a module belongs to: by its name, else by its class.
-fn group_of<'m>(groups: &'m Map<String, Value>, module: &str) -> Option<(&'m str, &'m Value)> {
-    let names = spellings(module);
-    let is_named = |target: &str| match target.strip_prefix("re:") {
-        Some(regex) => Pattern::regex(regex)
-            .is_ok_and(|p| names.iter().any(|n| p.is_match(n).unwrap_or(false))),
-        None => names.iter().any(|name| name == target),
-    };
-    let targets = |group: &'m Value| {
-        let list = group.get("targets").and_then(Value::as_array);
-        list.into_iter().flatten().filter_map(Value::as_str)
-    };
-    let mut all = groups.iter();
-    let by_name = all.find(|(_, group)| targets(group).any(is_named));
-    let mut all = groups.iter();
-    let found = by_name.or_else(|| all.find(|(_, group)| targets(group).any(|t| t == "Linear")));
-    found.map(|(name, group)| (name.as_str(), group))
 }

@@ -57,15 +57,11 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
                 && is_compressed(subject)
             {
                 let file = place.split(':').next().unwrap_or_default();
+                let message = format!("{place} asks for scales of the cache ({})", summary(scheme));
                 findings
-                    .add(
-                        Place::file(file),
-                        format!("{place} asks for scales of the cache"),
-                    )
+                    .add(Place::file(file), message)
                     .instead("k_scale and v_scale for each layer", "none")
-                    .help("quantize the cache again, or remove the scheme")
-                    .message
-                    .push_str(&format!(" ({})", summary(scheme)));
+                    .help("quantize the cache again, or remove the scheme");
             }
         }
         Some(info) if schemes.is_empty() && !subject.settings.is_empty() => {

@@ -31,10 +31,14 @@ Fetch the document from where the weights came from.
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let is_there = subject.headers.document("config.json").is_some();
-    if is_there || subject.headers.gguf().is_some() {
+    if is_there || is_of_images(subject) || subject.headers.gguf().is_some() {
         return;
     }
-    if let Some(trunk) = trunk(subject) {
+    let Some(trunk) = trunk(subject) else {
+        return;
+    };
+    let word = trunk.name.rsplit('.').next().unwrap_or_default();
+    if matches!(word, "layers" | "layer" | "h") {
         findings
             .add(
                 Place::file("config.json"),
@@ -43,4 +47,18 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
             .instead("config.json", "none")
             .help("fetch the document from where the weights came from");
     }
+}
+
+/// Whether it is a file of `ComfyUI`, which reads language models from single files. FP8 weights with a scale alone do not say so.
+fn is_of_images(subject: &Subject<'_>) -> bool {
+    let mut conventions = subject.model.conventions.iter();
+    let is_read = conventions.any(|(id, _)| matches!(*id, "comfyui" | "nunchaku"));
+    let has = |ending: &str| {
+        let mut tensors = subject.headers.tensors();
+        tensors.any(|info| info.name.ends_with(ending))
+    };
+    let is_marked = has(".comfy_quant")
+        || has("scaled_fp8")
+        || subject.headers.metadata("_quantization_metadata").is_some();
+    is_read && (is_marked || !(has(".weight_scale") || has("scale_inv")))
 }

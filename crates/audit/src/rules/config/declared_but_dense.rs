@@ -4,7 +4,7 @@ use safequant_schemes::Settings;
 use serde_json::Value;
 
 use crate::ignore::method_of;
-use crate::inventory::{dense_matrices, is_partial};
+use crate::inventory::dense_matrices;
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -36,8 +36,8 @@ Remove the quantization configuration, or quantize the model.
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let model = &subject.model;
-    let is_explained = !subject.problems.is_empty() || is_partial(subject);
-    if is_explained || !model.quantized.is_empty() || !model.orphans.is_empty() {
+    let is_explained = !subject.problems.is_empty();
+    if is_explained || !model.quantized.is_empty() {
         return;
     }
     let n_dense = dense_matrices(subject).count();
@@ -71,6 +71,5 @@ fn declares(settings: &Settings) -> bool {
         Some(groups) => !groups.is_empty(),
         None => method_of(settings) != "compressed-tensors",
     };
-    let is_named = settings.method().is_some() || settings.map.contains_key("bits");
-    is_named && has_weights && !is_dense
+    !method_of(settings).is_empty() && has_weights && !is_dense
 }

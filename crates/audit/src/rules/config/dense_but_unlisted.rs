@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use safequant_schemes::{Pattern, Settings};
+use safequant_container::TensorInfo;
+use safequant_schemes::Settings;
 use serde_json::Value;
 
-use crate::ignore::{IgnoreList, MAX_TRIES, lists, method_of, spellings};
+use crate::ignore::{Groups, IgnoreList, MAX_TRIES, lists, method_of, spellings};
 use crate::inventory::{broken_modules, dense_matrices};
 use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
 
@@ -24,7 +25,8 @@ const DOC: &str = "\
 A dense matrix of attention or feed-forward blocks, in a model whose method quantizes all linear layers but those it lists
 (compressed-tensors, fp8, AWQ, GPTQ, ModelOpt), is on the list. Only matrices are looked at whose like is quantized: the same matrix of
 other layers, or another one of the same block. Methods whose tensors say which modules are quantized (bitsandbytes, MLX, torchao,
-quanto, HQQ) have no need of a list. With GPTQ it is a warning: vLLM looks at the tensors.
+quanto, HQQ) have no need of a list. With GPTQ it is a warning: vLLM looks at the tensors. So it is where FP8 blocks do not divide the
+matrix: transformers leaves those dense by itself.
 
 ## Why it matters
 Runtimes build a quantized layer and find a dense weight: `KeyError: 'model.layers.3.self_attn.v_proj.weight'`, a failed shape assertion,
@@ -48,20 +50,26 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let n_entries: usize = lists.iter().map(|list| list.entries.len()).sum();
     let kinds = Kinds::of(subject);
     let broken = broken_modules(subject);
-    let dense: Vec<&str> = dense_matrices(subject)
-        .map(|(module, _)| module)
-        .filter(|module| kinds.has_like(module) && !broken.contains(module))
+    let dense: Vec<(&str, &TensorInfo)> = dense_matrices(subject)
+        .filter(|(module, _)| kinds.has_like(module) && !broken.contains(module))
         .collect();
     if dense.len().saturating_mul(n_entries) > MAX_TRIES {
         return;
     }
-    for module in dense {
-        if targets(settings, module) && !is_listed(&lists, module) {
+    let groups = Groups::of(settings);
+    // Methods without groups mean all modules.
+    let is_target = |module: &str| groups.as_ref().is_none_or(|g| g.group(module).is_some());
+    for (module, info) in dense {
+        if is_target(module) && !is_listed(&lists, module) {
             let finding = findings.add(
                 Place::module(module),
                 format!("{} says that it is quantized", settings.place),
             );
             finding.severity = severity;
+            // transformers leaves such weights dense when it quantizes, and knows it when it loads.
+            if !blocks_divide(settings, info) {
+                finding.severity = Severity::Warning;
+            }
             finding
                 .instead(
                     format!("a weight of {}", method_of(settings)),
@@ -70,6 +78,17 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
                 .help("put the module on the list of those that are left dense");
         }
     }
+}
+
+/// Whether the settings' blocks, if there are any, divide the matrix.
+fn blocks_divide(settings: &Settings, info: &TensorInfo) -> bool {
+    let block = settings
+        .map
+        .get("weight_block_size")
+        .and_then(Value::as_array);
+    let sides = block.into_iter().flatten().filter_map(Value::as_u64);
+    let mut pairs = info.shape.iter().zip(sides);
+    pairs.all(|(n, side)| n.is_multiple_of(side.max(1)))
 }
 
 /// How bad a dense module is that no list names; `None` where no list is needed.
@@ -90,24 +109,6 @@ fn severity(settings: &Settings) -> Option<Severity> {
         }
         _ => None,
     }
-}
-
-/// Whether a group of compressed-tensors targets the module; other methods mean all.
-fn targets(settings: &Settings, module: &str) -> bool {
-    let Some(groups) = settings.map.get("config_groups").and_then(Value::as_object) else {
-        return true;
-    };
-    let targets = groups.values().flat_map(|group| {
-        let list = group.get("targets").unwrap_or(group).as_array();
-        list.into_iter().flatten().filter_map(Value::as_str)
-    });
-    let names = spellings(module);
-    let mut targets = targets;
-    targets.any(|target| match target.strip_prefix("re:") {
-        Some(regex) => Pattern::regex(regex)
-            .is_ok_and(|p| names.iter().any(|n| p.is_match(n).unwrap_or(false))),
-        None => target == "Linear" || names.iter().any(|name| name == target),
-    })
 }
 
 /// Whether any reader finds the module, or the fused one it becomes part of, on a list.

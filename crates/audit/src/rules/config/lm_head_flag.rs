@@ -17,7 +17,7 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-In a configuration of GPTQ or AWQ, `lm_head` is true if the output matrix is quantized, and false if not.
+In a configuration of GPTQModel, AutoGPTQ or AutoAWQ, `lm_head` is true if the output matrix is quantized, and false if not.
 
 ## Why it matters
 Runtimes build the output matrix by this flag alone: `KeyError: 'lm_head.qweight'`, `KeyError: 'lm_head.weight'`,
@@ -39,7 +39,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         .iter()
         .any(|name| name == "lm_head.weight");
     for settings in &subject.settings {
-        let is_ours = matches!(method_of(settings).as_str(), "gptq" | "awq");
+        let is_ours = matches!(method_of(settings).as_str(), "gptq" | "awq" | "fp8");
         let flag = settings.map.get("lm_head").and_then(Value::as_bool);
         let (Some(flag), true) = (flag, is_ours) else {
             continue;

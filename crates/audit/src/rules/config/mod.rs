@@ -6,7 +6,6 @@ mod activation_scales;
 mod cache_scales;
 mod config_contradicts_tensors;
 mod config_missing;
-mod config_unreadable;
 mod config_value;
 mod count_differs;
 mod declared_but_dense;
@@ -35,7 +34,6 @@ pub(crate) static RULES: &[&Rule] = &[
     &config_value::RULE,
     &format_unknown::RULE,
     &config_missing::RULE,
-    &config_unreadable::RULE,
     &ignored_but_quantized::RULE,
     &dense_but_unlisted::RULE,
     &ignore_entry_matches_nothing::RULE,

@@ -30,14 +30,18 @@ Put the configuration back: copy `quantization_config` from the original checkpo
 ";
 
 /// Conventions whose files say themselves how they are to be read.
-const EXPLAIN_THEMSELVES: [&str; 4] = ["comfyui", "nunchaku", "quanto", "gguf"];
+const EXPLAIN_THEMSELVES: [&str; 3] = ["nunchaku", "quanto", "gguf"];
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let model = &subject.model;
-    let is_known = |id: &str| EXPLAIN_THEMSELVES.contains(&id);
+    // FP8 weights with a scale are ComfyUI's as well, but a model of transformers is none of its files.
+    let is_of_transformers = subject.config.contains_key("architectures");
+    let is_known =
+        |id: &str| EXPLAIN_THEMSELVES.contains(&id) || (id == "comfyui" && !is_of_transformers);
     let explains_itself = model.conventions.iter().any(|(id, _)| is_known(id));
     let is_read = !subject.config.is_empty() && subject.settings.is_empty();
-    if !is_read || explains_itself || subject.headers.metadata("_quantization_metadata").is_some() {
+    let is_marked = subject.headers.metadata("_quantization_metadata").is_some();
+    if !is_read || explains_itself || is_marked {
         return;
     }
     let bound = model

@@ -44,7 +44,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
             let parts = blocks.entry(name.parent).or_default();
             parts.insert(name.part);
             // Blocks of two matrices call them w1 and w2, and some of three call the third v1.
-            if name.module.ends_with(".w1") {
+            if name.module.rsplit('.').next() == Some("w1") {
                 parts.insert(Part::Up);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use safequant_schemes::QuantizedTensor;
+use safequant_schemes::{Part, QuantizedTensor, Role};
 
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
@@ -78,13 +78,19 @@ fn check_kind(modules: &[&QuantizedTensor], findings: &mut Findings<'_>) {
     }
 }
 
-/// What the module's tensors are called behind its name. Tensors that modules share have other names.
+/// What the module's optional tensors are called behind its name. Tensors that modules share have other names.
 fn endings(tensor: &QuantizedTensor) -> BTreeSet<&str> {
     let behind = |name: &'_ str| {
         let rest = name.strip_prefix(tensor.module.as_str())?;
         rest.strip_prefix('.').map(str::len)
     };
-    let parts = tensor.parts.iter();
+    let is_optional = |part: &&Part| {
+        matches!(
+            part.role,
+            Role::GroupIndex | Role::ZeroPoint | Role::Auxiliary
+        )
+    };
+    let parts = tensor.parts.iter().filter(is_optional);
     parts
         .filter_map(|part| {
             let len = behind(&part.name)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use safequant_container::TensorInfo;
 use safequant_schemes::scheme::float_of;
 
-use crate::inventory::{broken_modules, companion};
+use crate::inventory::{broken_modules, companion, is_partial};
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -37,16 +37,22 @@ Fetch the file again if the codes should be there. If the module is dense on pur
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let broken = broken_modules(subject);
     let model = &subject.model;
+    // Where documents or a whole convention failed, nothing binds, and that is reported already.
+    let has_failed = !subject.problems.is_empty() && model.quantized.is_empty();
+    if has_failed || is_partial(subject) {
+        return;
+    }
+    let broken = broken_modules(subject);
     let mut left: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for name in model.plain.iter().chain(&model.orphans) {
-        let Some((module, _)) = companion(name) else {
+        let Some((module, ending)) = companion(name) else {
             continue;
         };
         // What stands in the way of a module that does not bind is reported by itself.
         let is_explained = model.module(module).is_some() || broken.contains(module);
-        if !is_explained && !has_codes_elsewhere(subject, module) {
+        let is_stacked = ending.starts_with('_') && has_codes_elsewhere(subject, module);
+        if !is_explained && !is_stacked {
             left.entry(module).or_default().push(name);
         }
     }

@@ -59,9 +59,10 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         return;
     }
     for (block, layouts) in &blocks {
-        let is_rare = match n_stacked < n_single {
-            true => is_stacked(&layouts) && !is_single(&layouts),
-            false => is_single(&layouts) && !is_stacked(&layouts),
+        let is_rare = if n_stacked < n_single {
+            is_stacked(&layouts) && !is_single(&layouts)
+        } else {
+            is_single(&layouts) && !is_stacked(&layouts)
         };
         if is_rare {
             report_rare(block, (n_stacked, n_single), findings);
@@ -85,11 +86,10 @@ fn blocks<'a>(subject: &'a Subject<'_>) -> BTreeMap<&'a str, Layouts> {
     }
     for tensor in &subject.model.quantized {
         let experts = tensor.module.rsplit_once('.');
-        let experts = experts.map(|(experts, _)| experts);
-        let is_stack = tensor.shape.len() == 3;
-        if let (Some(experts), Some(part), true) = (experts, tensor.part(Role::Codes), is_stack)
-            && let Some((key, layouts)) = blocks.iter_mut().find(|(key, _)| **key == experts)
-            && key.ends_with("experts")
+        let experts = experts.filter(|_| tensor.shape.len() == 3);
+        if let (Some((experts, _)), Some(part)) = (experts, tensor.part(Role::Codes))
+            && experts.ends_with("experts")
+            && let Some(layouts) = blocks.get_mut(experts)
         {
             layouts.stacked.insert(part.name.clone());
         }

@@ -3,6 +3,7 @@
 use crate::Rule;
 
 mod block_incomplete;
+mod codes_without_scale;
 mod companion_missing;
 mod companion_set_ragged;
 mod companion_without_weight;
@@ -29,6 +30,7 @@ pub(crate) static RULES: &[&Rule] = &[
     &part_shape::RULE,
     &weight_stored_twice::RULE,
     &companion_set_ragged::RULE,
+    &codes_without_scale::RULE,
     &layer_missing::RULE,
     &module_missing_in_layer::RULE,
     &block_incomplete::RULE,
