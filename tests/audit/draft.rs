@@ -59,7 +59,7 @@ impl Draft {
             };
             let tensors = tensors.iter().map(|t| (t.name().to_owned(), dense(t)));
             let entries = shard.header.metadata.iter().flatten();
-            let entries = entries.map(|(key, value)| (key.to_string(), value.as_str().into()));
+            let entries = entries.map(|(key, value)| (key.clone(), value.as_str().into()));
             metadata.insert(shard.name.clone(), entries.collect());
             shards.insert(shard.name.clone(), tensors.collect());
         }

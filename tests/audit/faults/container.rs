@@ -12,22 +12,22 @@ pub(super) const FAULTS: &[Fault] = &[
         let file = file(draft, random)?;
         let (_, data) = draft.parts(&file);
         let cut = 1 + random.below(data.len().max(1));
-        shorten(draft, file, |bytes| {
+        Some(shorten(draft, file, |bytes| {
             bytes.len() - cut.min(data.len().max(1))
-        })
+        }))
     }),
     Fault::new("ST001", "file-cut-in-its-header", |draft, random| {
         let file = file(draft, random)?;
         let (header, _) = draft.parts(&file);
         draft.put(&file, &text(&header), &[]);
-        shorten(draft, file, |bytes| bytes.len() - 1)
+        Some(shorten(draft, file, |bytes| bytes.len() - 1))
     }),
     Fault::new("ST001", "file-cut-in-its-length", |draft, random| {
         let file = file(draft, random)?;
         let (header, _) = draft.parts(&file);
         draft.put(&file, &text(&header), &[]);
         let len = random.below(8);
-        shorten(draft, file, |_| len)
+        Some(shorten(draft, file, |_| len))
     }),
     Fault::new("ST002", "bytes-appended", |draft, random| {
         let file = file(draft, random)?;
@@ -58,7 +58,7 @@ pub(super) const FAULTS: &[Fault] = &[
         Some(Planted(file))
     }),
     Fault::new("ST005", "header-without-its-end", |draft, random| {
-        spoil_text(draft, random, |text| drop(text.pop()))
+        spoil_text(draft, random, |text| text.truncate(text.len() - 1))
     }),
     Fault::new("ST005", "header-not-utf8", |draft, random| {
         spoil_text(draft, random, |text| text[2] = 0xff)
@@ -302,6 +302,14 @@ pub(super) const FAULTS: &[Fault] = &[
             gguf.keys.retain(|(key, _)| *key != "general.architecture");
         })
     }),
+    Fault::new("ST029", "gguf-labeled-otherwise", |draft, random| {
+        let label = *random.choose(&[2, 15, 18, 1024 + 7])?;
+        spoil_gguf(draft, |gguf| {
+            gguf.keys.retain(|(key, _)| *key != "general.file_type");
+            let label = ("general.file_type", GgufValue::U32(label));
+            gguf.keys.push(label);
+        })
+    }),
 ];
 
 const METADATA: &str = "__metadata__";
@@ -323,11 +331,11 @@ fn text(object: &Map<String, Value>) -> Vec<u8> {
 }
 
 /// Leaves so many bytes of a file.
-fn shorten(draft: &mut Draft, file: String, len: impl FnOnce(&[u8]) -> usize) -> Option<Planted> {
+fn shorten(draft: &mut Draft, file: String, len: impl FnOnce(&[u8]) -> usize) -> Planted {
     let mut bytes = draft.bytes(&file);
     bytes.truncate(len(&bytes));
     draft.raw.insert(file.clone(), bytes);
-    Some(Planted(file))
+    Planted(file)
 }
 
 /// Something else in place of a shard.

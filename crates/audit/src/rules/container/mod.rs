@@ -12,6 +12,7 @@ mod file_truncated;
 mod file_unreadable;
 mod foreign_format;
 mod gguf_keys_missing;
+mod gguf_label_unlike_tensors;
 mod gguf_malformed;
 mod gguf_parts_disagree;
 mod header_above_hub_limit;
@@ -59,4 +60,5 @@ pub(crate) static RULES: &[&Rule] = &[
     &rank_above_eight::RULE,
     &header_above_hub_limit::RULE,
     &gguf_keys_missing::RULE,
+    &gguf_label_unlike_tensors::RULE,
 ];
