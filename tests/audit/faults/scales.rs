@@ -3,8 +3,8 @@
 use safequant::container::Dtype;
 use safequant::kernels::{Backend, Float, Minifloat};
 use safequant::schemes::{
-    Code, Granularity, Part, QuantizedTensor, Role, ScaleCoding, ScaleDirection, Storage,
-    SuperScale, ZeroCoding, ZeroPoint,
+    Code, Granularity, IntegerEncoding, Part, QuantizedTensor, Role, ScaleCoding, ScaleDirection,
+    Storage, SuperScale, ZeroCoding, ZeroPoint,
 };
 use serde_json::json;
 
@@ -51,6 +51,9 @@ pub(super) const FAULTS: &[Fault] = &[
         "gate-has-another-scale-than-up",
         unequal_fused_scales,
     ),
+    Fault::new("SC015", "global-scale-is-one", |draft, random| {
+        spoil_global(draft, random, |_| 1.0)
+    }),
     Fault::new("SC021", "key-is-dense", fused_sibling_is_dense),
     Fault::new(
         "SC030",
@@ -72,6 +75,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
     Fault::new("SC041", "scales-padded-to-tiles", pad_to_tiles),
     Fault::new("SC042", "fp8-scales-inverted", invert_fp8_scales),
+    Fault::new("SC043", "fp8-scale-is-one", fp8_scale_is_one),
     Fault::new("SC050", "e8m0-stored-as-bytes", e8m0_as_bytes),
     Fault::new("SC051", "e8m0-is-255", |draft, random| {
         spoil_power(draft, random, 0xff)
@@ -95,11 +99,13 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     Fault::new("SC080", "scale-beyond-f16", scale_beyond_f16),
     Fault::new("SC090", "code-is-nan", code_is_nan),
+    Fault::new("SC093", "file-ends-in-zeros", rows_are_constant),
+    Fault::new("SC095", "padding-is-dirty", dirty_padding),
     Fault::new("SC091", "codes-in-half-the-range", half_the_range),
     Fault::new("SC092", "codes-at-the-ends", saturate),
     Fault::new("SC093", "row-is-constant", row_is_constant),
+    Fault::new("SC093", "file-ends-in-zeros", rows_are_constant),
     Fault::new("SC094", "weight-is-zeroed", weight_is_constant),
-    Fault::new("SC095", "zero-point-outside", zero_point_outside),
     Fault::new(
         "SC096",
         "zero-points-in-the-middle",
@@ -205,6 +211,9 @@ fn scale_is_subnormal(draft: &mut Draft, random: &mut Random) -> Option<Planted>
     })?;
     let dense = draft.tensor(&target.part.name)?;
     let at = random.below(values(dense).len());
+    if values(dense)[at].abs() < 6.2e-5 {
+        return None;
+    }
     edit(dense, at, |_| 3e-6);
     Some(Planted(target.weight.module))
 }
@@ -224,8 +233,9 @@ fn scale_is_an_outlier(draft: &mut Draft, random: &mut Random) -> Option<Planted
 }
 
 fn scales_are_one(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
-    let target = choose(draft, random, Role::Scale, |_, part| {
-        is_own_float(part) && part.shape.iter().product::<u64>() >= 16
+    let target = choose(draft, random, Role::Scale, |weight, part| {
+        let is_one_bit = matches!(weight.scheme.code, Code::Integer { bits: 1, .. });
+        is_own_float(part) && part.shape.iter().product::<u64>() >= 16 && !is_one_bit
     })?;
     let dense = draft.tensor(&target.part.name)?;
     let n = values(dense).len();
@@ -527,6 +537,23 @@ fn invert_fp8_scales(draft: &mut Draft, random: &mut Random) -> Option<Planted> 
     Some(Planted(target.weight.module))
 }
 
+/// One scale for a whole matrix, as if it had been lost.
+fn fp8_scale_is_one(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
+    let target = choose(draft, random, Role::Scale, |weight, part| {
+        let is_e4m3 = weight.scheme.code == Code::Minifloat(Minifloat::E4M3);
+        let is_whole = weight.scheme.granularity == Granularity::Tensor;
+        let is_large = weight.out_features() * weight.in_features() >= 1024;
+        is_e4m3 && is_whole && is_large && is_own_float(part)
+    })?;
+    let dense = draft.tensor(&target.part.name)?;
+    // A cast that has the codes it would have without a scale is as it should be.
+    if values(dense)[0] > 0.01 {
+        return None;
+    }
+    edit(dense, 0, |_| 1.0);
+    Some(Planted(target.weight.module))
+}
+
 fn e8m0_as_bytes(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
     let target = choose(draft, random, Role::Scale, |weight, part| {
         let is_power = matches!(weight.scheme.scale, ScaleCoding::E8M0(_));
@@ -574,7 +601,10 @@ fn forget_block_size(draft: &mut Draft, random: &mut Random) -> Option<Planted> 
     edit_block_settings(draft, |settings| {
         settings.remove("weight_block_size");
     })?;
-    // Without it, a grid may fit nothing, or another granularity.
+    // Another document may say it, too; without it, a grid may fit nothing, or another granularity.
+    if draft.documents.contains_key("quantize_config.json") {
+        return None;
+    }
     let weights = weights(draft);
     let weight = weights.iter().find(|w| w.module == target.weight.module)?;
     matches!(weight.scheme.granularity, Granularity::Block { .. })
@@ -703,8 +733,11 @@ fn scale_beyond_f16(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
         is_own_float(part) && part.dtype != Dtype::F16 && known.contains(&weight.convention)
     })?;
     let dense = draft.tensor(&target.part.name)?;
-    let at = random.below(values(dense).len());
-    edit(dense, at, |_| 1e6);
+    let all = values(dense);
+    if all.iter().any(|value| value.abs() > 6e4) {
+        return None;
+    }
+    edit(dense, random.below(all.len()), |_| 1e6);
     Some(Planted(target.weight.module))
 }
 
@@ -757,10 +790,12 @@ fn half_the_range(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
 
 fn saturate(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
     let target = choose_nibbles(draft, random)?;
-    let end = if matches!(target.weight.scheme.code, Code::Minifloat(_)) {
-        0x77
-    } else {
-        0xff
+    let end = match target.weight.scheme.code {
+        Code::Integer {
+            encoding: IntegerEncoding::Unsigned,
+            ..
+        } => 0xff,
+        _ => 0x77,
     };
     for word in draft.tensor(&target.part.name)?.bytes.chunks_mut(4) {
         if random.below(3) < 2 {
@@ -775,12 +810,19 @@ fn row_is_constant(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
         let axes = Storage::Elements {
             axes: safequant::schemes::Axes::OutIn,
         };
-        weight.in_features() >= 32 && part.storage == axes && part.dtype.bits() == 8
+        weight.in_features() >= 32
+            && weight.out_features() > 1
+            && part.storage == axes
+            && part.dtype.bits() == 8
     })?;
     let width = usize::try_from(target.weight.in_features()).unwrap();
     let dense = draft.tensor(&target.part.name)?;
     let row = random.below(dense.bytes.len() / width);
-    dense.bytes[row * width..][..width].fill(0);
+    let row = &mut dense.bytes[row * width..][..width];
+    if row.iter().all(|code| *code == row[0]) {
+        return None;
+    }
+    row.fill(0);
     Some(Planted(target.weight.module))
 }
 
@@ -795,33 +837,50 @@ fn weight_is_constant(draft: &mut Draft, random: &mut Random) -> Option<Planted>
             Code::Dense(_) | Code::Integer { bits: 1, .. }
         );
         let n = weight.out_features() * weight.in_features();
-        is_plain && is_code && n >= 64 && part.content.is_none()
+        let is_matrix = weight.shape.len() > 1;
+        is_plain && is_code && is_matrix && n >= 64 && part.content.is_none()
     })?;
-    draft.tensor(&target.part.name)?.bytes.fill(0);
+    let dense = draft.tensor(&target.part.name)?;
+    if dense.bytes.iter().all(|&byte| byte == 0) {
+        return None;
+    }
+    dense.bytes.fill(0);
     Some(Planted(target.weight.module))
 }
 
-fn zero_point_outside(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
-    let target = choose(draft, random, Role::ZeroPoint, |weight, part| {
-        let bits = match weight.scheme.code {
-            Code::Integer { bits, .. } => bits,
-            _ => 8,
-        };
-        match weight.scheme.zero_point {
-            ZeroPoint::Stored(ZeroCoding::MinusOne) => part.dtype.bits() == 32,
-            ZeroPoint::Stored(ZeroCoding::Signed) => bits < 8 && is_own_byte(part),
-            _ => false,
-        }
+/// Writes a code into the padding behind the last row.
+fn dirty_padding(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
+    let target = choose(draft, random, Role::Codes, |weight, part| {
+        let is_grid = matches!(
+            part.storage,
+            Storage::Elements { .. } | Storage::Packed { .. }
+        );
+        let has_rows = part
+            .extent
+            .is_some_and(|[rows, _]| rows > weight.out_features());
+        is_grid && has_rows && weight.shape.len() == 2
     })?;
-    let is_signed = target.weight.scheme.zero_point == ZeroPoint::Stored(ZeroCoding::Signed);
+    *draft.tensor(&target.part.name)?.bytes.last_mut()? = 0x11;
+    // Where the true shape is known from zeros, it is another one now.
+    let now = weights(draft);
+    let now = now.iter().find(|w| w.module == target.weight.module)?;
+    (now.shape == target.weight.shape).then_some(Planted(target.weight.module))
+}
+
+/// Sets the codes of two thirds of all rows to zero.
+fn rows_are_constant(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
+    let target = choose_codes(draft, random, |weight, part| {
+        let axes = Storage::Elements {
+            axes: safequant::schemes::Axes::OutIn,
+        };
+        weight.in_features() >= 32 && weight.out_features() > 2 && part.storage == axes
+    })?;
     let dense = draft.tensor(&target.part.name)?;
-    if is_signed {
-        let at = random.below(dense.bytes.len());
-        dense.bytes[at] = 100;
-    } else {
-        let word = random.below(dense.bytes.len() / 4);
-        dense.bytes[4 * word..][..4].fill(0xff);
+    let from = dense.bytes.len() / 3;
+    if dense.bytes[from..].iter().all(|&byte| byte == 0) {
+        return None;
     }
+    dense.bytes[from..].fill(0);
     Some(Planted(target.weight.module))
 }
 

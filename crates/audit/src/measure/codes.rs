@@ -18,10 +18,12 @@ pub struct CodeStatistics {
     pub constant_rows: Occurrences,
     /// Matrices of the stack all of whose codes are the same; the place is the first row of the first.
     pub constant_matrices: Occurrences,
-    /// Codes that stand for something else than zero, but whose scale is zero.
+    /// Codes that stand for something else than zero (beside float zero points: than their neighbor), but whose scale is zero.
     pub lost: Occurrences,
     /// Codes that are no number and whose scale is zero: what dividing zeros by zero leaves.
     pub nan_without_scale: u64,
+    /// Codes beyond the edges of the weight that are not stored as zeros; the place is one of the stored matrix.
+    pub padding: Occurrences,
 }
 
 impl Default for CodeStatistics {
@@ -35,6 +37,7 @@ impl Default for CodeStatistics {
             constant_matrices: none,
             lost: none,
             nan_without_scale: 0,
+            padding: none,
         }
     }
 }
@@ -182,30 +185,29 @@ impl CodePass {
         let base = base.saturating_mul(grid.columns);
         let rows = tile.codes.chunks(self.in_features.max(1));
         for (row, codes) in (0..).zip(rows) {
+            let mut before = None;
             for (column, &code) in (0..).zip(codes) {
-                let entry = grid
-                    .entry([first + row, column], index)
-                    .saturating_sub(base);
-                let Ok(entry) = usize::try_from(entry) else {
+                let entry = grid.entry([first + row, column], index);
+                let Ok(entry) = usize::try_from(entry.saturating_sub(base)) else {
                     continue;
                 };
                 if tile.scales.get(entry) != Some(&0.0) {
                     continue;
                 }
-                let zero = match self.zero {
-                    ZeroPoint::Fixed(zero) => zero,
-                    ZeroPoint::Stored(_) => tile.zeros.get(entry).copied().unwrap_or(0),
-                    // The offset is what such a group is made of.
-                    ZeroPoint::Offset { .. } => return,
-                };
-                let is_zero = match kinds[usize::from(code)] {
-                    Kind::Zero => true,
-                    Kind::Number => i32::from(code) == zero,
-                    Kind::Infinite => false,
-                    Kind::Nan => {
+                let zero = tile.zeros.get(entry).copied();
+                let is_zero = match (kinds[usize::from(code)], self.zero) {
+                    (Kind::Zero, _) => true,
+                    (Kind::Infinite, _) => false,
+                    (Kind::Nan, _) => {
                         self.found.nan_without_scale += 1;
                         true
                     }
+                    (Kind::Number, ZeroPoint::Fixed(zero)) => i32::from(code) == zero,
+                    (Kind::Number, ZeroPoint::Stored(_)) => zero == Some(i32::from(code)),
+                    // The offset is what such a group is made of, and its codes are alike.
+                    (Kind::Number, ZeroPoint::Offset { .. }) => before
+                        .replace((entry, code))
+                        .is_none_or(|(of, other)| of != entry || other == code),
                 };
                 if !is_zero {
                     self.found.lost.note([tile.rows.start + row, column]);

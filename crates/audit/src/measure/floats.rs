@@ -141,7 +141,7 @@ impl FloatStatistics {
     /// `share`.
     pub fn outliers(&self, gap: u32, share: u64) -> Option<Outliers> {
         let (mut count, mut empty) = (0_u64, 0_u32);
-        let most = self.n_numbers() / share.max(1);
+        let most = self.n / share.max(1);
         for &here in self.exponents.iter().rev() {
             if here == 0 {
                 empty += u32::from(count > 0);

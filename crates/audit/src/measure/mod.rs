@@ -6,6 +6,7 @@
 mod codes;
 mod floats;
 mod grid;
+mod padding;
 mod small;
 mod walk;
 mod zeros;

@@ -9,7 +9,7 @@ use safequant_schemes::{CodeTile, Decoder, Error, QuantizedTensor, ScaleCoding};
 use super::codes::CodePass;
 use super::floats::{self, smallest_normal};
 use super::grid::Grid;
-use super::{ScaleStatistics, WeightStatistics};
+use super::{ScaleStatistics, WeightStatistics, padding};
 use crate::Depth;
 
 /// Bytes of codes and scales that are held at a time, for each thread.
@@ -61,10 +61,11 @@ pub(crate) fn weight(
             .factors
             .add(factors, (0, u64::MAX), f32::MIN_POSITIVE);
     }
-    Ok(WeightStatistics {
-        scales,
-        codes: codes.map(CodePass::finish),
-    })
+    let mut codes = codes.map(CodePass::finish);
+    if let Some(codes) = &mut codes {
+        codes.padding = padding::dirt(&tensor, checkpoint)?;
+    }
+    Ok(WeightStatistics { scales, codes })
 }
 
 /// Rows of a matrix that are read at once.

@@ -1,5 +1,7 @@
 //! What several rules about scales ask: where a scale stands, how a scheme is called, which tensors are scales of activations.
 
+use std::collections::BTreeMap;
+
 use safequant_container::{Dtype, TensorInfo};
 use safequant_schemes::scheme::minifloat_of;
 use safequant_schemes::{
@@ -48,33 +50,30 @@ pub(super) fn without_expert(module: &str) -> Option<(String, u32)> {
     Some((format!("{}experts.*{rest}", module.get(..at)?), expert))
 }
 
-/// FP8 matrices that no convention has bound, with their modules: not scales, whose dtype may be the same.
+/// FP8 matrices that no convention has bound, with their modules: not scales and other parts (`weight_s_rel`), whose dtype
+/// may be the same.
 pub(super) fn unbound_fp8<'a>(
     subject: &'a Subject<'_>,
 ) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
     let all = subject.model.plain.iter();
     all.filter_map(|name| {
         let info = subject.headers.tensor(name)?;
-        let is_weight =
-            minifloat_of(info.dtype).is_some() && info.shape.len() > 1 && !name.contains("scale");
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let is_part = last.starts_with("weight_") || last.contains("scale");
+        let is_weight = minifloat_of(info.dtype).is_some() && info.shape.len() > 1 && !is_part;
         let module = name.strip_suffix(".weight").unwrap_or(name);
         is_weight.then_some((module, info))
     })
 }
 
-/// Tensors of the module that could be a weight's scale, whatever their spelling.
-pub(super) fn scales_beside<'a>(
-    subject: &'a Subject<'_>,
-    module: &'a str,
-) -> impl Iterator<Item = &'a TensorInfo> {
-    subject.headers.tensors().filter(move |info| {
-        let Some(rest) = info.name.strip_prefix(module) else {
-            return false;
-        };
-        let Some(ending) = rest.strip_prefix(['.', '_']) else {
-            return false;
-        };
-        let is_of_others = [
+/// Tensors that could be scales of weights, whatever their spelling, by module.
+pub(super) struct ScalesBeside<'a>(BTreeMap<&'a str, Vec<&'a TensorInfo>>);
+
+impl<'a> ScalesBeside<'a> {
+    /// Of a whole checkpoint.
+    pub(super) fn new(subject: &'a Subject<'_>) -> Self {
+        /// Words that scales of something else begin with.
+        const OTHERS: [&str; 10] = [
             "input",
             "output",
             "activation",
@@ -82,13 +81,43 @@ pub(super) fn scales_beside<'a>(
             "k_",
             "v_",
             "q_",
+            "kv_",
             "bias",
-        ]
-        .iter()
-        .any(|word| ending.starts_with(word))
-            || ending == "scale_input";
-        ending.contains("scale") && !ending.contains('.') && !is_of_others
-    })
+            "scale_input",
+        ];
+        let mut found = Self(BTreeMap::new());
+        for info in subject.headers.tensors() {
+            let name = info.name.as_str();
+            // `<module>.weight_scale`, or `<module>_scale` beside fused experts.
+            let own = name.rsplit_once('.');
+            let fused = name.find("_scale").map(|at| (&name[..at], &name[at + 1..]));
+            for (module, ending) in own.into_iter().chain(fused) {
+                let is_scale = ending.contains("scale") && !ending.contains('.');
+                if is_scale && !OTHERS.iter().any(|word| ending.starts_with(word)) {
+                    found.0.entry(module).or_default().push(info);
+                }
+            }
+        }
+        found
+    }
+
+    /// Those of a module.
+    pub(super) fn of(&self, module: &str) -> &[&'a TensorInfo] {
+        self.0.get(module).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What a module belongs to: its name up to the first number (`model.layers`, `text_encoders.t5.encoder.block`).
+pub(super) fn tree(module: &str) -> &str {
+    let digits = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let mut len = 0;
+    for word in module.split('.') {
+        if digits(word) {
+            return module.get(..len).unwrap_or(module).trim_end_matches('.');
+        }
+        len += word.len() + 1;
+    }
+    module.split('.').next().unwrap_or(module)
 }
 
 /// The sides of a block as the documents state them.
@@ -283,5 +312,7 @@ mod tests {
             Some(("a.b", "input_scale"))
         );
         assert_eq!(split("a.b.my_input_scale", &INPUTS), None);
+        assert_eq!(tree("model.layers.3.mlp.experts.17.w1"), "model.layers");
+        assert_eq!(tree("model.lm_head"), "model");
     }
 }

@@ -18,7 +18,7 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-The codes of each row (output feature) are not all the same. Rows of fewer than 32 codes are not looked at.
+The codes of each row (output feature) are not all the same. Rows of fewer than 32 codes are not looked at. More than a quarter of all rows is a warning.
 
 ## Why it matters
 Such a row is dead, most often all zeros: a pruned channel, a token that was never trained, padding of the vocabulary. That is ordinary, hence a note. Many in
@@ -35,6 +35,9 @@ Compare the number with that of the source.
 /// Shorter rows may be constant by chance.
 const LEAST: u64 = 32;
 
+/// More than one row of so many is no accident: padding of a vocabulary is one of a hundred, dead channels one of ten.
+const MANY: u64 = 4;
+
 fn check(tensor: &QuantizedTensor, codes: &CodeStatistics, findings: &mut Findings<'_>) {
     let places = codes.constant_rows;
     let n_rows = tensor.n_rows();
@@ -42,11 +45,14 @@ fn check(tensor: &QuantizedTensor, codes: &CodeStatistics, findings: &mut Findin
         return;
     }
     if let Some(first) = places.first {
-        findings
-            .add(
-                place(tensor, Role::Codes, Some(first)),
-                format!("{} of {n_rows} rows have one code only", places.count),
-            )
+        let finding = findings.add(
+            place(tensor, Role::Codes, Some(first)),
+            format!("{} of {n_rows} rows have one code only", places.count),
+        );
+        if places.count > n_rows / MANY {
+            finding.severity = Severity::Warning;
+        }
+        finding
             .instead("codes that vary", "the same code all along")
             .help("compare with the source: dead channels and unused tokens are ordinary");
     }

@@ -18,7 +18,7 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-The codes of a matrix, and of each matrix of a stack of experts, are not all the same. (Not of one bit, and not of fewer than 64 codes.)
+The codes of a matrix, and of each matrix of a stack of experts, are not all the same. (Not of one bit, not of fewer than 64 codes, and no vectors.)
 
 ## Why it matters
 A matrix of one code was never filled, or filled with zeros: an expert that no shard brought, a file whose end a broken download left zero. Prompts that are
@@ -38,7 +38,10 @@ fn check(tensor: &QuantizedTensor, codes: &CodeStatistics, findings: &mut Findin
     let size = tensor.out_features().saturating_mul(tensor.in_features());
     let is_one_bit = matches!(tensor.scheme.code, Code::Integer { bits: 1, .. });
     let places = codes.constant_matrices;
-    let Some(first) = places.first.filter(|_| size >= LEAST && !is_one_bit) else {
+    let Some(first) = places
+        .first
+        .filter(|_| size >= LEAST && !is_one_bit && tensor.shape.len() > 1)
+    else {
         return;
     };
     let n_matrices = tensor.n_matrices();

@@ -1,8 +1,10 @@
 //! SC001: an FP8 weight has no scale.
 
+use std::collections::BTreeSet;
+
 use safequant_schemes::{Code, Role, ScaleCoding};
 
-use super::common::{place, scales_beside, unbound_fp8};
+use super::common::{ScalesBeside, place, tree, unbound_fp8};
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -17,8 +19,9 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Every matrix of FP8 codes has a scale, unless the checkpoint is a plain cast: all of its FP8 tensors are without one, and no document says
-that it is quantized. A plain cast is a note; a bare weight among weights with scales, or under a configuration that promises them, is an error.
+Every matrix of FP8 codes has a scale, unless the model is a plain cast: all of its FP8 tensors are without one, and no document says that
+it is quantized. A plain cast is a note; a bare weight among weights with scales, or under a configuration that promises them, is an error. (A
+text encoder that is a plain cast may stand beside a quantized transformer in one file: models are told apart by their prefix.)
 
 ## Why it matters
 FP8 codes fill the range up to 448. Without their scale they are read as weights some 200 times too large: perplexity about 2 million,
@@ -35,9 +38,10 @@ Take the scale from the checkpoint that the file was made from. If the codes are
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    let beside = ScalesBeside::new(subject);
     for (module, info) in unbound_fp8(subject) {
         // A scale under another name is another rule's; a scale under a known one stands there, whatever else is wrong.
-        if scales_beside(subject, module).next().is_some() {
+        if !beside.of(module).is_empty() {
             continue;
         }
         let place = Place::module(module).tensor(&*info.name);
@@ -51,8 +55,12 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         is_fp8 && tensor.shape.len() > 1
     };
     let fp8 = || subject.model.quantized.iter().filter(is_code);
-    let is_scaled = fp8().any(|tensor| tensor.scheme.scale != ScaleCoding::One);
+    let scaled: BTreeSet<&str> = fp8()
+        .filter(|tensor| tensor.scheme.scale != ScaleCoding::One)
+        .map(|tensor| tree(&tensor.module))
+        .collect();
     for tensor in fp8().filter(|tensor| tensor.scheme.scale == ScaleCoding::One) {
+        let is_scaled = scaled.contains(tree(&tensor.module));
         let place = place(tensor, Role::Codes, None);
         if is_scaled || !subject.settings.is_empty() {
             findings

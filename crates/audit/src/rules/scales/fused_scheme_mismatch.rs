@@ -61,19 +61,28 @@ impl Member<'_> {
 }
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let mut groups: BTreeMap<(&str, &[Part]), Vec<Member<'_>>> = BTreeMap::new();
+    // Matrices are fused that take the same input, so they are as wide.
+    let mut groups: BTreeMap<(&str, &[Part], u64), Vec<Member<'_>>> = BTreeMap::new();
     let fused = subject.model.quantized.iter();
     let fused = fused.filter(|tensor| is_fused_at_run_time(tensor.convention));
-    let quantized = fused.map(|tensor| (tensor.module.as_str(), Some(tensor)));
+    let quantized =
+        fused.map(|tensor| (tensor.module.as_str(), tensor.in_features(), Some(tensor)));
     let dense = subject.model.plain.iter().filter_map(|name| {
         let info = subject.headers.tensor(name)?;
-        let is_matrix = info.shape.len() == 2 && is_dense(info.dtype);
-        Some((name.strip_suffix(".weight").filter(|_| is_matrix)?, None))
+        let [_, width] = *info.shape.as_slice() else {
+            return None;
+        };
+        let module = name
+            .strip_suffix(".weight")
+            .filter(|_| is_dense(info.dtype))?;
+        Some((module, width, None))
     });
-    for (module, tensor) in quantized.chain(dense) {
+    for (module, width, tensor) in quantized.chain(dense) {
         let name = ModuleName::parse(module);
         if !name.fused_with().is_empty() {
-            let group = groups.entry((name.parent, name.fused_with())).or_default();
+            let group = groups
+                .entry((name.parent, name.fused_with(), width))
+                .or_default();
             group.push(Member { module, tensor });
         }
     }

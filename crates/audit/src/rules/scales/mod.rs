@@ -26,6 +26,7 @@ mod kv_scale_missing;
 mod kv_scale_not_positive;
 mod kv_scale_partial;
 mod nonstandard_scale_name;
+mod padding_not_zero;
 mod scale_layout;
 mod scale_negative;
 mod scale_not_finite;
@@ -36,8 +37,8 @@ mod scale_placeholder;
 mod scale_subnormal;
 mod scale_zero;
 mod u8_scale_is_e8m0;
+mod weight_implausibly_large;
 mod zero_point_constant;
-mod zero_point_out_of_range;
 
 /// By id.
 pub(crate) static RULES: &[&Rule] = &[
@@ -57,6 +58,7 @@ pub(crate) static RULES: &[&Rule] = &[
     &global_scale_direction::RULE,
     &scale_layout::RULE,
     &fp8_scale_direction::RULE,
+    &weight_implausibly_large::RULE,
     &u8_scale_is_e8m0::RULE,
     &e8m0_not_a_number::RULE,
     &scale_not_power_of_two::RULE,
@@ -73,6 +75,6 @@ pub(crate) static RULES: &[&Rule] = &[
     &code_saturation::RULE,
     &constant_row::RULE,
     &constant_weight::RULE,
-    &zero_point_out_of_range::RULE,
+    &padding_not_zero::RULE,
     &zero_point_constant::RULE,
 ];

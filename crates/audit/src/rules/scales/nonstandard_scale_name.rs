@@ -1,8 +1,9 @@
 //! SC002: a scale has a name that loaders do not know.
 
+use safequant_container::TensorInfo;
 use safequant_schemes::{Granularity, Role};
 
-use super::common::{place, scales_beside, unbound_fp8};
+use super::common::{ScalesBeside, place, unbound_fp8};
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -34,55 +35,51 @@ Rename the tensor. `safequant convert` writes the names of the convention that i
 ";
 
 /// Endings that conventions of ours bind: where such a scale stands unbound, something else is wrong.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 7] = [
     "weight_scale_inv",
     "weight_scale",
     "weight_scale_2",
     "scale_weight",
     "scale",
     "qscale_weight",
-    "scale_inv",
-    "_scale",
     "weight_global_scale",
 ];
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    check_unbound(subject, findings);
+    check_bound(subject, findings);
+}
+
+/// FP8 weights whose scale no convention found.
+fn check_unbound(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    let scales = ScalesBeside::new(subject);
     for (module, info) in unbound_fp8(subject) {
+        // `<module>_scale_inv` is that of fused experts, `<module>.scale_inv` nobody's.
         let is_fused = info.name == module;
-        let ending = |name: &str| name[module.len()..].trim_start_matches('.').to_owned();
-        let is_known = |name: &str| {
-            let ending = ending(name);
-            let ending = ending
-                .strip_prefix('_')
-                .filter(|_| is_fused)
-                .unwrap_or(&ending);
-            // `<module>.scale_inv` is nobody's; `<module>_scale_inv` is that of fused experts.
-            KNOWN.contains(&ending) && (is_fused || ending != "scale_inv")
+        let is_known = |scale: &&TensorInfo| {
+            let ending = scale.name.get(module.len() + 1..).unwrap_or_default();
+            KNOWN.contains(&ending) || (is_fused && ending == "scale_inv")
         };
-        let mut beside = scales_beside(subject, module).peekable();
-        if beside.peek().is_none() {
-            continue;
-        }
-        let unknown: Vec<&str> = beside.map(|scale| scale.name.as_str()).collect();
-        if unknown.iter().any(|name| is_known(name)) {
-            continue;
-        }
-        let Some(first) = unknown.first() else {
+        let beside = scales.of(module);
+        let Some(first) = beside.first().filter(|_| !beside.iter().any(is_known)) else {
             continue;
         };
-        let place = Place::module(module).tensor(*first);
         let finding = findings.add(
-            place,
+            Place::module(module).tensor(&*first.name),
             "the only scale of FP8 codes, under a name that no loader looks for",
         );
         finding.severity = Severity::Error;
         finding
             .instead(
                 format!("{module}.weight_scale_inv or {module}.weight_scale"),
-                *first,
+                &*first.name,
             )
             .help("rename the tensor as the configuration's format calls it");
     }
+}
+
+/// FP8 weights whose scale was found under a name that not everyone knows.
+fn check_bound(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     for tensor in subject
         .model
         .quantized

@@ -19,10 +19,11 @@ pub(crate) static RULE: Rule = Rule {
 const DOC: &str = "\
 ## What it checks
 No scale is below zero, but in the formats whose own tools write such scales: MLX, ggml, and bitsandbytes' table of scales. A small float
-(NVFP4's block scale) below zero is an error.
+(NVFP4's block scale) below zero is an error. Where one of 16 scales or more are negative, somebody meant it, and it is a note: AutoRound gives a
+symmetric group the sign of its largest weight, to use the code that has no positive partner.
 
 ## Why it matters
-No writer of the other formats makes one, so the bytes are likely not what they were. Kernels that read block scales without a sign, as
+Few writers of the other formats make one, so a lone one is likely not what it was. Kernels that read block scales without a sign, as
 NVFP4's do, compute with the magnitude; those that read it turn all weights of the group around.
 
 ## What to do
@@ -31,6 +32,9 @@ Compare the file with its checksum, and fetch or quantize it again.
 ## References
 - formats: gptq, section 11, clause 4; nvfp4-mxfp4, section 9, clause 2; mlx, section 9
 ";
+
+/// Where one of so many scales is negative, it is a habit.
+const MEANT: u64 = 16;
 
 fn check(tensor: &QuantizedTensor, scales: &ScaleStatistics, findings: &mut Findings<'_>) {
     if ["mlx", "gguf"].contains(&tensor.convention) {
@@ -68,7 +72,11 @@ fn check(tensor: &QuantizedTensor, scales: &ScaleStatistics, findings: &mut Find
                     floats.negative.count, floats.n
                 ),
             );
-            finding.severity = severity;
+            let is_meant = floats.negative.count >= floats.n.div_ceil(MEANT);
+            finding.severity = match severity {
+                Severity::Warning if is_meant && floats.n >= MEANT => Severity::Note,
+                Severity::Note | Severity::Warning | Severity::Error => severity,
+            };
             finding
                 .instead("positive numbers", "a negative one")
                 .help("compare the file with its checksum, and fetch or quantize it again");

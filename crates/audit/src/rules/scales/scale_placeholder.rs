@@ -2,8 +2,8 @@
 
 use safequant_schemes::Role;
 
-use super::common::{has_float_scale, place};
-use crate::measure::Measured;
+use super::common::{has_float_scale, has_global_scale, place};
+use crate::measure::{FloatStatistics, Measured};
 use crate::{Check, Findings, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -18,8 +18,8 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-The scales of a weight, sixteen or more, are not all exactly 1 while its codes vary. (Full depth knows the codes; a weight of zeros may
-have such scales.)
+The scales of a weight, sixteen or more, are not all exactly 1 while its codes vary (full depth knows the codes; a weight of zeros may have
+such scales), nor is the global scale of NVFP4.
 
 ## Why it matters
 `torch.ones` is what a module's scales are before anything is loaded into them. Saved that way, codes are read as weights many times too
@@ -36,29 +36,28 @@ Quantize the module again, or take the scales from the checkpoint that this one 
 const LEAST: u64 = 16;
 
 fn check(subject: &Subject<'_>, measured: &Measured, findings: &mut Findings<'_>) {
-    for tensor in subject
-        .model
-        .quantized
-        .iter()
-        .filter(|t| has_float_scale(t))
-    {
+    for tensor in &subject.model.quantized {
         let Some(weight) = measured.get(&tensor.module) else {
             continue;
         };
-        let scales = &weight.scales.scales;
-        let is_constant = weight
-            .codes
-            .as_ref()
-            .is_some_and(|codes| codes.n_used() < 2);
-        let is_one = scales.only() == Some(1.0) && scales.negative.count == 0;
-        if scales.n >= LEAST && is_one && !is_constant {
-            findings
-                .add(
-                    place(tensor, Role::Scale, None),
-                    format!("all {} scales are exactly 1", scales.n),
-                )
-                .instead("scales of this weight", "1 everywhere")
-                .help("quantize this module again, or take its scales from the source");
-        }
+        let is_constant = weight.codes.as_ref().is_some_and(|c| c.n_used() < 2);
+        let is_one = |floats: &FloatStatistics| {
+            floats.only() == Some(1.0) && floats.negative.count == 0 && !is_constant
+        };
+        let (scales, supers) = (&weight.scales.scales, &weight.scales.supers);
+        let (role, what) = if has_global_scale(tensor) && is_one(supers) {
+            (Role::SuperScale, "the global scale is exactly 1".to_owned())
+        } else if has_float_scale(tensor) && scales.n >= LEAST && is_one(scales) {
+            (
+                Role::Scale,
+                format!("all {} scales are exactly 1", scales.n),
+            )
+        } else {
+            continue;
+        };
+        findings
+            .add(place(tensor, role, None), what)
+            .instead("scales of this weight", "1 everywhere")
+            .help("quantize this module again, or take its scales from the source");
     }
 }
