@@ -21,7 +21,7 @@ pub(super) const FAULTS: &[Fault] = &[
         in_powers,
         |draft, random| {
             let tensor = movable(draft, random, |t| match t.scheme.granularity {
-                Granularity::Group { size } => cuts(t.in_features(), size),
+                Granularity::Group { size } => cuts(t.in_features(), size) && !is_nested(t),
                 _ => false,
             })?;
             call(draft, &tensor, "down_proj")
@@ -140,7 +140,8 @@ pub(super) const FAULTS: &[Fault] = &[
         in_many,
         |draft, random| {
             let tensor = movable(draft, random, |t| {
-                let (Granularity::Flat { size }, rows) = (t.scheme.granularity, t.out_features())
+                let (Granularity::Flat { size } | Granularity::Group { size }, rows) =
+                    (t.scheme.granularity, t.out_features())
                 else {
                     return false;
                 };
@@ -151,6 +152,18 @@ pub(super) const FAULTS: &[Fault] = &[
                 rows.is_multiple_of(64) && rows / 64 * t.in_features() % (size * nested) != 0
             })?;
             call(draft, &tensor, "up_proj")
+        },
+    ),
+    fault(
+        "TP011",
+        "nested-scales-along-rows",
+        in_powers,
+        |draft, random| {
+            let tensor = movable(draft, random, |t| {
+                let is_group = matches!(t.scheme.granularity, Granularity::Group { .. });
+                is_group && is_nested(t) && t.in_features().is_multiple_of(2)
+            })?;
+            call(draft, &tensor, "down_proj")
         },
     ),
     fault(
@@ -213,6 +226,11 @@ fn cuts(features: u64, unit: u64) -> bool {
     DEGREES.iter().any(|degree| {
         features.is_multiple_of(*degree) && !(features / degree).is_multiple_of(unit.max(1))
     })
+}
+
+/// Whether its scales are scaled in groups of their own.
+fn is_nested(tensor: &QuantizedTensor) -> bool {
+    matches!(tensor.scheme.super_scale, SuperScale::Nested { .. })
 }
 
 /// A weight of this kind whose tensors all begin with its name.

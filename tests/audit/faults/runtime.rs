@@ -1,7 +1,7 @@
 //! Faults for the rules of `crates/audit/src/rules/runtime`: checkpoints that a runtime loads, changed so that it no longer does,
 //! though most are still whole and mean the same.
 
-use safequant::audit::Wanted;
+use safequant::audit::{ModuleName, Subject, Wanted, profile};
 use safequant::container::Dtype;
 use safequant::schemes::{Granularity, QuantizedTensor, Role};
 use serde_json::{Value, json};
@@ -10,16 +10,25 @@ use super::config::{documents, edit_settings, stated};
 use super::tensors::rename;
 use super::{Fault, Planted, Random, weights};
 use crate::audit::draft::{Draft, INDEX};
-use crate::interop::fixture::Dense;
+use crate::interop::fixture::{self, Dense};
 
 pub(super) const FAULTS: &[Fault] = &[
-    fault("RT001", "planes-for-vllm", for_vllm, |draft, _| {
-        if stated(draft, "checkpoint_format")? != "gptq" {
-            return None;
-        }
-        set(draft, "checkpoint_format", &json!("gptq_p"));
-        (count(draft, "gptq_p") > 0).then(|| Planted("gptq_p".to_owned()))
-    }),
+    fault(
+        "RT001",
+        "stack-of-mxfp4-for-candle",
+        for_candle,
+        |draft, _| {
+            let name = "planted.experts.down_proj";
+            let bytes = |shape: &[u64]| Dense {
+                dtype: Dtype::U8,
+                shape: shape.to_vec(),
+                bytes: vec![120; usize::try_from(shape.iter().product::<u64>()).unwrap()],
+            };
+            draft.add(&format!("{name}_blocks"), bytes(&[1, 2, 2, 16]));
+            draft.add(&format!("{name}_scales"), bytes(&[1, 2, 2]));
+            bound(draft, name).map(|_| Planted("mxfp4".to_owned()))
+        },
+    ),
     fault("RT002", "e5m2-for-vllm", for_vllm, |draft, random| {
         let tensor = any(draft, random, |t| {
             t.convention == "fp8" && dtype(t, Role::Codes) == Some(Dtype::F8E4M3)
@@ -36,7 +45,9 @@ pub(super) const FAULTS: &[Fault] = &[
         smaller_groups,
     ),
     fault("RT004", "asymmetric-for-vllm", for_vllm, |draft, random| {
-        if stated(draft, "sym") != Some(Value::Bool(true)) {
+        // Where a rule for single modules says otherwise already, all of them are taken for asymmetric.
+        let has_rules = stated(draft, "dynamic").is_some_and(|rules| rules.is_object());
+        if stated(draft, "sym") != Some(Value::Bool(true)) || has_rules {
             return None;
         }
         set(draft, "sym", &json!(false));
@@ -63,6 +74,7 @@ pub(super) const FAULTS: &[Fault] = &[
                 t.convention == "gptq"
                     && t.out_features() > 64
                     && t.out_features().is_multiple_of(64)
+                    && ModuleName::parse(&t.module).fused_with().is_empty()
             })?;
             // 32 codes of any width fill whole words.
             for part in &tensor.parts {
@@ -232,6 +244,10 @@ fn for_llama() -> Wanted {
     runtime("llama.cpp")
 }
 
+fn for_candle() -> Wanted {
+    runtime("candle")
+}
+
 fn for_transformers() -> Wanted {
     runtime("transformers")
 }
@@ -346,4 +362,95 @@ fn other_scale(draft: &mut Draft, random: &mut Random) -> Option<Planted> {
     let dense = draft.remove(name)?;
     draft.add(&format!("{}.scale", tensor.module), dense);
     bound(draft, &tensor.module)
+}
+
+/// What every runtime says to every fixture, as `--nocapture` prints it: the fixtures that interop tests can load there. Each
+/// runtime loads some and refuses some; what must be so, by the producer's own words, is asserted.
+#[test]
+fn runtimes_judge_the_fixtures() {
+    let runtimes: Vec<_> = profile::profiles()
+        .iter()
+        .map(|p| p.runtime.clone())
+        .collect();
+    let wanted = Wanted {
+        runtimes: runtimes.clone(),
+        ..Wanted::default()
+    };
+    let (mut loads, mut refuses) = (vec![0; runtimes.len()], vec![0; runtimes.len()]);
+    let mut table = std::collections::BTreeMap::new();
+    for fixture in fixture::all() {
+        let (checkpoint, problems) = Draft::of(&fixture).open();
+        let subject = Subject::new(&checkpoint, problems, wanted.clone());
+        if subject.model.quantized.is_empty() {
+            continue;
+        }
+        for (at, verdict) in profile::verdicts(&subject).into_iter().enumerate() {
+            if verdict.loads {
+                loads[at] += 1;
+            } else {
+                refuses[at] += 1;
+            }
+            let reasons = verdict.reasons.iter();
+            let reasons: Vec<_> = reasons
+                .map(|r| format!("{} ({}x, {:?})", r.message, r.count, r.effect))
+                .collect();
+            println!(
+                "{} | {} | {} | {}",
+                fixture.name,
+                verdict.runtime,
+                if verdict.loads { "loads" } else { "no" },
+                reasons.join("; ")
+            );
+            table.insert((fixture.name.clone(), verdict.runtime), verdict.loads);
+        }
+    }
+    println!("{runtimes:?}: {loads:?} load, {refuses:?} do not");
+    assert!(refuses.iter().all(|n| *n > 0), "{refuses:?}");
+    for (fixture, runtime, expected) in [
+        ("llm-compressor/ct-w4a16-g128", "vllm", true),
+        ("llm-compressor/ct-old-w4a16-actorder-group", "vllm", false),
+        ("llm-compressor/ct-w4a16-g128", "transformers", true),
+        ("llm-compressor/ct-w4a16-g128", "llama.cpp", true),
+        ("llm-compressor/ct-w3a16-g64", "llama.cpp", false),
+        ("llm-compressor/ct-w3a16-g64", "vllm", true),
+        ("llm-compressor/ct-old-w3-pack", "vllm", false),
+        ("llm-compressor/ct-old-w3-pack", "llama.cpp", true),
+        ("llm-compressor/ct-old-marlin24", "vllm", false),
+        ("llm-compressor/ct-old-marlin24", "transformers", false),
+        ("llm-compressor/ct-old-w3-pack", "transformers", false),
+        (
+            "llm-compressor/ct-old-w4a16-actorder-group",
+            "transformers",
+            false,
+        ),
+        ("llm-compressor/ct-fp8-dynamic", "transformers", false),
+        ("llm-compressor/ct-nvfp4", "transformers", true),
+        ("llm-compressor/ct-w4a16-asym", "transformers", false),
+        ("llm-compressor/ct-w4a16-asym", "vllm", true),
+        ("gptqmodel/gptqmodel-fp8-block", "llama.cpp", false),
+        ("hqq/hqq-4bit-g64", "transformers", false),
+        ("torchao/torchao-intx4", "transformers", true),
+        ("gptqmodel/gptq-w4g128-sym", "vllm", true),
+        ("gptqmodel/gptq-w4g128-sym", "llama.cpp", true),
+        ("gptqmodel/gptq-w4g128-asym", "vllm", false),
+        ("gptqmodel/gptq-w3g128-sym", "llama.cpp", false),
+        ("gptqmodel/gptq-w4g32-descact", "vllm", false),
+        ("gptqmodel/gptq-w4g32-descact", "llama.cpp", true),
+        ("autoawq/awq-autoawq-gemm-g128", "vllm", true),
+        ("autoawq/awq-autoawq-gemm-g128", "mlx-lm", true),
+        ("autoawq/awq-autoawq-gemm-g128", "llama.cpp", false),
+        ("gptqmodel/awq-gptqmodel-gemv-g64", "vllm", false),
+        ("bitsandbytes/bnb-nf4", "transformers", true),
+        ("bitsandbytes/bnb-nf4", "vllm", false),
+        ("mlx/mlx-4bit-g64", "mlx-lm", true),
+        ("mlx/mlx-4bit-g64", "mistral.rs", true),
+        ("mlx/mlx-4bit-g64", "vllm", false),
+        ("mlx/mlx-4bit-g64", "transformers", false),
+        ("composed/gpt-oss-mxfp4", "vllm", true),
+        ("modelopt/modelopt-nvfp4", "tensorrt-llm", true),
+        ("transformers/fgfp8-block128", "vllm", true),
+    ] {
+        let found = table.get(&(fixture.to_owned(), runtime.to_owned()));
+        assert_eq!(found, Some(&expected), "{fixture} in {runtime}");
+    }
 }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use safequant_schemes::{Axis, QuantizedTensor};
 
+use crate::profile::FusedRows;
 use crate::{ModuleName, Part, Subject};
 
 use cut::Cutter;
@@ -198,28 +199,35 @@ pub(crate) fn obstacles(
     }
 }
 
-/// Output and input features of every weight on one rank, for each degree asked for: what kernels see.
+/// Output and input features of every weight on one rank, for each degree asked for: what kernels see, fused weights as one.
 pub(crate) fn shapes_of_ranks(
     subject: &Subject<'_>,
     mut tell: impl FnMut(&QuantizedTensor, u64, [u64; 2]),
 ) {
+    if subject.wanted.tensor_parallel.is_empty() {
+        return;
+    }
     let layout = Layout::new(subject);
     for &degree in &subject.wanted.tensor_parallel {
-        for tensor in &subject.model.quantized {
+        let shapes = subject.model.quantized.iter().filter_map(|tensor| {
             let share = layout.share(tensor, ModuleName::parse(&tensor.module), degree);
-            if let Share::Cut { axis, sizes } = share {
-                let cut: Option<u64> = sizes.iter().try_fold(0_u64, |sum, size| {
-                    size.features
-                        .is_multiple_of(size.ranks)
-                        .then(|| sum.saturating_add(size.features / size.ranks))
-                });
-                let Some(cut) = cut else { continue };
-                let shape = match axis {
-                    Axis::Out => [cut, tensor.in_features()],
-                    Axis::In => [tensor.out_features(), cut],
-                };
-                tell(tensor, degree, shape);
-            }
+            let Share::Cut { axis, sizes } = share else {
+                return None;
+            };
+            let cut = sizes.iter().try_fold(0_u64, |sum, size| {
+                let divides = size.features.is_multiple_of(size.ranks);
+                divides.then(|| sum.saturating_add(size.features / size.ranks.max(1)))
+            })?;
+            let shape = match axis {
+                Axis::Out => [cut, tensor.in_features()],
+                Axis::In => [tensor.out_features(), cut],
+            };
+            Some((tensor, shape))
+        });
+        let shapes: Vec<_> = shapes.collect();
+        let fused = FusedRows::new(shapes.iter().map(|(tensor, [rows, _])| (*tensor, *rows)));
+        for (tensor, [rows, columns]) in shapes {
+            tell(tensor, degree, [fused.rows_or(tensor, rows), columns]);
         }
     }
 }

@@ -39,7 +39,7 @@ fn checkpoint(config: &Value, tensors: &[(&str, &str, &[u64])]) -> Checkpoint {
     survey.unwrap().0
 }
 
-/// FP8 in blocks of 128 x 128, as DeepSeek writes it: gate, up [rows, 256] and down [256, rows].
+/// FP8 in blocks of 128 x 128, as `DeepSeek` writes it: gate, up [rows, 256] and down [256, rows].
 fn fp8_blocks(rows: u64) -> Checkpoint {
     let config = json!({
         "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 256,

@@ -6,7 +6,7 @@ use safequant_schemes::{QuantizedTensor, Role, Settings};
 use serde_json::Value;
 
 use super::{Answer, ConfigLimit, Effect, Limit, Line, Profile, profile, traits};
-use crate::{ModuleName, Place, Severity, Subject};
+use crate::{ModuleName, Part, Place, Severity, Subject};
 
 /// What a line is about: one rule of the family RT for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,10 +57,10 @@ impl Topic {
     fn of(limit: &Limit) -> Self {
         match limit {
             Limit::Loads(_) => Topic::Convention,
-            Limit::Codes(_) => Topic::Codes,
+            Limit::Codes(_) | Limit::Sparse(_) | Limit::Packings(_) => Topic::Codes,
             Limit::Granularities(_) | Limit::GroupSizes(_) | Limit::BlockSizes(_) => Topic::Groups,
             Limit::ZeroPoints(_) => Topic::ZeroPoints,
-            Limit::ScaleDtypes(_) | Limit::ModelDtypes(_) => Topic::Dtype,
+            Limit::ScaleDtypes(_) | Limit::ModelDtypes(_) | Limit::Directions(_) => Topic::Dtype,
             Limit::OutMultiple(_) | Limit::InMultiple(_) => Topic::Shape,
             Limit::ActivationOrder(_) => Topic::ActivationOrder,
             Limit::DenseParts(_) => Topic::DenseParts,
@@ -156,15 +156,58 @@ pub(crate) fn objections(
         of_checkpoint(profile, line, subject, &conventions, &mut found);
     }
     if lines.iter().any(|line| is_about_weights(&line.limit)) {
+        let fused = FusedRows::new(
+            subject
+                .model
+                .quantized
+                .iter()
+                .map(|t| (t, t.out_features())),
+        );
         for tensor in &subject.model.quantized {
             if !is_taken(profile, tensor.convention) {
                 continue;
             }
             let lines = lines.iter().filter(|line| holds_for(line, tensor));
-            found.extend(lines.flat_map(|line| of_weight(line, subject, tensor)));
+            found.extend(lines.flat_map(|line| of_weight(line, subject, &fused, tensor)));
         }
     }
     found
+}
+
+/// Output features of what runtimes make one matrix of: kernels see the sum.
+pub(crate) struct FusedRows<'a> {
+    sums: BTreeMap<(&'a str, Part), u64>,
+}
+
+impl<'a> FusedRows<'a> {
+    /// From the output features of each weight.
+    pub(crate) fn new(rows: impl Iterator<Item = (&'a QuantizedTensor, u64)>) -> Self {
+        let mut sums = BTreeMap::new();
+        for (tensor, rows) in rows {
+            if let Some(key) = Self::key(tensor) {
+                let sum: &mut u64 = sums.entry(key).or_default();
+                *sum = sum.saturating_add(rows);
+            }
+        }
+        Self { sums }
+    }
+
+    fn key(tensor: &QuantizedTensor) -> Option<(&str, Part)> {
+        let name = ModuleName::parse(&tensor.module);
+        let first = name.fused_with().first()?;
+        Some((name.parent, *first))
+    }
+
+    /// The output features of the matrix that a weight becomes part of.
+    pub(crate) fn rows(&self, tensor: &QuantizedTensor) -> u64 {
+        self.rows_or(tensor, tensor.out_features())
+    }
+
+    /// The same, with `alone` for a weight that stays alone.
+    pub(crate) fn rows_or(&self, tensor: &QuantizedTensor, alone: u64) -> u64 {
+        let sum = Self::key(tensor).and_then(|key| self.sums.get(&key));
+        sum.copied().unwrap_or(alone)
+    }
 }
 
 /// The multiples of output and input features that a profile asks for, on each rank.
@@ -207,6 +250,9 @@ fn is_about_weights(limit: &Limit) -> bool {
         | Limit::ScaleDtypes(_)
         | Limit::OutMultiple(_)
         | Limit::InMultiple(_)
+        | Limit::Sparse(_)
+        | Limit::Packings(_)
+        | Limit::Directions(_)
         | Limit::DenseParts(_)
         | Limit::ActivationOrder(_)
         | Limit::Experts(_)
@@ -233,71 +279,58 @@ fn of_checkpoint(
     conventions: &Present<'_>,
     found: &mut Vec<Objection>,
 ) {
-    let mut add = |place: Place, what: String, expected: String, is: String| {
-        found.push(Objection {
-            line,
-            place,
-            what,
-            expected,
-            found: is,
-        });
+    let is_named =
+        |id: &str| line.conventions.is_empty() || line.conventions.iter().any(|n| n == id);
+    let mut named = conventions.iter().filter(|(id, _)| is_named(id)).peekable();
+    if named.peek().is_none() && !line.conventions.is_empty() {
+        return;
+    }
+    let file = || {
+        subject
+            .checkpoint
+            .shards()
+            .first()
+            .map(|shard| &*shard.name)
     };
-    let mut named = conventions.iter().filter(|(id, _)| {
-        line.conventions.is_empty() || line.conventions.iter().any(|name| name == *id)
-    });
-    match &line.limit {
+    let config = || Place::file("config.json");
+    let beyond: Vec<(Place, Beyond)> = match &line.limit {
         Limit::Loads(Answer::No) => {
-            for (id, (n, first)) in named {
+            let place = || place_of_settings(subject);
+            let refused = named.map(|(id, (n, first))| {
                 let what = format!("{id} ({n} modules, {} the first)", first.module);
-                add(
-                    place_of_settings(subject),
-                    what,
-                    taken(profile),
-                    (*id).to_owned(),
-                );
-            }
+                (place(), (what, taken(profile), (*id).to_owned()))
+            });
+            refused.collect()
         }
         Limit::Files(kinds) => {
             let kind = traits::files(subject);
-            let is_named = line.conventions.is_empty() || named.next().is_some();
-            if is_named && !kinds.iter().any(|known| known == kind) {
-                let file = subject.checkpoint.shards().first();
-                let place = file.map_or_else(Place::default, |shard| Place::file(&*shard.name));
-                let what = format!("{} of weights", files_in_words(kind));
-                let expected: Vec<_> = kinds.iter().map(|kind| files_in_words(kind)).collect();
-                let is = files_in_words(kind).to_owned();
-                add(place, what, expected.join(", or "), is);
-            }
+            let is_known = kinds.iter().any(|known| known == kind);
+            let expected: Vec<_> = kinds.iter().map(|kind| files_in_words(kind)).collect();
+            let what = format!("{} of weights", files_in_words(kind));
+            let is = files_in_words(kind).to_owned();
+            let place = file().map_or_else(Place::default, Place::file);
+            let beyond = (place, (what, expected.join(", or "), is));
+            if is_known { Vec::new() } else { vec![beyond] }
         }
         Limit::ModelDtypes(dtypes) => {
             let dtype = subject.headers.model_dtype().ok().flatten();
             let dtype = dtype.map(|float| format!("{float:?}").to_ascii_uppercase());
-            let is_named = line.conventions.is_empty() || named.next().is_some();
-            if let Some(dtype) = dtype.filter(|dtype| is_named && !dtypes.contains(dtype)) {
-                let what = format!("a model of {dtype}");
-                add(Place::file("config.json"), what, dtypes.join(" or "), dtype);
-            }
+            let unknown = dtype.filter(|dtype| !dtypes.contains(dtype));
+            let what = |dtype: &String| format!("a model of {dtype}");
+            let beyond = unknown.map(|d| (config(), (what(&d), dtypes.join(" or "), d)));
+            beyond.into_iter().collect()
         }
-        Limit::Config(limit) if named.next().is_some() => {
-            for (what, expected, is) in config(limit, subject) {
-                add(place_of_settings(subject), what, expected, is);
-            }
+        Limit::Config(limit) => {
+            let all = settings_beyond(limit, subject).into_iter();
+            all.map(|beyond| (place_of_settings(subject), beyond))
+                .collect()
         }
-        Limit::Documents(documents) if named.next().is_some() => {
-            let place = subject.settings.iter().map(|settings| &settings.place);
-            let mut places = place.map(|place| document(place));
-            let stand_in: Vec<&str> = places.by_ref().collect();
-            if !stand_in
-                .iter()
-                .any(|name| documents.iter().any(|d| d == name))
-            {
-                let is = match stand_in.as_slice() {
-                    [] => "no settings".to_owned(),
-                    names => names.join(", "),
-                };
-                let what = "a checkpoint whose settings stand elsewhere".to_owned();
-                add(Place::file("config.json"), what, documents.join(" or "), is);
-            }
+        Limit::Documents(documents) => {
+            let beyond = documents_beyond(documents, subject);
+            beyond
+                .map(|beyond| (config(), beyond))
+                .into_iter()
+                .collect()
         }
         Limit::Loads(Answer::Yes)
         | Limit::Codes(_)
@@ -308,13 +341,41 @@ fn of_checkpoint(
         | Limit::ScaleDtypes(_)
         | Limit::OutMultiple(_)
         | Limit::InMultiple(_)
+        | Limit::Sparse(_)
+        | Limit::Packings(_)
+        | Limit::Directions(_)
         | Limit::DenseParts(_)
         | Limit::ActivationOrder(_)
         | Limit::Experts(_)
-        | Limit::Names(_)
-        | Limit::Config(_)
-        | Limit::Documents(_) => {}
+        | Limit::Names(_) => Vec::new(),
+    };
+    for (place, (what, expected, is)) in beyond {
+        found.push(Objection {
+            line,
+            place,
+            what,
+            expected,
+            found: is,
+        });
     }
+}
+
+/// Settings that stand in none of these documents.
+fn documents_beyond(documents: &[String], subject: &Subject<'_>) -> Option<Beyond> {
+    let places = subject.settings.iter().map(|s| document(&s.place));
+    let places: Vec<&str> = places.collect();
+    if places
+        .iter()
+        .any(|name| documents.iter().any(|d| d == name))
+    {
+        return None;
+    }
+    let is = match places.as_slice() {
+        [] => "no settings".to_owned(),
+        names => names.join(", "),
+    };
+    let what = "a checkpoint whose settings stand elsewhere".to_owned();
+    Some((what, documents.join(" or "), is))
 }
 
 /// The conventions that a runtime takes.
@@ -351,157 +412,149 @@ fn place_of_settings(subject: &Subject<'_>) -> Place {
 }
 
 /// What settings say that is refused, or do not say that is needed.
-fn config(limit: &ConfigLimit, subject: &Subject<'_>) -> Vec<(String, String, String)> {
+fn settings_beyond(limit: &ConfigLimit, subject: &Subject<'_>) -> Vec<Beyond> {
     let key = &limit.key;
-    let mut found = Vec::new();
     // ModelOpt nests its settings once more in a document of its own.
-    let nested = |s: &'_ Settings| {
-        s.map
-            .get("quantization")
-            .and_then(Value::as_object)
-            .cloned()
+    let value = |s: &'_ Settings| {
+        let inner = || s.map.get("quantization")?.get(key);
+        s.map.get(key).or_else(inner).cloned()
     };
-    let all = subject
-        .settings
-        .iter()
-        .flat_map(|s| [Some(s.map.clone()), nested(s)]);
-    let all: Vec<_> = all.flatten().collect();
-    let values = || all.iter().filter_map(|map| map.get(key));
-    for value in values().filter(|value| limit.refuses.contains(value)) {
-        let refuses = limit.refuses.iter().map(Value::to_string);
-        let refuses: Vec<_> = refuses.collect();
+    let values: Vec<Value> = subject.settings.iter().filter_map(value).collect();
+    let mut found = Vec::new();
+    for value in values.iter().filter(|value| limit.refuses.contains(value)) {
+        let refuses: Vec<_> = limit.refuses.iter().map(Value::to_string).collect();
         found.push((
             format!("{key} = {value}"),
             format!("{key} not {}", refuses.join(" or ")),
             value.to_string(),
         ));
     }
-    if limit.required == Answer::Yes && values().next().is_none() {
+    if limit.required == Answer::Yes && values.is_empty() {
         let what = format!("settings without {key}");
         found.push((what, key.clone(), "no such key".to_owned()));
     }
     found
 }
 
+/// What a weight has that a limit does not list: the sentence, what is listed, and what there is.
+type Beyond = (String, String, String);
+
 /// The lines that are about one weight.
 fn of_weight(
     line: &'static Line,
     subject: &Subject<'_>,
+    fused: &FusedRows<'_>,
     tensor: &QuantizedTensor,
 ) -> Vec<Objection> {
-    let against = |what: String, expected: String, found: String| {
-        vec![Objection {
-            line,
-            place: Place::module(&*tensor.module),
-            what,
-            expected,
-            found,
-        }]
-    };
-    let convention = tensor.convention;
-    match &line.limit {
-        Limit::Codes(known) => {
-            let codes = traits::codes(tensor);
-            if known.contains(&codes) {
-                return Vec::new();
-            }
-            against(
-                format!("{codes} codes of {convention}"),
-                known.join(", "),
-                codes,
-            )
+    let beyond = match &line.limit {
+        Limit::Codes(_)
+        | Limit::Granularities(_)
+        | Limit::GroupSizes(_)
+        | Limit::BlockSizes(_)
+        | Limit::ZeroPoints(_)
+        | Limit::ScaleDtypes(_) => beyond_scheme(&line.limit, subject, tensor),
+        Limit::Sparse(answer) => (*answer == Answer::No && traits::is_sparse(tensor)).then(|| {
+            let what = format!("{} that is stored sparse", tensor.convention);
+            (what, "every code".to_owned(), "some".to_owned())
+        }),
+        Limit::Packings(known) => {
+            let is = traits::packing(tensor);
+            let what = || format!("{} with codes packed otherwise", traits::codes(tensor));
+            let is_known = known.iter().any(|k| k == is);
+            (!is_known).then(|| (what(), known.join(" or "), is.to_owned()))
         }
-        Limit::Granularities(known) => {
-            let is = traits::granularity(tensor);
-            if known.iter().any(|k| k == is) {
-                return Vec::new();
-            }
-            let what = format!("{convention} with scales per {is}");
-            against(
-                what,
-                format!("scales per {}", known.join(" or ")),
-                is.to_owned(),
-            )
+        Limit::Directions(known) => {
+            let is = traits::direction(tensor);
+            let what = || format!("scales that {is}");
+            let is_known = known.iter().any(|k| k == is);
+            (!is_known).then(|| (what(), known.join(" or "), is.to_owned()))
         }
-        Limit::GroupSizes(known) => match traits::group_size(tensor) {
-            Some(size) if !known.contains(&size) => {
-                let what = format!("{convention} in groups of {size}");
-                against(what, list(known), size.to_string())
-            }
-            Some(_) | None => Vec::new(),
-        },
-        Limit::BlockSizes(known) => match traits::block_size(tensor) {
-            Some(size) if !known.contains(&size) => {
-                let [rows, columns] = size;
-                let what = format!("{convention} in blocks of {rows} x {columns}");
-                let known = known
-                    .iter()
-                    .map(|[rows, columns]| format!("{rows} x {columns}"));
-                let known: Vec<_> = known.collect();
-                against(what, known.join(", "), format!("{rows} x {columns}"))
-            }
-            Some(_) | None => Vec::new(),
-        },
-        Limit::ZeroPoints(known) => {
-            let is = traits::zero_points(subject, tensor);
-            if known.iter().any(|k| k == is) {
-                return Vec::new();
-            }
-            let what = match is {
-                "symmetric" => format!("{convention} without zero points"),
-                _ => format!("{convention} with zero points ({is})"),
-            };
-            against(what, known.join(" or "), is.to_owned())
-        }
-        Limit::ScaleDtypes(known) => match tensor.part(Role::Scale) {
-            Some(part) if !known.iter().any(|k| k == part.dtype.name()) => {
-                let dtype = part.dtype.name();
-                let what = format!("scales of {dtype} ({})", part.name);
-                against(what, known.join(" or "), dtype.to_owned())
-            }
-            Some(_) | None => Vec::new(),
-        },
-        Limit::OutMultiple(n) => multiple("output", tensor.out_features(), *n, against),
-        Limit::InMultiple(n) => multiple("input", tensor.in_features(), *n, against),
+        Limit::OutMultiple(n) => multiple("output", fused.rows(tensor), *n),
+        Limit::InMultiple(n) => multiple("input", tensor.in_features(), *n),
         Limit::DenseParts(parts) => {
             let part = ModuleName::parse(&tensor.module).part;
-            if !parts.contains(&part) {
-                return Vec::new();
-            }
-            let what = format!("a quantized {}", part.name());
-            against(what, "a dense weight".to_owned(), traits::codes(tensor))
+            let what = || format!("a quantized {}", part.name());
+            let is_dense = parts.contains(&part);
+            is_dense.then(|| (what(), "a dense weight".to_owned(), traits::codes(tensor)))
         }
         Limit::ActivationOrder(answer) => {
             let is_ordered = traits::is_activation_ordered(subject, tensor);
-            if *answer == Answer::Yes || !is_ordered {
-                return Vec::new();
-            }
-            let what = format!("{convention} with activation order");
-            against(
-                what,
-                "groups that lie together".to_owned(),
-                "a group index".to_owned(),
-            )
+            (*answer == Answer::No && is_ordered).then(|| {
+                let what = format!("{} with activation order", tensor.convention);
+                let found = "a group index".to_owned();
+                (what, "groups that lie together".to_owned(), found)
+            })
         }
-        Limit::Experts(known) => match traits::experts(tensor) {
-            Some(layout) if !known.iter().any(|k| k == layout) => {
-                let words = |layout: &str| match layout {
-                    "stack" => "one stack for all experts",
-                    _ => "a module for each expert",
-                };
-                let known: Vec<_> = known.iter().map(|k| words(k)).collect();
-                let what = format!("{convention} experts as {}", words(layout));
-                against(what, known.join(" or "), words(layout).to_owned())
-            }
-            Some(_) | None => Vec::new(),
-        },
-        Limit::Names(known) => names(line, known, tensor),
+        Limit::Experts(known) => experts(known, tensor),
+        Limit::Names(known) => return names(line, known, tensor),
         Limit::Loads(_)
         | Limit::ModelDtypes(_)
         | Limit::Config(_)
         | Limit::Documents(_)
-        | Limit::Files(_) => Vec::new(),
+        | Limit::Files(_) => None,
+    };
+    let objection = |(what, expected, found): Beyond| Objection {
+        line,
+        place: Place::module(&*tensor.module),
+        what,
+        expected,
+        found,
+    };
+    beyond.into_iter().map(objection).collect()
+}
+
+/// Codes, scales and zero points.
+fn beyond_scheme(limit: &Limit, subject: &Subject<'_>, tensor: &QuantizedTensor) -> Option<Beyond> {
+    let convention = tensor.convention;
+    let lacks = |known: &[String], is: &str| !known.iter().any(|k| k == is);
+    if let Limit::Codes(known) = limit {
+        let codes = traits::codes(tensor);
+        let what = format!("{codes} codes of {convention}");
+        return lacks(known, &codes).then(|| (what, known.join(", "), codes));
     }
+    if let Limit::Granularities(known) = limit {
+        let is = traits::granularity(tensor);
+        let what = || format!("{convention} with scales per {is}");
+        let expected = || format!("scales per {}", known.join(" or "));
+        return lacks(known, is).then(|| (what(), expected(), is.to_owned()));
+    }
+    if let Limit::GroupSizes(known) = limit {
+        let size = traits::group_size(tensor).filter(|size| !known.contains(size))?;
+        let what = format!("{convention} in groups of {size}");
+        return Some((what, list(known), size.to_string()));
+    }
+    if let Limit::BlockSizes(known) = limit {
+        let size = traits::block_size(tensor).filter(|size| !known.contains(size))?;
+        let text = |[rows, columns]: [u64; 2]| format!("{rows} x {columns}");
+        let known: Vec<_> = known.iter().map(|size| text(*size)).collect();
+        let what = format!("{convention} in blocks of {}", text(size));
+        return Some((what, known.join(", "), text(size)));
+    }
+    if let Limit::ZeroPoints(known) = limit {
+        let is = traits::zero_points(subject, tensor);
+        let what = match is {
+            "symmetric" => format!("{convention} without zero points"),
+            _ => format!("{convention} with zero points ({is})"),
+        };
+        return lacks(known, is).then(|| (what, known.join(" or "), is.to_owned()));
+    }
+    let (Limit::ScaleDtypes(known), Some(part)) = (limit, tensor.part(Role::Scale)) else {
+        return None;
+    };
+    let dtype = part.dtype.name();
+    let what = || format!("scales of {dtype} ({})", part.name);
+    lacks(known, dtype).then(|| (what(), known.join(" or "), dtype.to_owned()))
+}
+
+fn experts(known: &[String], tensor: &QuantizedTensor) -> Option<Beyond> {
+    let words = |layout: &str| match layout {
+        "stack" => "one stack for all experts",
+        _ => "a module for each expert",
+    };
+    let layout = traits::experts(tensor).filter(|layout| !known.iter().any(|k| k == layout))?;
+    let known: Vec<_> = known.iter().map(|k| words(k)).collect();
+    let what = format!("{} experts as {}", tensor.convention, words(layout));
+    Some((what, known.join(" or "), words(layout).to_owned()))
 }
 
 fn list(numbers: &[u64]) -> String {
@@ -509,17 +562,10 @@ fn list(numbers: &[u64]) -> String {
     numbers.join(", ")
 }
 
-fn multiple(
-    axis: &str,
-    features: u64,
-    n: u64,
-    against: impl FnOnce(String, String, String) -> Vec<Objection>,
-) -> Vec<Objection> {
-    if features.is_multiple_of(n) {
-        return Vec::new();
-    }
-    let what = format!("{features} {axis} features");
-    against(what, format!("a multiple of {n}"), features.to_string())
+fn multiple(axis: &str, features: u64, n: u64) -> Option<Beyond> {
+    let what = || format!("{features} {axis} features");
+    let expected = || format!("a multiple of {n}");
+    (!features.is_multiple_of(n)).then(|| (what(), expected(), features.to_string()))
 }
 
 /// Parts whose names the runtime does not look for.

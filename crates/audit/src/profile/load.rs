@@ -98,7 +98,7 @@ type ReadLimit = fn(Value) -> Result<Limit, String>;
 
 /// The key of each limit, and how its value is read.
 const LIMITS: &[(&str, ReadLimit)] = &[
-    ("loads", |v| Ok(Limit::Loads(answer(v)?))),
+    ("loads", |v| Ok(Limit::Loads(answer(&v)?))),
     ("codes", |v| Ok(Limit::Codes(strings(v)?))),
     ("granularity", |v| {
         Ok(Limit::Granularities(words(v, &Limit::GRANULARITIES)?))
@@ -112,9 +112,16 @@ const LIMITS: &[(&str, ReadLimit)] = &[
     ("model_dtypes", |v| Ok(Limit::ModelDtypes(strings(v)?))),
     ("out_multiple", |v| Ok(Limit::OutMultiple(multiple(&v)?))),
     ("in_multiple", |v| Ok(Limit::InMultiple(multiple(&v)?))),
+    ("sparse", |v| Ok(Limit::Sparse(answer(&v)?))),
+    ("packing", |v| {
+        Ok(Limit::Packings(words(v, &Limit::PACKINGS)?))
+    }),
+    ("direction", |v| {
+        Ok(Limit::Directions(words(v, &Limit::DIRECTIONS)?))
+    }),
     ("dense", |v| Ok(Limit::DenseParts(parts(v)?))),
     ("activation_order", |v| {
-        Ok(Limit::ActivationOrder(answer(v)?))
+        Ok(Limit::ActivationOrder(answer(&v)?))
     }),
     ("experts", |v| {
         Ok(Limit::Experts(words(v, &Limit::EXPERTS)?))
@@ -148,7 +155,7 @@ fn config(value: Value) -> Result<ConfigLimit, String> {
             None => Vec::new(),
         },
         required: match map.remove("required") {
-            Some(value) => answer(value)?,
+            Some(value) => answer(&value)?,
             None => Answer::No,
         },
     };
@@ -215,8 +222,8 @@ fn words(value: Value, known: &[&str]) -> Result<Vec<String>, String> {
     }
 }
 
-fn answer(value: Value) -> Result<Answer, String> {
-    let Value::Bool(is_so) = value else {
+fn answer(value: &Value) -> Result<Answer, String> {
+    let Value::Bool(is_so) = *value else {
         return Err(format!("{value} is neither true nor false"));
     };
     Ok(if is_so { Answer::Yes } else { Answer::No })

@@ -12,8 +12,8 @@ use std::sync::LazyLock;
 
 use crate::Part;
 
+pub(crate) use judge::{FusedRows, Topic, is_taken, multiples, objections};
 pub use judge::{Reason, Verdict, verdicts};
-pub(crate) use judge::{Topic, is_taken, multiples, objections};
 pub use load::{ProfileError, load};
 pub(crate) use traits::is_activation_ordered;
 
@@ -190,10 +190,16 @@ pub enum Limit {
     ScaleDtypes(Vec<String>),
     /// Models of one of these dtypes (`dtype` of `config.json`).
     ModelDtypes(Vec<String>),
-    /// Output features that are a multiple of this, on each rank.
+    /// Output features that are a multiple of this, on each rank. Of weights that runtimes fuse (q, k, v; gate, up) the sum counts.
     OutMultiple(u64),
     /// Input features that are a multiple of this, on each rank.
     InMultiple(u64),
+    /// Weights that are stored sparse, or not.
+    Sparse(Answer),
+    /// Codes packed like this.
+    Packings(Vec<String>),
+    /// Scales that multiply or divide.
+    Directions(Vec<String>),
     /// Every module but these, which must be dense.
     DenseParts(Vec<Part>),
     /// Activation order, or none.
@@ -216,6 +222,10 @@ impl Limit {
         ["tensor", "channel", "group", "block", "flat", "strided"];
     /// Kinds of zero points.
     pub const ZERO_POINTS: [&'static str; 3] = ["symmetric", "stored", "float"];
+    /// Packings, where it matters: codes may straddle words, or not.
+    pub const PACKINGS: [&'static str; 3] = ["straddling", "whole", "other"];
+    /// What a scale does.
+    pub const DIRECTIONS: [&'static str; 2] = ["multiply", "divide"];
     /// Layouts of experts: a module for each, or one for all.
     pub const EXPERTS: [&'static str; 2] = ["each", "stack"];
     /// Kinds of files: one safetensors file, several with an index, several without, GGUF.

@@ -67,11 +67,12 @@ fn check_line(name: &str, line: &Line) {
         let is_ours = CONVENTIONS.iter().any(|c| c.id() == id);
         assert!(is_ours, "{name}: {id} is no convention");
     }
-    let named = match &line.limit {
-        Limit::Codes(codes) => codes.iter().chain(&line.codes),
-        _ => [].iter().chain(&line.codes),
+    let limited: &[String] = if let Limit::Codes(codes) = &line.limit {
+        codes
+    } else {
+        &[]
     };
-    for code in named {
+    for code in limited.iter().chain(&line.codes) {
         let is_block = safequant_kernels::BlockFormat::from_name(code).is_some();
         assert!(is_block || CODES.contains(&code.as_str()), "{name}: {code}");
     }

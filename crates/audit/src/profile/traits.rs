@@ -1,6 +1,9 @@
 //! What a quantized weight is, in the words of profiles.
 
-use safequant_schemes::{Code, Granularity, QuantizedTensor, Role, Settings, Storage, ZeroPoint};
+use safequant_kernels::Packing;
+use safequant_schemes::{
+    Code, Granularity, QuantizedTensor, Role, ScaleDirection, Settings, Storage, ZeroPoint,
+};
 use serde_json::Value;
 
 use crate::Subject;
@@ -100,6 +103,33 @@ fn says(subject: &Subject<'_>, key: &str, value: bool) -> bool {
     let top = subject.settings.iter().find(|s| s.map.contains_key(key));
     top.is_some_and(|settings| agrees(settings.map.get(key)))
         && subject.settings.iter().all(of_rules)
+}
+
+/// Whether only some of the codes are stored.
+pub(super) fn is_sparse(tensor: &QuantizedTensor) -> bool {
+    let storage = tensor.part(Role::Codes).map(|part| part.storage);
+    matches!(storage, Some(Storage::Sparse { .. }))
+}
+
+/// Whether codes straddle words; widths that divide a word never do.
+pub(super) fn packing(tensor: &QuantizedTensor) -> &'static str {
+    let storage = tensor.part(Role::Codes).map(|part| part.storage);
+    let Some(Storage::Packed { packing, .. }) = storage else {
+        return "other";
+    };
+    match packing {
+        Packing::LsbFirst { bits } if !32_u32.is_multiple_of(bits.max(1)) => "straddling",
+        Packing::LsbFirst { .. } | Packing::LsbFirstNoStraddle { .. } | Packing::Bytes => "whole",
+        Packing::Planar { .. } | Packing::NibblesHighFirst | Packing::AwqInterleaved => "other",
+    }
+}
+
+/// What a scale does.
+pub(super) fn direction(tensor: &QuantizedTensor) -> &'static str {
+    match tensor.scheme.direction {
+        ScaleDirection::Multiply => "multiply",
+        ScaleDirection::Divide => "divide",
+    }
 }
 
 /// How the experts are laid out; `None` for what is no expert.

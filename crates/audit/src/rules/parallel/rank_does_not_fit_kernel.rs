@@ -1,6 +1,6 @@
 //! TP006: a rank's share is no multiple of what the kernels of a runtime need.
 
-use crate::profile::{Limit, is_taken, multiples, profile};
+use crate::profile::{FusedRows, Limit, is_taken, multiples, profile};
 use crate::{Check, Findings, Place, Rule, Severity, Subject, parallel};
 
 pub(crate) static RULE: Rule = Rule {
@@ -29,6 +29,8 @@ Use a smaller degree, or a convention whose kernels take the shape.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    let model = &subject.model.quantized;
+    let fused = FusedRows::new(model.iter().map(|tensor| (tensor, tensor.out_features())));
     for profile in subject.wanted.runtimes.iter().filter_map(|r| profile(r)) {
         parallel::shapes_of_ranks(subject, |tensor, degree, [rows, columns]| {
             if !is_taken(profile, tensor.convention) {
@@ -36,7 +38,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
             }
             for line in multiples(profile, tensor) {
                 let (axis, whole, share, n) = match line.limit {
-                    Limit::OutMultiple(n) => ("output", tensor.out_features(), rows, n),
+                    Limit::OutMultiple(n) => ("output", fused.rows(tensor), rows, n),
                     Limit::InMultiple(n) => ("input", tensor.in_features(), columns, n),
                     Limit::Loads(_)
                     | Limit::Codes(_)
@@ -46,6 +48,9 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
                     | Limit::ZeroPoints(_)
                     | Limit::ScaleDtypes(_)
                     | Limit::ModelDtypes(_)
+                    | Limit::Sparse(_)
+                    | Limit::Packings(_)
+                    | Limit::Directions(_)
                     | Limit::DenseParts(_)
                     | Limit::ActivationOrder(_)
                     | Limit::Experts(_)
