@@ -68,6 +68,13 @@ pub(crate) enum Verb {
     /// groups, blocks and packed words must not straddle two ranks. Reads headers only.
     #[command(after_help = TP_PLAN_EXAMPLES)]
     TpPlan(TpPlanArgs),
+    /// Say what two checkpoints have in common and what not, whatever conventions they are written in
+    ///
+    /// Weights are aligned by name and compared in a neutral form: packing, transposition and the order of rows are no
+    /// differences. Documents are compared as JSON, however they are formatted. Both checkpoints are streamed. Exit status 1
+    /// means that they differ in what was compared.
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(DiffArgs),
     /// Say what an audit rule checks, why it matters and what to do; without a rule, list all of them
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainArgs),
@@ -180,6 +187,42 @@ pub(crate) struct TpPlanArgs {
     /// Print JSON (specs/cli/tp-plan.schema.json)
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `diff`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// A .safetensors or .gguf file, a directory in the Hugging Face layout, or an index file
+    #[arg(value_name = "A")]
+    pub(crate) a: PathBuf,
+    /// The same, to compare with
+    #[arg(value_name = "B")]
+    pub(crate) b: PathBuf,
+    /// What is compared (`values`, `codes,values`) [default: everything]
+    #[arg(long, value_enum, value_name = "LEVEL", value_delimiter = ',')]
+    pub(crate) level: Vec<CompareArg>,
+    /// Only modules and tensors that match: a glob (`*.mlp.*`), or `re:` and a regular expression
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) filter: Option<String>,
+    /// Scales, zero points and whole weights (by their relative L2 distance) this far apart count as equal
+    #[arg(long, value_name = "REL", default_value_t = 0.0)]
+    pub(crate) tolerance: f64,
+    /// Print JSON (specs/cli/diff.schema.json)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `--level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompareArg {
+    /// Names, shapes, dtypes, conventions, schemes
+    Structure,
+    /// JSON documents, and the metadata of the files
+    Config,
+    /// Codes, scales and zero points
+    Codes,
+    /// The weights themselves, and all other tensors
+    Values,
 }
 
 /// `explain`, as typed.
@@ -503,6 +546,13 @@ Examples:
   safequant tp-plan model-w4a16
   safequant tp-plan model-w4a16 --tp 2,3,8
   safequant tp-plan model-w4a16 --json";
+
+const DIFF_EXAMPLES: &str = "\
+Examples:
+  safequant diff model model
+  safequant diff model-w4a16 model-v2 --level codes,values
+  safequant diff model-w4a16 model-dense --level values --tolerance 0.01
+  safequant diff model-w4a16 model-w4a16 --filter '*mlp*' --json";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:

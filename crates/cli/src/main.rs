@@ -52,6 +52,11 @@ fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
             let record = record(args.json);
             commands::tp_plan::run(&args, output).map_err(|failure| (failure, record))
         }
+        Verb::Diff(args) => {
+            let record = record(args.json);
+            let job = plan::diff(args).map_err(|failure| (failure, record))?;
+            commands::diff::run(&job, output).map_err(|failure| (failure, record))
+        }
         Verb::Explain(args) => {
             let explained = commands::explain::run(&args, output);
             explained.map_err(|failure| (failure, Record::None))

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use safequant::audit::diff::Level;
 use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::kernels::Float;
 use safequant::quantize::Division;
@@ -16,8 +17,8 @@ use safequant::schemes::pattern::Pattern;
 use safequant::schemes::{CONVENTIONS, Preset};
 
 use crate::args::{
-    AuditArgs, ConvertArgs, DepthArg, DequantizeArgs, DivisionArg, DtypeArg, FormatArg, JobArgs,
-    LevelArg, NonFiniteArg, Paths, QuantizeArgs, RepairArgs,
+    AuditArgs, CompareArg, ConvertArgs, DepthArg, DequantizeArgs, DiffArgs, DivisionArg, DtypeArg,
+    FormatArg, JobArgs, LevelArg, NonFiniteArg, Paths, QuantizeArgs, RepairArgs,
 };
 use crate::exit::Failure;
 use crate::output::Record;
@@ -231,6 +232,53 @@ pub(crate) fn repair(args: RepairArgs) -> Result<Repair, Failure> {
             Mode::DryRun
         } else {
             Mode::Run
+        },
+        record: if args.json {
+            Record::Json
+        } else {
+            Record::None
+        },
+    })
+}
+
+/// A comparison, ready to run.
+pub(crate) struct Diffing {
+    /// A and B.
+    pub(crate) sources: [PathBuf; 2],
+    /// What is compared.
+    pub(crate) options: audit::diff::Options,
+    /// How the answer is given.
+    pub(crate) record: Record,
+}
+
+/// What `diff` means.
+///
+/// # Errors
+/// A pattern that cannot be compiled, a tolerance that is none.
+pub(crate) fn diff(args: DiffArgs) -> Result<Diffing, Failure> {
+    if !args.tolerance.is_finite() || args.tolerance < 0.0 {
+        return Err(Failure::usage(
+            format!("--tolerance {} is no distance", args.tolerance),
+            "a relative distance such as 0.001; 0 asks for the same numbers",
+        ));
+    }
+    let levels = args.level.into_iter().map(|level| match level {
+        CompareArg::Structure => Level::Structure,
+        CompareArg::Config => Level::Config,
+        CompareArg::Codes => Level::Codes,
+        CompareArg::Values => Level::Values,
+    });
+    let levels: Vec<Level> = levels.collect();
+    Ok(Diffing {
+        sources: [args.a, args.b],
+        options: audit::diff::Options {
+            levels: if levels.is_empty() {
+                Level::ALL.to_vec()
+            } else {
+                levels
+            },
+            select: filter(args.filter.as_deref())?,
+            tolerance: args.tolerance,
         },
         record: if args.json {
             Record::Json

@@ -69,6 +69,9 @@ pub(super) fn align<'a>(
     Ok(Aligned { pairs, only, notes })
 }
 
+/// How the name of a weight ends.
+const WEIGHT: &str = ".weight";
+
 /// Indices of the two checkpoints.
 const A: usize = 0;
 const B: usize = 1;
@@ -219,14 +222,24 @@ impl<'a> Matching<'a> {
         }
     }
 
-    /// Matches what has the same name.
+    /// Matches what has the same name; then what has it but for `.weight` at its end: banks of experts are parameters of their
+    /// module in one toolchain and modules of their own in another.
     fn by_name(&mut self) {
         let [a, b] = &self.named;
-        for (&name, &kind) in &a.kinds {
-            if self.taken.iter().any(|taken| taken.contains(name)) {
+        let stems = |name: &'a str| name.strip_suffix(WEIGHT).unwrap_or(name);
+        let by_stem = b.kinds.keys().map(|&name| (stems(name), name));
+        let by_stem: BTreeMap<&str, &str> = by_stem.collect();
+        let exact = a.kinds.keys().map(|&name| (name, name));
+        let similar = a.kinds.keys().filter_map(|&name| {
+            let other = by_stem.get(stems(name))?;
+            Some((name, *other))
+        });
+        for (name, other) in exact.chain(similar) {
+            if self.taken[A].contains(name) || self.taken[B].contains(other) {
                 continue;
             }
-            if let Some((&other, &of_other)) = b.kinds.get_key_value(name) {
+            let entries = (a.kinds.get_key_value(name), b.kinds.get_key_value(other));
+            if let (Some((&name, &kind)), Some((&other, &of_other))) = entries {
                 self.taken[A].insert(name);
                 self.taken[B].insert(other);
                 self.pairs.push(Pair {

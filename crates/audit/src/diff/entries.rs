@@ -171,7 +171,7 @@ impl Scales {
     /// Compares one of A with one of B.
     pub(super) fn add_pair(&mut self, a: f64, b: f64, tolerance: f64, place: [u64; 2]) {
         self.n += 1;
-        if !is_near(a, b, tolerance) {
+        if !is_near(a, b, tolerance, 0.0) {
             self.n_differ += 1;
             self.first.get_or_insert(place);
         }
@@ -187,23 +187,26 @@ impl ZeroPoints {
     pub(super) fn add_pair(&mut self, a: f64, b: f64, tolerance: f64, place: [u64; 2]) {
         self.n += 1;
         // A scale of zero leaves no steps to count in; what is added then shows in the values.
-        if !a.is_finite() && !b.is_finite() {
+        if !a.is_finite() || !b.is_finite() {
             return;
         }
-        if !is_near(a, b, tolerance) {
+        if !is_near(a, b, tolerance, 1.0) {
             self.n_differ += 1;
             self.first.get_or_insert(place);
         }
-        let distance = (b - a).abs();
-        if distance.is_finite() {
-            self.max_distance = self.max_distance.max(distance);
-        }
+        self.max_distance = self.max_distance.max((b - a).abs());
     }
 }
 
-fn is_near(a: f64, b: f64, tolerance: f64) -> bool {
+/// What F64 may round on the way from stored numbers, relative: far below the steps of F32, in which they are stored.
+const ROUNDING: f64 = 1e-12;
+
+/// Whether two numbers are as near as is asked for. `unit`: what rounding is relative to where both are smaller.
+fn is_near(a: f64, b: f64, tolerance: f64, unit: f64) -> bool {
     let is_equal = a.total_cmp(&b).is_eq() || (a - b) == 0.0 || (a.is_nan() && b.is_nan());
-    is_equal || (a - b).abs() <= tolerance * a.abs()
+    let distance = (a - b).abs();
+    let rounding = ROUNDING * a.abs().max(b.abs()).max(unit);
+    is_equal || (distance.is_finite() && (distance <= rounding || distance <= tolerance * a.abs()))
 }
 
 #[cfg(test)]
@@ -212,13 +215,17 @@ mod tests {
 
     #[test]
     fn nearness_is_relative_and_nan_is_only_near_itself() {
-        assert!(is_near(0.0, -0.0, 0.0));
-        assert!(is_near(f64::NAN, f64::NAN, 0.0));
-        assert!(!is_near(f64::NAN, 1.0, 1.0));
-        assert!(!is_near(1.0, 1.0 + 1e-9, 0.0));
-        assert!(is_near(100.0, 101.0, 0.01));
-        assert!(is_near(f64::INFINITY, f64::INFINITY, 0.0));
-        assert!(!is_near(0.0, 1.0, 0.5));
+        assert!(is_near(0.0, -0.0, 0.0, 0.0));
+        assert!(is_near(f64::NAN, f64::NAN, 0.0, 0.0));
+        assert!(!is_near(f64::NAN, 1.0, 1.0, 0.0));
+        assert!(!is_near(1.0, 1.0 + 1e-9, 0.0, 0.0));
+        assert!(is_near(100.0, 101.0, 0.01, 0.0));
+        assert!(is_near(f64::INFINITY, f64::INFINITY, 0.0, 0.0));
+        assert!(!is_near(0.0, 1.0, 0.5, 0.0));
+        assert!(!is_near(f64::INFINITY, 1.0, 0.5, 0.0));
+        let step = 1.0 + f64::from(f32::EPSILON);
+        assert!(!is_near(1.0, step, 0.0, 1.0), "the last bit of F32");
+        assert!(is_near(0.0, 1e-15, 0.0, 1.0) && !is_near(0.0, 1e-15, 0.0, 0.0));
     }
 
     #[test]

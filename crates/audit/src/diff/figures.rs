@@ -48,7 +48,7 @@ pub struct Weight {
 /// A property that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Which one: `convention`, `scheme`, `dtype`, `shape`, or a part by its role.
+    /// Which one: `name`, `convention`, `scheme`, `dtype`, `shape`, or a part by its role.
     pub what: String,
     /// A's, for people.
     pub a: String,

@@ -10,6 +10,7 @@ use super::side::{Kind, Side};
 pub(super) fn changes(pair: &Pair<'_>) -> Vec<Change> {
     let (a, b) = (&pair.a, &pair.b);
     let mut found = Changes(Vec::new());
+    found.note("name", &a.name, &b.name, |name| (*name).to_owned());
     found.note("shape", &a.shape, &b.shape, |shape| format!("{shape:?}"));
     match (a.kind, b.kind) {
         (Kind::Quantized(of_a), Kind::Quantized(of_b)) => found.quantized(of_a, of_b),

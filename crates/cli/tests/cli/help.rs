@@ -2,7 +2,7 @@
 
 use crate::support::{command, run, workplace};
 
-const VERBS: [&str; 9] = [
+const VERBS: [&str; 10] = [
     "inspect",
     "audit",
     "tp-plan",
@@ -10,6 +10,7 @@ const VERBS: [&str; 9] = [
     "quantize",
     "dequantize",
     "convert",
+    "diff",
     "bench",
     "completions",
 ];
@@ -44,7 +45,7 @@ fn every_example_of_every_verb_runs() {
             n_run += 1;
         }
     }
-    assert_eq!(n_run, 33);
+    assert_eq!(n_run, 37);
 }
 
 #[test]

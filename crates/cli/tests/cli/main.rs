@@ -11,11 +11,13 @@
 mod audit;
 mod bench;
 mod convert;
+mod diff;
 mod exit_status;
 mod help;
 mod hostile;
 mod jobs;
 mod json;
 mod readme;
+mod repair;
 mod schema;
 mod support;
