@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use safequant::audit::repair::{is_repairable, repairable, why_not};
+use safequant::audit::repair::{
+    are_unlisted_needed, is_repairable, repair_unlisted, repairable, why_not,
+};
 use safequant::audit::{
     self, Depth, Finding, Options, Place, Rule, Severity, Subject, Wanted, all_rules,
 };
@@ -68,6 +70,7 @@ enum Outcome {
 
 fn try_one(fault: &Fault, rule: &'static Rule, fixture: &Fixture, random: &mut Random) -> Outcome {
     let mut draft = Draft::of(fixture);
+    let clean = draft.audit(&Wanted::default(), &all_of(rule.depth())).0;
     draft.lay_out();
     if (fault.plant)(&mut draft, random).is_none() {
         return Outcome::NotPlanted;
@@ -76,11 +79,18 @@ fn try_one(fault: &Fault, rule: &'static Rule, fixture: &Fixture, random: &mut R
     let name = format!("{} in {}", fault.name, fixture.name);
     let before = contents(Path::new(source.name()));
     let report = look(&source, problems, rule.depth());
-    let said = report.findings.clone();
+    let mut said = report.findings.clone();
     if said.iter().all(|finding| finding.rule != rule.id) {
         return Outcome::NotPlanted;
     }
-    let changes = audit::repair(&report, &[rule]);
+    let all = Checkpoint::survey_files(Path::new(source.name()), &Limits::default());
+    let (all, problems) = all.unwrap();
+    let is_wide = are_unlisted_needed(&report, &[rule], &all);
+    let changes = match source.index().filter(|_| is_wide) {
+        Some(index) => repair_unlisted(&look(&all, problems, rule.depth()), &[rule], index),
+        None => audit::repair(&report, &[rule]),
+    };
+    let source = if is_wide { all } else { source };
     if let Some(refusal) = changes.refused.first() {
         assert!(
             !refusal.text.is_empty() && refusal.rule == rule.id,
@@ -120,6 +130,8 @@ fn try_one(fault: &Fault, rule: &'static Rule, fixture: &Fixture, random: &mut R
             "{name}"
         );
     }
+    // What an index that names nothing hides is no news either.
+    said.extend(clean);
     let (result, problems) = Checkpoint::survey(&destination, &Limits::default()).unwrap();
     let found = look(&result, problems, rule.depth()).findings;
     for findings in [&seen, &found] {
@@ -134,14 +146,15 @@ fn look<'a>(
     problems: Vec<ContainerError>,
     depth: Depth,
 ) -> audit::Report<'a> {
-    let options = Options {
+    let subject = Subject::new(checkpoint, problems, Wanted::default());
+    audit::audit(subject, &all_of(depth))
+}
+
+fn all_of(depth: Depth) -> Options {
+    Options {
         depth,
         rules: all_rules().collect(),
-    };
-    audit::audit(
-        Subject::new(checkpoint, problems, Wanted::default()),
-        &options,
-    )
+    }
 }
 
 /// Nothing of the rule is left but notes that were there, and nothing else is an error that was none.
@@ -325,6 +338,37 @@ fn tensors_that_differ_are_not_chosen_among() {
         panic!("{:?}", changes.refused);
     };
     assert!(refusal.text.contains(&name), "{}", refusal.text);
+}
+
+#[test]
+fn an_index_of_another_save_is_written_from_the_files_that_are_there() {
+    let mut draft = with_a_wrong_total();
+    let old = draft.shards.keys().next().unwrap().clone();
+    let shard = draft.shards.remove(&old).unwrap();
+    let metadata = draft.metadata.remove(&old).unwrap();
+    let new = "renamed.safetensors".to_owned();
+    draft.shards.insert(new.clone(), shard);
+    draft.metadata.insert(new.clone(), metadata);
+    let (source, problems) = draft.open();
+    let rules = [audit::rule("IX001").unwrap()];
+    let report = look(&source, problems, Depth::Headers);
+    let (all, problems) =
+        Checkpoint::survey_files(Path::new(source.name()), &Limits::default()).unwrap();
+    assert!(are_unlisted_needed(&report, &rules, &all));
+    let wide = look(&all, problems, Depth::Headers);
+    let changes = repair_unlisted(&wide, &rules, source.index().unwrap());
+    assert!(changes.refused.is_empty(), "{:?}", changes.refused);
+    let index = changes.index.unwrap();
+    assert!(index.weight_map.values().any(|file| *file == new));
+    assert_eq!(index.weight_map.len(), all.tensors().len());
+    // What is in no file is lost, and nothing makes up for it.
+    draft.shards.get_mut(&new).unwrap().pop();
+    let is_rest = !draft.shards[&new].is_empty();
+    let (all, problems) =
+        Checkpoint::survey_files(Path::new(draft.open().0.name()), &Limits::default()).unwrap();
+    let wide = look(&all, problems, Depth::Headers);
+    let changes = repair_unlisted(&wide, &rules, source.index().unwrap());
+    assert!(is_rest && changes.refused[0].text.contains("is missing"));
 }
 
 #[test]

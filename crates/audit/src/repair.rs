@@ -9,6 +9,7 @@ mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use safequant_container::{Checkpoint, Index};
 use serde_json::Value;
 
 use crate::{Family, Finding, Report, Rule};
@@ -171,28 +172,64 @@ impl Work<'_> {
 
 /// What should change so that the findings of these rules go away. Findings of rules that are not among them are left alone;
 /// rules that cannot be repaired ([`is_repairable`]) are the caller's to refuse.
+///
+/// Where [`are_unlisted_needed`], [`repair_unlisted`] is meant.
 pub fn repair(report: &Report<'_>, rules: &[&'static Rule]) -> Repair {
-    let mut work = Work {
-        report,
-        repair: Repair::default(),
-        index: IndexWork::Keep,
-    };
-    let is_chosen = |finding: &Finding, ids: &[&str]| {
-        ids.contains(&finding.rule) && rules.iter().any(|rule| rule.id == finding.rule)
-    };
-    shards::refuse_broken(&mut work, rules);
-    if !work.repair.refused.is_empty() {
-        return work.repair;
-    }
-    for (ids, mend) in REPAIRS {
-        let all = report.findings.iter();
-        let findings: Vec<&Finding> = all.filter(|finding| is_chosen(finding, ids)).collect();
-        if !findings.is_empty() {
-            mend(&mut work, &findings);
-        }
-    }
-    shards::write_index(&mut work);
+    let mut work = Work::new(report, rules);
+    work.mend(rules);
     work.repair
+}
+
+/// Whether an index is to be written that lists tensors which are not where it says, but in files that it does not name: it is of
+/// another save. `all`: the same directory with all its files ([`Checkpoint::survey_files`]).
+pub fn are_unlisted_needed(report: &Report<'_>, rules: &[&'static Rule], all: &Checkpoint) -> bool {
+    let is_chosen = |id: &str| rules.iter().any(|rule| rule.id == id);
+    let named = report.subject.checkpoint;
+    let Some(index) = named.index().filter(|_| is_chosen("IX001")) else {
+        return false;
+    };
+    let mut lost = index
+        .weight_map
+        .iter()
+        .filter(|(name, _)| named.tensor(name).is_none());
+    lost.any(|(name, _)| all.tensor(name).is_some())
+}
+
+/// As [`repair`], of a checkpoint of all files that lie in a directory; `old` is the index that is replaced.
+pub fn repair_unlisted(report: &Report<'_>, rules: &[&'static Rule], old: &Index) -> Repair {
+    let mut work = Work::new(report, rules);
+    shards::rebuild_from_all(&mut work, old);
+    work.mend(rules);
+    work.repair
+}
+
+impl<'a> Work<'a> {
+    fn new(report: &'a Report<'a>, rules: &[&'static Rule]) -> Self {
+        let mut work = Self {
+            report,
+            repair: Repair::default(),
+            index: IndexWork::Keep,
+        };
+        shards::refuse_broken(&mut work, rules);
+        work
+    }
+
+    fn mend(&mut self, rules: &[&'static Rule]) {
+        if !self.repair.refused.is_empty() {
+            return;
+        }
+        let is_chosen = |finding: &Finding, ids: &[&str]| {
+            ids.contains(&finding.rule) && rules.iter().any(|rule| rule.id == finding.rule)
+        };
+        for (ids, mend) in REPAIRS {
+            let all = self.report.findings.iter();
+            let findings: Vec<&Finding> = all.filter(|finding| is_chosen(finding, ids)).collect();
+            if !findings.is_empty() {
+                mend(self, &findings);
+            }
+        }
+        shards::write_index(self);
+    }
 }
 
 #[cfg(test)]

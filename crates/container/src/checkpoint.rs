@@ -100,6 +100,32 @@ impl Checkpoint {
         Ok((checkpoint, errors))
     }
 
+    /// As [`Checkpoint::survey`] of a directory, or of the directory around an index, but all its `*.safetensors` are shards,
+    /// whatever an index says: there is none then.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::survey`]; where the path is neither.
+    pub fn survey_files(path: &Path, limits: &Limits) -> Result<(Self, Vec<Error>), Error> {
+        let is_index = path.extension().is_some_and(|e| e == "json");
+        let folder = if is_index { parent(path) } else { path };
+        let directory = Directory::open(folder)?;
+        let listing = directory.list()?;
+        let shown = path.to_string_lossy();
+        let kind = if is_index {
+            CheckpointKind::Index
+        } else {
+            CheckpointKind::Directory
+        };
+        let mut errors = Vec::new();
+        let mut fail = |error| {
+            errors.push(error);
+            Ok(())
+        };
+        let given = (kind, &*shown);
+        let checkpoint = Self::open_listed(given, directory, listing, None, limits, &mut fail)?;
+        Ok((checkpoint, errors))
+    }
+
     fn open_with(path: &Path, limits: &Limits, fail: Fail<'_>) -> Result<Self, Error> {
         let shown = path.to_string_lossy();
         let status = std::fs::metadata(path).map_err(|error| Error::io(&shown, error))?;

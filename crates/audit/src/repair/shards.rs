@@ -85,6 +85,35 @@ fn rebuild(work: &mut Work<'_>, unread: Option<String>) -> String {
     name
 }
 
+/// The index is to be written from all files. Each tensor must be in one of them, and what a lost shard held in another.
+pub(super) fn rebuild_from_all(work: &mut Work<'_>, old: &Index) {
+    let checkpoint = work.report.subject.checkpoint;
+    let is_there = |shard: &str| checkpoint.shards().iter().any(|open| open.name == *shard);
+    let lost = old.weight_map.iter();
+    let lost = lost.filter(|(name, shard)| !is_there(shard) && checkpoint.tensor(name).is_none());
+    let mut lost: Vec<String> = lost
+        .map(|(name, shard)| format!("{shard} is missing, and {name} with it"))
+        .collect();
+    lost.truncate(1);
+    let doubled = work
+        .report
+        .findings
+        .iter()
+        .filter(|finding| finding.rule == "IX007");
+    let doubled =
+        doubled.map(|finding| format!("{}: no index says which one counts", finding.message));
+    let refused: Vec<String> = lost.into_iter().chain(doubled.take(1)).collect();
+    for why in refused {
+        work.refuse("IX001", why);
+    }
+    work.index = IndexWork::Rebuild(old.name.clone());
+    let text = format!(
+        "{}: weight_map is written from all files, those that it did not name as well",
+        old.name
+    );
+    work.reason("IX001", text);
+}
+
 /// `total_size` becomes the bytes of the tensors.
 pub(super) fn count_bytes(work: &mut Work<'_>, findings: &[&Finding]) {
     if work.index == IndexWork::Keep {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use safequant::audit::repair::Reason;
+use safequant::audit::repair::{Reason, are_unlisted_needed, repair_unlisted};
 use safequant::audit::{
     self, Finding, Options, Place, Report, Severity, Subject, Wanted, all_rules,
 };
@@ -22,16 +22,35 @@ mod report;
 /// # Errors
 /// What cannot be repaired, and whatever the libraries refuse.
 pub(crate) fn run(job: &Repair, output: Output) -> Result<(), Failure> {
-    let (checkpoint, problems) = Checkpoint::survey(&job.source, &Limits::default())?;
+    let limits = Limits::default();
+    let (checkpoint, problems) = Checkpoint::survey(&job.source, &limits)?;
     let before = audit(job, &checkpoint, problems);
+    if let (Some(index), [_, ..]) = (checkpoint.index(), checkpoint.unreferenced()) {
+        let (all, problems) = Checkpoint::survey_files(&job.source, &limits)?;
+        if are_unlisted_needed(&before, &job.rules, &all) {
+            let changes = repair_unlisted(&audit(job, &all, problems), &job.rules, index);
+            return carry_out(job, &all, &before, changes, output);
+        }
+    }
     let changes = audit::repair(&before, &job.rules);
+    carry_out(job, &checkpoint, &before, changes, output)
+}
+
+/// Plans the writing of changes; shows them, or writes them.
+fn carry_out(
+    job: &Repair,
+    checkpoint: &Checkpoint,
+    before: &Report<'_>,
+    changes: audit::Repair,
+    output: Output,
+) -> Result<(), Failure> {
     refuse(&changes.refused, output)?;
     if changes.is_empty() {
         return Err(nothing_to_do(job));
     }
     let reasons = changes.reasons.clone();
-    let plan = rewrite::plan(&OsDisk, &checkpoint, &edits(changes), &job.options)?;
-    look_once_more(job, &before, &plan)?;
+    let plan = rewrite::plan(&OsDisk, checkpoint, &edits(changes), &job.options)?;
+    look_once_more(job, before, &plan)?;
     for note in plan.notes.iter().take(MAX_NOTES) {
         output.remark(note);
     }
