@@ -5,6 +5,7 @@ use safequant::audit::diff::{
     Codes, Compared, Diff, DocumentDiff, Level, Scales, Sums, Values, Weight, WeightDiff,
     ZeroPoints,
 };
+use safequant::schemes::Pattern;
 use serde_json::{Value, json};
 
 use crate::output::{self, SCHEMA_VERSION, len};
@@ -30,7 +31,7 @@ pub(super) fn record(job: &Diffing, found: &Diff) -> Value {
         "a": source(job, found, 0),
         "b": source(job, found, 1),
         "levels": levels.collect::<Vec<_>>(),
-        "filter": job.options.select.as_ref().map(|pattern| pattern.text()),
+        "filter": job.options.select.as_ref().map(Pattern::text),
         "tolerance": found.tolerance,
         "equal": found.is_equal(),
         "differs": Value::Object(differs.into_iter().collect()),

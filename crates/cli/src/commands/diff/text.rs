@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use safequant::audit::diff::{Compared, Diff, DocumentChange, Level, Sums, Weight, WeightDiff};
+use safequant::audit::diff::{
+    Compared, Diff, DocumentChange, Level, Scales, Sums, Weight, WeightDiff,
+};
 use serde_json::Value;
 
 use crate::output::{self, Align, Message, Name, Output, Table, Text, count, counted, len, real};
@@ -104,34 +106,35 @@ fn of_codes(sums: &Sums) -> String {
         0 => String::new(),
         n => format!(" ({})", percent(n, sums.codes.n)),
     };
-    let mut line = format!(
+    let codes = format!(
         "{} of {} flipped{share} in {}",
         count(sums.codes.n_flipped),
         counted(sums.codes.n, "code"),
         counted(sums.n_coded, "weight")
     );
-    if sums.scales.n > 0 {
-        line += &format!(
-            ", {} of {} differ",
-            count(sums.scales.n_differ),
-            counted(sums.scales.n, "scale")
-        );
-        let (min, max) = (sums.scales.min_ratio, sums.scales.max_ratio);
-        if let (true, Some(min), Some(max)) = (sums.scales.n_differ > 0, min, max) {
-            line += &format!(" (B is {min:.4} to {max:.4} times A)");
-        }
-        if sums.scales.is_per_weight {
-            line += ", granularity differs";
-        }
-    }
-    if sums.zeros.n > 0 {
-        line += &format!(
-            ", {} of {} differ",
-            count(sums.zeros.n_differ),
-            counted(sums.zeros.n, "zero point")
-        );
-    }
-    line + &not
+    let zeros = differ(sums.zeros.n_differ, sums.zeros.n, "zero point");
+    let parts = [Some(codes), of_scales(&sums.scales), zeros];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    format!("{}{not}", parts.join(", "))
+}
+
+fn of_scales(scales: &Scales) -> Option<String> {
+    let differ = differ(scales.n_differ, scales.n, "scale")?;
+    let ratio = match (scales.n_differ, scales.min_ratio, scales.max_ratio) {
+        (1.., Some(min), Some(max)) => format!(" (B is {min:.4} to {max:.4} times A)"),
+        _ => String::new(),
+    };
+    let grids = if scales.is_per_weight {
+        " (granularity differs)"
+    } else {
+        ""
+    };
+    Some(format!("{differ}{ratio}{grids}"))
+}
+
+/// How many differ, where there are any.
+fn differ(n_differ: u64, n: u64, noun: &str) -> Option<String> {
+    (n > 0).then(|| format!("{} of {} differ", count(n_differ), counted(n, noun)))
 }
 
 fn of_values(sums: &Sums) -> String {
@@ -351,13 +354,13 @@ fn figures(weight: &WeightDiff) -> [String; 4] {
         Compared::Found(values) if values.n_differ == 0 => {
             return ["equal".to_owned(), dash(), dash(), dash()];
         }
-        Compared::Found(values) => match &values.loss {
-            Some(loss) => loss,
-            None => {
+        Compared::Found(values) => {
+            let Some(loss) = &values.loss else {
                 let n = counted(values.n_differ, "element");
                 return [n, dash(), dash(), dash()];
-            }
-        },
+            };
+            loss
+        }
         Compared::Nothing | Compared::SameBytes | Compared::Not(_) => {
             let text = cell(&weight.values, |_| String::new());
             return [text, dash(), dash(), dash()];
