@@ -19,8 +19,8 @@ const DOC: &str = "\
 Every scale of a module's inputs (`input_scale`, `input_global_scale`, `activation_scale`) is a positive, finite number.
 
 ## Why it matters
-Activations are divided by it: zero makes infinity of them, NaN makes NaN. Typical of experts that no token reached during calibration, so that it
-shows for some prompts only: pad tokens, `!!!!`. TensorRT-LLM stops with `activation scaling factor not positive`.
+Activations are divided by it: zero makes infinity of them, NaN makes NaN. Typical of experts that no token reached during calibration,
+so that it shows for some prompts only: pad tokens, `!!!!`. Some stop with `activation scaling factor not positive`.
 
 ## What to do
 Calibrate again with samples that reach the module, or use dynamic activation scales, which need none.

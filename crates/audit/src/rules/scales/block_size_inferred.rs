@@ -17,12 +17,14 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Whether dividing the sides of an FP8 weight by those of its grid of scales gives the size of a block. It does not where a block at the edge is cut short. If
-the division leaves no remainder, the wrong size goes unnoticed: a warning. If it does leave one, such readers stop: a note.
+Whether dividing the sides of an FP8 weight by those of its grid of scales gives the size of a block. It does not where a block at the
+edge is cut short. If the division leaves no remainder, the wrong size goes unnoticed: a warning. If it does leave one, such readers
+stop: a note.
 
 ## Why it matters
-The dequantizer of transformers 5.23 divides. For 200 rows and 2 scales it uses blocks of 100 where the file has 128: rows 100 to 127 get the scale of
-the next block, and nothing is said. For 576 rows and 5 scales it raises. vLLM and DeepSeek's own code use the configuration and are right.
+The dequantizer of transformers 5.23 divides. For 200 rows and 2 scales it uses blocks of 100 where the file has 128: rows 100 to 127
+get the scale of the next block, and nothing is said. For 576 rows and 5 scales it raises. vLLM and DeepSeek's own code use the
+configuration and are right.
 
 ## What to do
 Read with a runtime that goes by the configuration, or pad the weight to whole blocks.

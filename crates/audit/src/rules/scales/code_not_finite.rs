@@ -18,13 +18,13 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-No code of a small float is NaN (0x7f and 0xff in E4M3, 0x80 in the FNUZ types) or infinite (E5M2). Where all such codes have a scale of zero, as
-torchao, quanto and ModelOpt leave a row of zeros, it is a warning: they stand for zeros, but are read as NaN. So it is in plain casts without a
-scale, where the weight may have been beyond the range.
+No code of a small float is NaN (0x7f and 0xff in E4M3, 0x80 in the FNUZ types) or infinite (E5M2). Where all such codes have a scale of
+zero, as torchao, quanto and ModelOpt leave a row of zeros, it is a warning: they stand for zeros, but are read as NaN. So it is in
+plain casts without a scale, where the weight may have been beyond the range.
 
 ## Why it matters
-One NaN weight makes NaN of every activation that it touches: `!!!!`, black images, NaN logits. Casts of older torch and of ml_dtypes make NaN of what
-is beyond the range, where newer ones saturate.
+One NaN weight makes NaN of every activation that it touches: `!!!!`, black images, NaN logits. Casts of older torch and of ml_dtypes
+make NaN of what is beyond the range, where newer ones saturate.
 
 ## What to do
 Quantize the module again with a tool that clamps before the cast; give rows of zeros a scale of 1.

@@ -18,12 +18,12 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-A weight of 3 to 7 bits, or of a code book of 16 values, uses more than half of the possible codes; one of 8-bit integers uses both halves of their range. Matrices with
-fewer than 64 codes for each possible one are not looked at, nor constant ones.
+A weight of 3 to 7 bits, or of a code book of 16 values, uses more than half of the possible codes; one of 8-bit integers uses both
+halves of their range. Matrices with fewer than 64 codes for each possible one are not looked at, nor constant ones.
 
 ## Why it matters
-A bit that no code needs is a bit of accuracy lost. Typical causes: unsigned levels fed to a packer of signed ones (`the upper half of the range
-collapsed`: loads fine, and answers one word over and over), a 3-bit weight stored with 4, a scale twice too large.
+A bit that no code needs is a bit of accuracy lost. Typical causes: unsigned levels fed to a packer of signed ones (`the upper half of
+the range collapsed`: loads fine, and answers one word over and over), a 3-bit weight stored with 4, a scale twice too large.
 
 ## What to do
 Find out what wrote the codes; quantize again.

@@ -1,4 +1,5 @@
-//! What several rules about scales ask: where a scale stands, how a scheme is called, which tensors are scales of activations.
+//! What several rules about scales ask: where a scale stands, how a scheme is called, which tensors are scales of
+//! activations.
 
 use std::collections::BTreeMap;
 
@@ -50,8 +51,8 @@ pub(super) fn without_expert(module: &str) -> Option<(String, u32)> {
     Some((format!("{}experts.*{rest}", module.get(..at)?), expert))
 }
 
-/// FP8 matrices that no convention has bound, with their modules: not scales and other parts (`weight_s_rel`), whose dtype
-/// may be the same.
+/// FP8 matrices that no convention has bound, with their modules: not scales and other parts (`weight_s_rel`), whose
+/// dtype may be the same.
 pub(super) fn unbound_fp8<'a>(
     subject: &'a Subject<'_>,
 ) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
@@ -138,7 +139,8 @@ pub(super) fn block_size(subject: &Subject<'_>) -> Option<[u64; 2]> {
     })
 }
 
-/// The grid of block scales that a module's weight needs, and the one that it has; `None` where the part is no such grid.
+/// The grid of block scales that a module's weight needs, and the one that it has; `None` where the part is no such
+/// grid.
 pub(super) fn grids(
     subject: &Subject<'_>,
     block: [u64; 2],

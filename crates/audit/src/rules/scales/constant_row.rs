@@ -18,11 +18,13 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-The codes of each row (output feature) are not all the same. Rows of fewer than 32 codes are not looked at. More than a quarter of all rows is a warning.
+The codes of each row (output feature) are not all the same. Rows of fewer than 32 codes are not looked at. More than a quarter of all
+rows is a warning.
 
 ## Why it matters
-Such a row is dead, most often all zeros: a pruned channel, a token that was never trained, padding of the vocabulary. That is ordinary, hence a note. Many in
-a matrix that should have none are the trace of a tensor written in part: answers that begin well and end in `!!!!`.
+Such a row is dead, most often all zeros: a pruned channel, a token that was never trained, padding of the vocabulary. That is ordinary,
+hence a note. Many in a matrix that should have none are the trace of a tensor written in part: answers that begin well and end in
+`!!!!`.
 
 ## What to do
 Compare the number with that of the source.

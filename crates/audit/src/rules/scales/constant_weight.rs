@@ -18,11 +18,12 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-The codes of a matrix, and of each matrix of a stack of experts, are not all the same. (Not of one bit, not of fewer than 64 codes, and no vectors.)
+The codes of a matrix, and of each matrix of a stack of experts, are not all the same. (Not of one bit, not of fewer than 64 codes, and
+no vectors.)
 
 ## Why it matters
-A matrix of one code was never filled, or filled with zeros: an expert that no shard brought, a file whose end a broken download left zero. Prompts that are
-routed to it give pad tokens or nonsense, others are fine.
+A matrix of one code was never filled, or filled with zeros: an expert that no shard brought, a file whose end a broken download left
+zero. Prompts that are routed to it give pad tokens or nonsense, others are fine.
 
 ## What to do
 Fetch the shard again, compare it with its checksum, or take the module from the source.

@@ -21,8 +21,8 @@ const DOC: &str = "\
 No scale in E8M0 is the byte 255.
 
 ## Why it matters
-By OCP's specification it is NaN, so the whole group is. Readers disagree: torch makes NaN of it, `exp2` infinity, gpt-oss' `ldexp` a finite number of 2^128.
-What one runtime hides makes `!!!!` in the next.
+By OCP's specification it is NaN, so the whole group is. Readers disagree: torch makes NaN of it, `exp2` infinity, gpt-oss' `ldexp` a
+finite number of 2^128. What one runtime hides makes `!!!!` in the next.
 
 ## What to do
 Quantize the module again; all tools write 0 for a group of zeros.

@@ -20,8 +20,9 @@ const DOC: &str = "\
 Where one expert's projection has an activation scale (`input_scale`, `input_global_scale`), that of every expert of the layer has one.
 
 ## Why it matters
-The router sent the expert no token while the model was calibrated, so nothing was measured. The parameter keeps what memory held, or zero, which is
-inverted to infinity: simple prompts work, mathematics gives pad tokens or NaN. Or loading stops with `activation scaling factor not positive`.
+The router sent the expert no token while the model was calibrated, so nothing was measured. The parameter keeps what memory held, or
+zero, which is inverted to infinity: simple prompts work, mathematics gives pad tokens or NaN. Or loading stops with `activation scaling
+factor not positive`.
 
 ## What to do
 Calibrate with more, or more varied, samples, or with every token sent to every expert. Giving the expert the largest scale of its

@@ -19,12 +19,12 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Among the experts of a layer (three or more), the median scale of each projection, its second-level scale and its activation scale are within
-a factor of 64 of the median of all experts.
+Among the experts of a layer (three or more), the median scale of each projection, its second-level scale and its activation scale are
+within a factor of 64 of the median of all experts.
 
 ## Why it matters
-Experts of a layer are trained alike, and their weights differ by a factor of a few. One that is far off was quantized from something else, or its
-activations were never seen (`activation scaling factor not positive`, NaN for some prompts only), or its scale is damaged.
+Experts of a layer are trained alike, and their weights differ by a factor of a few. One that is far off was quantized from something
+else, or its activations were never seen (`activation scaling factor not positive`, NaN for some prompts only), or its scale is damaged.
 
 ## What to do
 Compare the expert with the source; calibrate with more tokens; quantize it again.

@@ -19,13 +19,13 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-`weight_scale_inv` multiplies in DeepSeek's, transformers' and vLLM's files, and divides in GPTQModel's (`weight_scale_semantics: inverse`). The median
-scale times 448, the largest code, is about the largest weight of a group. If that is beyond ten thousand, and would be an ordinary weight the
-other way around, the direction is wrong.
+`weight_scale_inv` multiplies in DeepSeek's, transformers' and vLLM's files, and divides in GPTQModel's (`weight_scale_semantics:
+inverse`). The median scale times 448, the largest code, is about the largest weight of a group. If that is beyond ten thousand, and
+would be an ordinary weight the other way around, the direction is wrong.
 
 ## Why it matters
-All weights are wrong by the square of the scale: garbage, or NaN at once. Some readers guess by whether a scale is above 1, and are wrong
-for large weights.
+All weights are wrong by the square of the scale: garbage, or NaN at once. Some readers guess by whether a scale is above 1, and are
+wrong for large weights.
 
 ## What to do
 Write the reciprocals, or say in the configuration what the scales are.

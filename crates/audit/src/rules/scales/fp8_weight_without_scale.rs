@@ -19,14 +19,15 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Every matrix of FP8 codes has a scale, unless the model is a plain cast: all of its FP8 tensors are without one, and no document says that
-it is quantized. A plain cast is a note; a bare weight among weights with scales, or under a configuration that promises them, is an error. (A
-text encoder that is a plain cast may stand beside a quantized transformer in one file: models are told apart by their prefix.)
+Every matrix of FP8 codes has a scale, unless the model is a plain cast: all of its FP8 tensors are without one, and no document says
+that it is quantized. A plain cast is a note; a bare weight among weights with scales, or under a configuration that promises them, is
+an error. (A text encoder that is a plain cast may stand beside a quantized transformer in one file: models are told apart by their
+prefix.)
 
 ## Why it matters
 FP8 codes fill the range up to 448. Without their scale they are read as weights some 200 times too large: perplexity about 2 million,
-white images, a draft model whose acceptance falls from 90 % to 1 %. Runtimes leave an absent scale at what memory held, or at 1, and say
-nothing; others stop with `KeyError: '...weight_scale_inv'`.
+white images, a draft model whose acceptance falls from 90 % to 1 %. Runtimes leave an absent scale at what memory held, or at 1, and
+say nothing; others stop with `KeyError: '...weight_scale_inv'`.
 
 ## What to do
 Take the scale from the checkpoint that the file was made from. If the codes are meant as they are, say so: a plain cast has no

@@ -20,14 +20,14 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Queries, keys and values of a layer, and gate and up of a feed-forward block or expert, have the same scale, where there is one scale for the
-whole matrix: the global scale of NVFP4, the scale of per-tensor FP8. NVFP4's must be equal; for FP8 a ratio below 2 is a note, since
-runtimes requantize the smaller ones, at the cost of a rounding. So it is for formats whose runtimes do not fuse.
+Queries, keys and values of a layer, and gate and up of a feed-forward block or expert, have the same scale, where there is one scale
+for the whole matrix: the global scale of NVFP4, the scale of per-tensor FP8. NVFP4's must be equal; for FP8 a ratio below 2 is a note,
+since runtimes requantize the smaller ones, at the cost of a rounding. So it is for formats whose runtimes do not fuse.
 
 ## Why it matters
-Runtimes keep one scale for a fused matrix. For NVFP4 they take the largest and leave the block scales as they are, so that the other layers' weights
-are wrong by the ratio: `w1_weight_scale_2 must match w3_weight_scale_2. Accuracy may be affected.`, or a warning that the global scales
-of parallel layers differ. Reported: 33 of 36 layers of one checkpoint, ratio up to 2.14; elsewhere up to 10.
+Runtimes keep one scale for a fused matrix. For NVFP4 they take the largest and leave the block scales as they are, so that the other
+layers' weights are wrong by the ratio: `w1_weight_scale_2 must match w3_weight_scale_2. Accuracy may be affected.`, or a warning that
+the global scales of parallel layers differ. Reported: 33 of 36 layers of one checkpoint, ratio up to 2.14; elsewhere up to 10.
 
 ## What to do
 Quantize with fused layers in one group (llm-compressor and ModelOpt do so for names that they know), or rescale the block scales to a

@@ -19,11 +19,12 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Queries, keys and values of a layer, and gate and up of a block, have the same scheme: bits, groups, zero points; or all of them are dense.
+Queries, keys and values of a layer, and gate and up of a block, have the same scheme: bits, groups, zero points; or all of them are
+dense.
 
 ## Why it matters
-Runtimes that make one matrix of them have no place for two schemes: `Detected some but not all shards of ... are quantized. All shards of
-fused layers to have the same precision.`, a `KeyError`, or the wrong half of a matrix.
+Runtimes that make one matrix of them have no place for two schemes: `Detected some but not all shards of ... are quantized. All shards
+of fused layers to have the same precision.`, a `KeyError`, or the wrong half of a matrix.
 
 ## What to do
 Quantize them alike, or leave all of them dense. Runtimes that do not fuse (transformers, llama.cpp, MLX) read the checkpoint as it is.

@@ -19,11 +19,12 @@ pub(crate) static RULE: Rule = Rule {
 const DOC: &str = "\
 ## What it checks
 compressed-tensors stores NVFP4's `weight_global_scale` as a divisor (3584, say), ModelOpt its `weight_scale_2` as a multiplier
-(0.00028). The largest block scale, which is near 448, times the largest code, 6, times the global scale is the largest weight of the matrix. If
-that is beyond ten thousand, and would be an ordinary weight the other way around, the scale has the wrong direction.
+(0.00028). The largest block scale, which is near 448, times the largest code, 6, times the global scale is the largest weight of the
+matrix. If that is beyond ten thousand, and would be an ordinary weight the other way around, the scale has the wrong direction.
 
 ## Why it matters
-Every weight is wrong by the square of the scale, a factor of a million or more: garbage, byte for byte the same from two different kernels.
+Every weight is wrong by the square of the scale, a factor of a million or more: garbage, byte for byte the same from two different
+kernels.
 
 ## What to do
 Write the reciprocal. `safequant convert` inverts exactly once.
@@ -33,8 +34,9 @@ Write the reciprocal. `safequant convert` inverts exactly once.
 - formats: nvfp4-mxfp4, sections 4 and 10
 ";
 
-/// No weight of a model is this large: F16, in which most were stored once, ends at 65504, and the largest weights of released
-/// models are some hundreds.
+/// Taken for larger than any weight: F16, in which models are run, ends at 65504, and rows of so much as a hundred of
+/// these overflow it. A wrong direction gives 2688 squared over the true largest weight, so all matrices below 700 are
+/// found.
 const IMPLAUSIBLE: f32 = 1e4;
 /// What the largest weight of a matrix may be if the scale is read the other way around.
 const PLAUSIBLE: std::ops::Range<f32> = 1e-6..1e3;

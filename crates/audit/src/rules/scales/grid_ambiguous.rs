@@ -20,8 +20,8 @@ const DOC: &str = "\
 FP8 weights with scales for blocks come with a configuration that states `weight_block_size`.
 
 ## Why it matters
-Shapes do not tell the size of a block: 200 rows with 2 scales are blocks of 100, of 128, or anything between. Readers divide (and get 100), or take 128 for granted;
-they agree only where blocks fill the weight.
+Shapes do not tell the size of a block: 200 rows with 2 scales are blocks of 100, of 128, or anything between. Readers divide (and get
+100), or take 128 for granted; they agree only where blocks fill the weight.
 
 ## What to do
 State `weight_block_size` in `quantization_config`.

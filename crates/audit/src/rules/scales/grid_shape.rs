@@ -17,14 +17,15 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-With blocks of R by C (from the configuration, never by division), a weight of N by K has ceil(N / R) by ceil(K / C) scales. (A grid that is
-just the transpose is another rule's.)
+With blocks of R by C (from the configuration, never by division), a weight of N by K has ceil(N / R) by ceil(K / C) scales. (A grid
+that is just the transpose is another rule's.)
 
 ## Why it matters
 Readers stop with a shape mismatch, or derive another block size from the shapes and scale every block but the first one wrongly.
 
 ## What to do
-Compare `weight_block_size` with what the quantizer was given. A partial block at the edge has a scale of its own: 576 rows of blocks of 128 are five.
+Compare `weight_block_size` with what the quantizer was given. A partial block at the edge has a scale of its own: 576 rows of blocks of
+128 are five.
 
 ## References
 - unslothai/unsloth#8953, #6848, vllm-project/vllm#50349, NVIDIA/Model-Optimizer#2320

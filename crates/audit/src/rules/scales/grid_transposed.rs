@@ -20,8 +20,8 @@ const DOC: &str = "\
 A grid of scales whose shape does not fit its weight is not just the transpose of the one that does.
 
 ## Why it matters
-Someone transposed the scales, or the weight, and not the other: readers stop with a shape mismatch, and for a square weight nothing stops them, so
-that every block off the diagonal has another's scale. If one matrix of a checkpoint is so, look at the square ones too.
+Someone transposed the scales, or the weight, and not the other: readers stop with a shape mismatch, and for a square weight nothing
+stops them, so that every block off the diagonal has another's scale. If one matrix of a checkpoint is so, look at the square ones too.
 
 ## What to do
 Transpose the scales back, in all matrices that the same script has written.

@@ -20,8 +20,8 @@ const DOC: &str = "\
 If one layer of a stack has cache scales for keys and values, every layer of the stack with projections for keys has.
 
 ## Why it matters
-The layers without one use 1, which clips their keys and values in an FP8 cache: `Using KV cache scaling factor 1.0 for fp8_e4m3`, once for all
-layers, so that nobody sees which.
+The layers without one use 1, which clips their keys and values in an FP8 cache: `Using KV cache scaling factor 1.0 for fp8_e4m3`, once
+for all layers, so that nobody sees which.
 
 ## What to do
 Calibrate the cache again, and look whether a shard or a renaming lost the scales.

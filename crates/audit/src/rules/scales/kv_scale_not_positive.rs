@@ -19,8 +19,8 @@ const DOC: &str = "\
 Every cache scale of keys and values is a positive, finite number, or -1, which means absent.
 
 ## Why it matters
-Keys and values are divided by it on their way into the cache: zero and NaN make NaN of every answer as soon as the cache is FP8, and nothing is
-wrong as long as it is not. vLLM then says `Using KV cache scaling factor`, and no more.
+Keys and values are divided by it on their way into the cache: zero and NaN make NaN of every answer as soon as the cache is FP8, and
+nothing is wrong as long as it is not. vLLM then says `Using KV cache scaling factor`, and no more.
 
 ## What to do
 Calibrate the cache again, or take the scales out: 1 is then used.

@@ -15,11 +15,12 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-An attention layer has cache scales for keys and for values (`k_scale` and `v_scale` in their several spellings), or neither. Values alone are an error.
+An attention layer has cache scales for keys and for values (`k_scale` and `v_scale` in their several spellings), or neither. Values
+alone are an error.
 
 ## Why it matters
-vLLM takes the scale of the keys for the values too if theirs is missing, and fails an assertion if that of the keys is. Others take 1: `Using KV cache
-scaling factor 1.0 for fp8_e4m3. This may cause accuracy issues`.
+vLLM takes the scale of the keys for the values too if theirs is missing, and fails an assertion if that of the keys is. Others take 1:
+`Using KV cache scaling factor 1.0 for fp8_e4m3. This may cause accuracy issues`.
 
 ## What to do
 Take the missing scale from the source, or calibrate the cache again.

@@ -19,8 +19,8 @@ pub(crate) static RULE: Rule = Rule {
 const DOC: &str = "\
 ## What it checks
 The scale of an FP8 weight is called as the loaders of its format look for it: `weight_scale_inv` beside blocks, `weight_scale` or
-`weight_scale_inv` otherwise. A scale that only some loaders rename (`.scale`, `.qscale_weight`, `weight_scale` beside blocks) is a warning; an
-FP8 weight whose only scale has a name that no convention knows is an error.
+`weight_scale_inv` otherwise. A scale that only some loaders rename (`.scale`, `.qscale_weight`, `weight_scale` beside blocks) is a
+warning; an FP8 weight whose only scale has a name that no convention knows is an error.
 
 ## Why it matters
 A loader that does not know the name drops the tensor without a word, and the weights are some 200 times too large; or it stops with

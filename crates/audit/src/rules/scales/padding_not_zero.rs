@@ -21,9 +21,9 @@ const DOC: &str = "\
 A weight that is stored with padding (ComfyUI's NVFP4 and MXFP8 come in whole tiles) has zeros there.
 
 ## Why it matters
-Kernels multiply whole tiles and cut the result, or do not: then the padding is added to the last features, or shows as an edge of noise in
-images. It also hints that the shape is not what the file says, or that bytes were moved: readers that know the true shape from zeros
-(`size mismatch for blocks.0.attn.q.weight`) take another one.
+Kernels multiply whole tiles and cut the result, or do not: then the padding is added to the last features, or shows as an edge of noise
+in images. It also hints that the shape is not what the file says, or that bytes were moved: readers that know the true shape from zeros
+take another one.
 
 ## What to do
 Write zeros there, or correct the shape that the file states.

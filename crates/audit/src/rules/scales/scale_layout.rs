@@ -17,13 +17,14 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Tensor cores read the scales of NVFP4 and MXFP8 in tiles of 128 by 4, padded to whole tiles. ComfyUI and torchao store them so; all others store rows.
-The rule looks at scales whose shape does not fit their weight, and says so if it is just the padded, or the unpadded, one. Where rows are a multiple of 128
-and columns of 4, both have the same shape, and the file cannot tell: values would be a guess.
+Tensor cores read the scales of NVFP4 and MXFP8 in tiles of 128 by 4, padded to whole tiles. ComfyUI and torchao store them so; all
+others store rows. The rule looks at scales whose shape does not fit their weight, and says so if it is just the padded, or the
+unpadded, one. Where rows are a multiple of 128 and columns of 4, both have the same shape, and the file cannot tell: values would be a
+guess.
 
 ## Why it matters
-Read in the wrong order nearly every block has the scale of another: noise that looks like a model with a fever, or a shape error that names
-neither layout.
+Read in the wrong order nearly every block has the scale of another: noise that looks like a model with a fever, or a shape error that
+names neither layout.
 
 ## What to do
 Store scales in the order of the format: `safequant convert` does.

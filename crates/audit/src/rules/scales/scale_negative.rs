@@ -18,9 +18,9 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-No scale is below zero, but in the formats whose own tools write such scales: MLX, ggml, and bitsandbytes' table of scales. A small float
-(NVFP4's block scale) below zero is an error. Where one of 16 scales or more are negative, somebody meant it, and it is a note: AutoRound gives a
-symmetric group the sign of its largest weight, to use the code that has no positive partner.
+No scale is below zero, but in the formats whose own tools write such scales: MLX, ggml, and bitsandbytes' table of scales. A small
+float (NVFP4's block scale) below zero is an error. Where one of 16 scales or more are negative, somebody meant it, and it is a note:
+AutoRound gives a symmetric group the sign of its largest weight, to use the code that has no positive partner.
 
 ## Why it matters
 Few writers of the other formats make one, so a lone one is likely not what it was. Kernels that read block scales without a sign, as
@@ -30,6 +30,7 @@ NVFP4's do, compute with the magnitude; those that read it turn all weights of t
 Compare the file with its checksum, and fetch or quantize it again.
 
 ## References
+- intel/auto-round, `auto_round/data_type/int.py`, `quant_tensor_sym`
 - formats: gptq, section 11, clause 4; nvfp4-mxfp4, section 9, clause 2; mlx, section 9
 ";
 

@@ -18,12 +18,12 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Every stored scale, second-level scale, float zero point, and factor per input feature is a finite number; at full depth low-rank factors
-as well. (Powers of two in a byte are another rule's.)
+Every stored scale, second-level scale, float zero point, and factor per input feature is a finite number; at full depth low-rank
+factors as well. (Powers of two in a byte are another rule's.)
 
 ## Why it matters
-One such scale makes its whole group NaN, and from there everything the model says: answers of `!!!!`, NaN logits, often only for prompts
-that touch one row of the vocabulary or one expert.
+One such scale makes its whole group NaN, and from there everything the model says: answers of `!!!!`, NaN logits, often only for
+prompts that touch one row of the vocabulary or one expert.
 
 ## What to do
 Quantize the module again. All-zero groups are what most often becomes 0/0: their scale should be any positive number.

@@ -22,8 +22,8 @@ const DOC: &str = "\
 Where the configuration says `scale_fmt: ue8m0`, every scale stored as a float is a power of two.
 
 ## Why it matters
-Kernels for Blackwell keep the exponent only. They round scales that have more, or requantize the weight, which costs about 2.6 % of relative error, or
-drop the fraction, which makes weights too small by up to half. Which of these happens, no message says.
+Kernels for Blackwell keep the exponent only. They round scales that have more, or requantize the weight, which costs about 2.6 % of
+relative error, or drop the fraction, which makes weights too small by up to half. Which of these happens, no message says.
 
 ## What to do
 Quantize with scales that are powers of two, or take `scale_fmt` out of the configuration.

@@ -18,12 +18,13 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Between the largest scales of a matrix and the others lies no gap of ten powers of two or more. Only a few scales, one of 32 at most, count
-as outliers; what is small beside many is not looked at, because rows of zeros have tiny scales.
+Between the largest scales of a matrix and the others lies no gap of ten powers of two or more. Only a few scales, one of 32 at most,
+count as outliers; what is small beside many is not looked at, because rows of zeros have tiny scales.
 
 ## Why it matters
-Groups of one matrix differ by 10 to 100 in magnitude, with outlier channels, and by all that lies in between. A scale that stands a thousand times
-above all others is most often one flipped bit or an uninitialized number; its group drowns the others: answers of `!!!!`, or one word over and over.
+Groups of one matrix differ by 10 to 100 in magnitude, with outlier channels, and by all that lies in between. A scale that stands a
+thousand times above all others is most often one flipped bit or an uninitialized number; its group drowns the others: answers of
+`!!!!`, or one word over and over.
 
 ## What to do
 Compare the file with its checksum. If it is as it was written, quantize the module again.
@@ -32,9 +33,9 @@ Compare the file with its checksum. If it is as it was written, quantize the mod
 - vllm-project/vllm#53537, intel/auto-round#207
 ";
 
-/// Powers of two that no scale is in. Group scales of fixtures by a dozen tools, made of real and of synthetic weights with
-/// outlier channels, have gaps of 4 at most; a flipped bit of an F16's exponent makes 8 or 16, of a BF16's 16 or more for
-/// the two upper bits. Ten keeps clear of the first with room for more violent channels.
+/// Powers of two that no scale is in. Of the fixtures of a dozen tools only those trip at ten whose weights were made
+/// with rows of 60000 and 1e38 in them. A flipped bit in the upper half of an exponent makes a gap of 4, 8 or 16 in
+/// F16, and more in BF16 and F32; lower ones cannot be told from outlier channels.
 const GAP: u32 = 10;
 /// Outliers are at most one of so many.
 const SHARE: u64 = 32;

@@ -19,11 +19,13 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-Scales stored as BF16 or F32 are finite in F16 (below 65520), and not zero (above 2^-25, a note: the weights of such a group are next to nothing).
+Scales stored as BF16 or F32 are finite in F16 (below 65520), and not zero (above 2^-25, a note: the weights of such a group are next to
+nothing).
 
 ## Why it matters
-Kernels for AWQ, GPTQ and weight-only FP8 hold scales in the dtype of the activations. In F16 a scale beyond its range is infinite, and the group NaN; many
-runtimes cast without a word, and others say `torch.bfloat16 is not supported for quantization method awq` and leave the user to set `dtype=half`.
+Kernels for AWQ, GPTQ and weight-only FP8 hold scales in the dtype of the activations. In F16 a scale beyond its range is infinite, and
+the group NaN; many runtimes cast without a word, and others say `torch.bfloat16 is not supported for quantization method awq` and leave
+the user to set `dtype=half`.
 
 ## What to do
 Run the model in BF16, or quantize it again.

@@ -18,8 +18,8 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-The scales of a weight, sixteen or more, are not all exactly 1 while its codes vary (full depth knows the codes; a weight of zeros may have
-such scales), nor is the global scale of NVFP4.
+The scales of a weight, sixteen or more, are not all exactly 1 while its codes vary (full depth knows the codes; a weight of zeros may
+have such scales), nor is the global scale of NVFP4.
 
 ## Why it matters
 `torch.ones` is what a module's scales are before anything is loaded into them. Saved that way, codes are read as weights many times too

@@ -22,8 +22,8 @@ No scale is subnormal in the dtype it is stored in: below 2^-14 in F16, below 2^
 
 ## Why it matters
 A subnormal number has fewer bits, down to one, so all weights of the group are off by up to a third; kernels that flush subnormals make
-zeros of them. Rows of zeros have such scales too, which does no harm: hence a note. Where most scales are subnormal, as E4M3 scales without a
-second level can be, the weight has lost accuracy.
+zeros of them. Rows of zeros have such scales too, which does no harm: hence a note. Where most scales are subnormal, as E4M3 scales
+without a second level can be, the weight has lost accuracy.
 
 ## What to do
 Store scales in BF16 or F32, or quantize with a scale for the whole matrix (NVFP4).

@@ -19,10 +19,11 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-No scale is zero where codes are not. Full depth knows the codes. If some are not zero it is an error where scales are BF16 or F32, and a
-warning where they are F16 or smaller: a scale too small for them was flushed, and with it weights of less than a millionth. It is a warning if
-codes are NaN (zeros that were divided by zero), and a note if they are zeros. With the scales alone it is a warning, and a note for formats whose own tools write a zero
-scale for a group of zeros (bitsandbytes, ggml, quanto, scales in small floats). A scale that divides, or a second-level scale of the whole matrix, must never be zero.
+No scale is zero where codes are not. Full depth knows the codes. If some are not zero it is an error where scales are BF16 or F32, and
+a warning where they are F16 or smaller: a scale too small for them was flushed, and with it weights of less than a millionth. It is a
+warning if codes are NaN (zeros that were divided by zero), and a note if they are zeros. With the scales alone it is a warning, and a
+note for formats whose own tools write a zero scale for a group of zeros (bitsandbytes, ggml, quanto, scales in small floats). A scale
+that divides, or a second-level scale of the whole matrix, must never be zero.
 
 ## Why it matters
 Where the group's weights were not zero, they are now: a scale too small for F16 or E4M3 was flushed. Runtimes that divide by the scale

@@ -18,11 +18,12 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-The scales of an MX format are stored as U8, not as F8_E8M0. That is how most tools write them, and nothing is wrong: it is worth knowing.
+The scales of an MX format are stored as U8, not as F8_E8M0. That is how most tools write them, and nothing is wrong: it is worth
+knowing.
 
 ## Why it matters
-A byte of 120 stands for 2^-7. Whoever takes the tensor by its dtype gets 120: weights 450,000 times too large, or scales that a numeric `copy_` or
-`.to(dtype)` turned to 0, 1 and 8.
+A byte of 120 stands for 2^-7. Whoever takes the tensor by its dtype gets 120: weights 450,000 times too large, or scales that a numeric
+`copy_` or `.to(dtype)` turned to 0, 1 and 8.
 
 ## What to do
 Convert such tensors by their bits (`view`, never `to`), or store them as F8_E8M0 for readers that know it (safetensors 0.6 and later).

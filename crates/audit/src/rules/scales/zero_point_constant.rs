@@ -22,8 +22,8 @@ const DOC: &str = "\
 Where the configuration declares weights asymmetric, the stored zero points of a weight, sixteen or more, are not all 2^(bits - 1).
 
 ## Why it matters
-They say nothing, and cost bytes and speed: runtimes choose slower kernels, or none (`Unsupported quant: sym=False`), for a weight that is symmetric
-after all.
+They say nothing, and cost bytes and speed: runtimes choose slower kernels, or none (vLLM 0.33 takes symmetric GPTQ only), for a weight
+that is symmetric after all.
 
 ## What to do
 Declare the weight symmetric, and leave the zero points out where the format allows it.
