@@ -61,11 +61,13 @@ pub(super) fn rewrite_lists(work: &mut Work<'_>, findings: &[&Finding]) {
     all.retain(|list| !list.removed.is_empty() || !list.added.is_empty());
     let edits: Vec<_> = all.iter().flat_map(Rewritten::edits).collect();
     let reasons: Vec<_> = all.iter().flat_map(Rewritten::reasons).collect();
-    refused
-        .into_iter()
-        .for_each(|(rule, why)| work.refuse(rule, why));
+    for (rule, why) in refused {
+        work.refuse(rule, why);
+    }
     let rule = findings.first().map_or("QC010", |finding| finding.rule);
-    reasons.into_iter().for_each(|text| work.reason(rule, text));
+    for text in reasons {
+        work.reason(rule, text);
+    }
     for (document, path, action) in edits {
         work.edit(&document, path, action);
     }

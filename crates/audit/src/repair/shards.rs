@@ -248,12 +248,8 @@ fn usual_ending(work: &Work<'_>, old: &str) -> &'static str {
     let [(inverse, n_inverse), (plain, n_plain)] = counts;
     let shape = subject.headers.tensor(old).map(|info| info.shape.to_vec());
     let is_grid = shape.is_some_and(|shape| shape.iter().filter(|n| **n > 1).count() > 1);
-    match n_inverse.cmp(&n_plain) {
-        std::cmp::Ordering::Greater => inverse,
-        std::cmp::Ordering::Less => plain,
-        std::cmp::Ordering::Equal if is_grid => inverse,
-        std::cmp::Ordering::Equal => plain,
-    }
+    let is_inverse = n_inverse > n_plain || (n_inverse == n_plain && is_grid);
+    if is_inverse { inverse } else { plain }
 }
 
 /// Says in `__metadata__` which framework's tensors these are.

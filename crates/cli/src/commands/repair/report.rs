@@ -78,13 +78,11 @@ fn lines<'a>(hunk: &'a Hunk<'_>) -> impl Iterator<Item = (char, String)> + 'a {
         ([old], [new]) => Some(shortened(old, new)),
         _ => None,
     };
-    let (old, new) = match pair {
-        Some((old, new)) => (vec![old], vec![new]),
-        None => {
-            let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
-            (owned(&hunk.old), owned(&hunk.new))
-        }
-    };
+    let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+    let (old, new) = pair.map_or_else(
+        || (owned(&hunk.old), owned(&hunk.new)),
+        |(old, new)| (vec![old], vec![new]),
+    );
     let old = old.into_iter().map(|line| ('-', line));
     old.chain(new.into_iter().map(|line| ('+', line)))
 }
