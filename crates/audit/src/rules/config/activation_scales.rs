@@ -4,7 +4,7 @@ use safequant_schemes::{QuantizedTensor, Settings};
 use serde_json::Value;
 
 use crate::ignore::{Groups, method_of};
-use crate::{Check, Findings, Place, Rule, Severity, Subject};
+use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
     id: "QC061",
@@ -36,13 +36,15 @@ Calibrate the module again, with data that reaches it.
 /// What the scales of a method may be called.
 type Endings = &'static [&'static str];
 
-const STATIC: Endings = &["input_scale", "activation_scale"];
+const STATIC: Endings = &["input_scale", "activation_scale", "act_scale"];
 const LOCAL: Endings = &["input_global_scale", "input_scale"];
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     for settings in &subject.settings {
         let groups = Groups::of(settings);
-        for tensor in &subject.model.quantized {
+        // Embeddings have no activations.
+        let is_layer = |t: &&QuantizedTensor| ModuleName::parse(&t.module).part != Part::Embedding;
+        for tensor in subject.model.quantized.iter().filter(is_layer) {
             if let Some((place, endings)) = wanted(settings, groups.as_ref(), tensor) {
                 check_module(subject, tensor, (&place, endings), findings);
             }

@@ -1,7 +1,11 @@
 //! QC020: the configuration counts other layers, experts or tokens than are stored.
 
+use std::collections::BTreeSet;
+
+use safequant_container::TensorInfo;
+
 use crate::inventory::{EXPERT_KEYS, LAYER_KEYS, MTP_KEYS, Trunk, agreed_number, trunk};
-use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
+use crate::{Check, Findings, ModuleName, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
     id: "QC020",
@@ -90,9 +94,11 @@ fn check_tokens(subject: &Subject<'_>, trunk: &Trunk<'_>, findings: &mut Finding
         return;
     };
     let mut modules = vec![trunk.embedding];
-    if subject.headers.tensor("lm_head.weight").is_some()
-        || subject.model.module("lm_head").is_some()
-    {
+    // The head of a draft model may know fewer tokens.
+    let is_draft = subject.config.contains_key("draft_vocab_size");
+    let has_head = subject.headers.tensor("lm_head.weight").is_some()
+        || subject.model.module("lm_head").is_some();
+    if has_head && !is_draft {
         modules.push("lm_head");
     }
     for module in modules {
@@ -139,34 +145,38 @@ fn check_experts(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let Some((key, declared)) = agreed_number(subject, EXPERT_KEYS) else {
         return;
     };
-    let mut report = |module: &str, stored: u64| {
-        findings
-            .add(
-                Place::module(module),
-                format!("{key} is {declared}, but {module} has {stored}"),
-            )
+    let stacks = subject.model.quantized.iter().filter_map(|tensor| {
+        let parent = ModuleName::parse(&tensor.module).parent;
+        let is_experts = parent.ends_with("experts") || parent.ends_with("switch_mlp");
+        let is_stack = is_experts && tensor.shape.len() == 3;
+        is_stack.then(|| (tensor.module.as_str(), tensor.n_matrices()))
+    });
+    for (module, stored) in stacks.chain(routers(subject)) {
+        if stored == declared {
+            continue;
+        }
+        let finding = findings.add(
+            Place::module(module),
+            format!("{key} is {declared}, but {module} has {stored}"),
+        );
+        // Some routers know experts that compute nothing.
+        if stored > declared {
+            finding.severity = Severity::Warning;
+        }
+        finding
             .instead(format!("{declared} experts"), stored.to_string())
             .help("correct the number, or take the missing experts from the original model");
-    };
-    for tensor in &subject.model.quantized {
-        let parent = ModuleName::parse(&tensor.module).parent;
-        let is_stack = parent.ends_with("experts") || parent.ends_with("switch_mlp");
-        if is_stack && tensor.shape.len() == 3 && tensor.n_matrices() != declared {
-            report(&tensor.module, tensor.n_matrices());
-        }
     }
-    for info in subject.headers.tensors() {
-        let module = info.name.strip_suffix(".weight");
-        let is_router = |module: &&str| {
-            let last = module.rsplit('.').next();
-            let is_named = matches!(last, Some("gate" | "router"));
-            is_named && ModuleName::parse(module).part == Part::Router
-        };
-        if let Some(module) = module.filter(is_router)
-            && let Some(stored) = rows(subject, module)
-            && stored != declared
-        {
-            report(module, stored);
-        }
-    }
+}
+
+/// The routers that stand beside experts, and their rows.
+fn routers<'a>(subject: &'a Subject<'_>) -> impl Iterator<Item = (&'a str, u64)> {
+    let around = |info: &'a TensorInfo| info.name.split_once(".experts.").map(|(name, _)| name);
+    let blocks: BTreeSet<&str> = subject.headers.tensors().filter_map(around).collect();
+    subject.headers.tensors().filter_map(move |info| {
+        let module = info.name.strip_suffix(".weight")?;
+        let (parent, last) = module.rsplit_once('.')?;
+        let is_router = matches!(last, "gate" | "router") && blocks.contains(parent);
+        Some((module, rows(subject, module).filter(|_| is_router)?))
+    })
 }

@@ -48,7 +48,11 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         .quantized
         .first()
         .map(|t| (t.module.clone(), t.convention));
-    let left = model.plain.iter().find_map(|name| companion(name));
+    // Dense models have scales and biases too.
+    let is_telling =
+        |ending: &str| ending.contains("weight") || ["qzeros", "g_idx", "SCB"].contains(&ending);
+    let mut left = model.plain.iter().filter_map(|name| companion(name));
+    let left = left.find(|(_, ending)| is_telling(ending));
     let left = left.map(|(module, _)| (module.to_owned(), "a format that needs a configuration"));
     if let Some((module, format)) = bound.or(left) {
         findings

@@ -65,7 +65,8 @@ fn flag(subject: &Subject<'_>) -> Option<bool> {
 
 fn is_head(tensor: &str) -> bool {
     let name = ModuleName::parse(module_of(tensor));
-    let is_output = name.module == "output" || name.module == "model.output";
+    let last = name.module.rsplit('.').next().unwrap_or_default();
+    let is_output = matches!(last, "output" | "output_layer" | "head" | "ff_out");
     (name.part == Part::Head || is_output) && name.layer.is_none()
 }
 

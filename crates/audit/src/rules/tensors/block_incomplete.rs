@@ -51,6 +51,11 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     }
     for (block, parts) in blocks {
         let has = |part| parts.contains(&part);
+        // Attention may have a gate of its own.
+        let is_attention = has(Part::Query) || has(Part::Key) || has(Part::QueryKeyValue);
+        if is_attention || has(Part::Value) || has(Part::Output) {
+            continue;
+        }
         let takes = has(Part::Up) || has(Part::GateUp);
         let missing = if has(Part::Gate) && !has(Part::Up) {
             Some(Part::Up)
