@@ -86,6 +86,9 @@ def measure(*commands):
 
 
 def files(folder):
+    """The files of a folder; a file stands for itself."""
+    if os.path.isfile(folder):
+        return [folder]
     return sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
 
 
@@ -211,10 +214,11 @@ class Bench:
             self.prepare(self.source)
             rounds["cp and sync"].append(measure(copy_command, sync_command))
             clear(copy)
-            self.prepare(self.source)
+            self.prepare(source)
             ours = self.command(["quantize", *arguments], source, result)
             rounds["job"].append(measure(ours))
             clear(result)
+            self.prepare(source)
             rounds["peer"].append(measure(peer))
             clear(result)
         return rounds
@@ -223,7 +227,10 @@ class Bench:
 def peers_table(bench):
     print("| job | cp and sync, s | ours, s | theirs, s | times | CPU of ours, s | CPU of theirs, s | times | anonymous, ours, MB | theirs, MB |")
     print("| --- |" + " ---: |" * 9)
+    words = bench.options.jobs.split(",")
     for name, ours, theirs in PEERS:
+        if not any(word in "quantize %s %s" % (name, ours[1]) for word in words):
+            continue
         has_it = bench.options.llama_quantize if isinstance(theirs, str) else bench.options.peers
         if not has_it:
             print("| %s: not run, no program given |" % name + " |" * 9)

@@ -128,16 +128,16 @@ pub struct BlockFields {
 }
 
 /// One block in neutral form; what the type does not use is zero.
-pub(super) struct Block {
-    pub(super) codes: [u8; MAX_ELEMENTS],
-    pub(super) scales: [i16; MAX_GROUPS],
-    pub(super) mins: [i16; MAX_GROUPS],
-    pub(super) d: f32,
-    pub(super) m: f32,
+pub(crate) struct Block {
+    pub(crate) codes: [u8; MAX_ELEMENTS],
+    pub(crate) scales: [i16; MAX_GROUPS],
+    pub(crate) mins: [i16; MAX_GROUPS],
+    pub(crate) d: f32,
+    pub(crate) m: f32,
 }
 
 impl Block {
-    pub(super) const ZERO: Self = Self {
+    pub(crate) const ZERO: Self = Self {
         codes: [0; MAX_ELEMENTS],
         scales: [0; MAX_GROUPS],
         mins: [0; MAX_GROUPS],
@@ -237,7 +237,7 @@ impl BlockLayout {
         block.m = self.m.map_or(0.0, |at| widen_f16(bytes, at));
     }
 
-    pub(super) fn pack_block(&self, block: &Block, bytes: &mut [u8]) {
+    pub(crate) fn pack_block(&self, block: &Block, bytes: &mut [u8]) {
         bytes.fill(0);
         let codes = &block.codes[..self.elements];
         match self.codes {

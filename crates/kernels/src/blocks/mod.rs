@@ -31,6 +31,8 @@ mod ternary;
 pub(crate) use float4::{VALUES as E2M1_DOUBLED, half_e8m0};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use iq_nonlinear::VALUES as IQ4_NL;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use layout::Block;
 pub use layout::{BlockFields, BlockLayout, BlockOffset, BlockScale, CodeValue};
 
 use crate::portable::convert;

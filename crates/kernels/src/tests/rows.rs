@@ -256,7 +256,9 @@ fn transposed_and_wide() {
 /// Prints what ran; a list of backends that shrank is seen in CI's log, one that is empty fails.
 fn report(what: &str, visited: usize) {
     let names: Vec<&str> = Backend::available().map(|b| b.name).collect();
-    assert!(visited >= 8 * names.len(), "{what}: {visited}");
+    // Where a part of the cases is run, that of a short list may be a single one.
+    let least = if cases::share().is_empty() { 8 } else { 1 };
+    assert!(visited >= least * names.len(), "{what}: {visited}");
     println!(
         "{what}: {names:?} equal portable in {visited} cases{}",
         cases::share()

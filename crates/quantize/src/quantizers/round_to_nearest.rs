@@ -150,7 +150,7 @@ fn quantize_blocks(
         let values = values.widened(backend);
         match (backend.first_non_finite)(&values) {
             Some(_) => Err(Stop::NonFinite),
-            None => Ok(blocks.quantize(rows, &values)?),
+            None => Ok(blocks.quantize(rows, &values, backend)?),
         }
     })?;
     *output.tile = tile;

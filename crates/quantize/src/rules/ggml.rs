@@ -1,7 +1,9 @@
 //! ggml: clauses 150-152. Its quantizers choose for whole blocks, several groups at once; they stand in the kernels.
 
 use safequant_kernels::blocks::{BlockLayout, BlockOffset, BlockScale, CodeValue};
-use safequant_kernels::{BlockFields, BlockFormat, Codebook, E8M0Rule, Float, UNSIGNED_E4M3};
+use safequant_kernels::{
+    Backend, BlockFields, BlockFormat, Codebook, E8M0Rule, Float, Floats, Stores, UNSIGNED_E4M3,
+};
 use safequant_schemes::{
     Code, CodeTile, Granularity, OffsetForm, ScaleCoding, Scheme, SuperScale, ZeroPoint,
 };
@@ -71,18 +73,16 @@ impl Blocks {
     ///
     /// # Errors
     /// Rows that are no whole blocks, a scale that F16 cannot hold.
-    pub(crate) fn quantize(self, rows: &Rows<'_>, values: &[f32]) -> Result<CodeTile, Error> {
-        let BlockLayout {
-            elements, bytes, ..
-        } = *self.layout;
-        let (Some(quantizer), true) = (
-            self.format.quantizer(),
-            rows.in_features.is_multiple_of(elements),
-        ) else {
-            return unsupported("rows are no whole blocks of this type");
-        };
-        let mut blocks = vec![0; values.len() / elements * bytes];
-        quantizer.quantize(values, &mut blocks);
+    pub(crate) fn quantize(
+        self,
+        rows: &Rows<'_>,
+        values: &[f32],
+        backend: &Backend,
+    ) -> Result<CodeTile, Error> {
+        let format = self.format_for(rows.in_features)?;
+        let mut blocks = vec![0; values.len() / self.layout.elements * self.layout.bytes];
+        let source = Floats::F32(values);
+        (backend.encode_blocks)(format, source, &mut blocks, Stores::Ordinary);
         let mut fields = BlockFields::default();
         self.layout.unpack(&blocks, &mut fields);
         self.check(rows, &fields)?;

@@ -5,31 +5,79 @@ use super::super::layout::{Block, BlockLayout, narrow_f16, widen_f16};
 use super::nearest_int;
 
 /// `GROUP_MAX_EPS`: groups below it count as zero.
-pub(super) const EPSILON: f32 = 1e-15;
+pub(crate) const EPSILON: f32 = 1e-15;
 
 /// Rounds to F16 and back.
-fn through_f16(value: f32) -> f32 {
+pub(crate) fn through_f16(value: f32) -> f32 {
     widen_f16(&narrow_f16(value).to_le_bytes(), 0)
 }
 
 /// The search of `make_qkx2_quants`.
-struct Search {
-    max_code: i32,
+pub(crate) struct Search {
+    /// Codes are 0 to this.
+    pub(crate) max_code: i32,
     /// The first trial's divisor is `max_code + first`; the next ones' are 0.1 larger each.
     first: f32,
     /// The last trial's number, counted from 0.
     last: i32,
     /// What a difference costs before it is weighted.
-    cost: fn(f32) -> f32,
+    pub(crate) cost: Cost,
 }
 
+/// What a difference costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cost {
+    /// Its magnitude.
+    Magnitude,
+    /// Its square.
+    Square,
+}
+
+impl Cost {
+    fn of(self, difference: f32) -> f32 {
+        match self {
+            Cost::Magnitude => difference.abs(),
+            Cost::Square => difference * difference,
+        }
+    }
+}
+
+/// The search for `Q2_K`: weights are magnitudes.
+pub(crate) const Q2_SEARCH: Search = Search {
+    max_code: 3,
+    first: -0.5,
+    last: 15,
+    cost: Cost::Magnitude,
+};
+
+/// The search for `Q4_K`: weights are magnitudes on top of their quadratic mean.
+pub(crate) const Q4_SEARCH: Search = Search {
+    max_code: 15,
+    first: -1.0,
+    last: 20,
+    cost: Cost::Square,
+};
+
+/// The search for `Q5_K`, weights as for `Q4_K`.
+pub(crate) const Q5_SEARCH: Search = Search {
+    max_code: 31,
+    first: -0.5,
+    last: 15,
+    cost: Cost::Square,
+};
+
 /// A scale and a minimum found, the minimum counted downward.
-struct Affine {
-    scale: f32,
-    min: f32,
+pub(crate) struct Affine {
+    pub(crate) scale: f32,
+    pub(crate) min: f32,
 }
 
 impl Search {
+    /// What each trial divides, in order.
+    pub(crate) fn divisors(&self) -> impl Iterator<Item = f32> {
+        (0..=self.last).map(|step| self.first + 0.1 * step as f32 + self.max_code as f32)
+    }
+
     fn codes(&self, x: &[f32], inverse_scale: f32, min: f32, codes: &mut [u8]) {
         for (code, x) in codes.iter_mut().zip(x) {
             let nearest = nearest_int(inverse_scale * (x - min));
@@ -40,7 +88,7 @@ impl Search {
     fn error(&self, x: &[f32], weights: &[f32], codes: &[u8], scale: f32, min: f32) -> f32 {
         let terms = x.iter().zip(weights).zip(codes);
         terms.fold(0.0, |sum, ((x, weight), &code)| {
-            sum + weight * (self.cost)(scale * f32::from(code) + min - x)
+            sum + weight * self.cost.of(scale * f32::from(code) + min - x)
         })
     }
 
@@ -72,9 +120,8 @@ impl Search {
         let mut best = self.error(x, weights, codes, scale, min);
         let mut trial = [0; 32];
         let trial = &mut trial[..x.len()];
-        for step in 0..=self.last {
+        for divisor in self.divisors() {
             // `min` is the best one so far: later trials start from it, as in ggml.
-            let divisor = self.first + 0.1 * step as f32 + self.max_code as f32;
             self.codes(x, divisor / (max - min), min, trial);
             let Some((new_scale, new_min)) = fit(x, weights, trial, sum_w, sum_x) else {
                 continue;
@@ -110,14 +157,6 @@ fn fit(x: &[f32], weights: &[f32], codes: &[u8], sum_w: f32, sum_x: f32) -> Opti
     Some((scale, min))
 }
 
-fn absolute(difference: f32) -> f32 {
-    difference.abs()
-}
-
-fn squared(difference: f32) -> f32 {
-    difference * difference
-}
-
 /// The largest of several, if it is above 0.
 fn largest(values: &[f32]) -> f32 {
     let max = |max, &value| if value > max { value } else { max };
@@ -140,21 +179,25 @@ fn requantize(layout: &BlockLayout, x: &[f32], max_code: i32, block: &mut Block)
 }
 
 pub(super) fn q2_k(x: &[f32], block: &mut Block) {
-    let search = Search {
-        max_code: 3,
-        first: -0.5,
-        last: 15,
-        cost: absolute,
-    };
     let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
     for (group, x) in x.chunks_exact(16).enumerate() {
-        let weights: [f32; 16] = std::array::from_fn(|i| x[i].abs());
-        let found = search.run(x, &weights, &mut block.codes[16 * group..16 * (group + 1)]);
+        let found = magnitude_weighted(x, &mut block.codes[16 * group..16 * (group + 1)]);
         (scales[group], mins[group]) = (found.scale, found.min);
     }
-    block.d = nibbles(&scales, &mut block.scales);
-    block.m = nibbles(&mins, &mut block.mins);
+    set_nibbles(&scales, &mins, block);
     requantize(&Q2_K, x, 3, block);
+}
+
+/// A group of `Q2_K`.
+pub(crate) fn magnitude_weighted(x: &[f32], codes: &mut [u8]) -> Affine {
+    let weights: [f32; 16] = std::array::from_fn(|i| x[i].abs());
+    Q2_SEARCH.run(x, &weights, codes)
+}
+
+/// Stores what was found for the groups of `Q2_K`.
+pub(crate) fn set_nibbles(scales: &[f32; 16], mins: &[f32; 16], block: &mut Block) {
+    block.d = nibbles(scales, &mut block.scales);
+    block.m = nibbles(mins, &mut block.mins);
 }
 
 /// Quantizes scales or minima to 4 bits and returns their common scale.
@@ -170,36 +213,35 @@ fn nibbles(values: &[f32; 16], codes: &mut [i16; 16]) -> f32 {
 }
 
 pub(super) fn q4_k(x: &[f32], block: &mut Block) {
-    let search = Search {
-        max_code: 15,
-        first: -1.0,
-        last: 20,
-        cost: squared,
-    };
-    six_bit_pairs(&search, &Q4_K, x, block);
+    six_bit_pairs(&Q4_SEARCH, &Q4_K, x, block);
 }
 
 pub(super) fn q5_k(x: &[f32], block: &mut Block) {
-    let search = Search {
-        max_code: 31,
-        first: -0.5,
-        last: 15,
-        cost: squared,
-    };
-    six_bit_pairs(&search, &Q5_K, x, block);
+    six_bit_pairs(&Q5_SEARCH, &Q5_K, x, block);
 }
 
 /// `Q4_K` and `Q5_K`: 8 groups, 6-bit scales and minima.
 fn six_bit_pairs(search: &Search, layout: &BlockLayout, x: &[f32], block: &mut Block) {
     let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
     for (group, x) in x.chunks_exact(32).enumerate() {
-        let sum = x.iter().fold(0.0_f32, |sum, x| sum + x * x);
-        let mean = (sum / 32.0).sqrt();
-        let weights: [f32; 32] = std::array::from_fn(|i| mean + x[i].abs());
-        let found = search.run(x, &weights, &mut block.codes[32 * group..32 * (group + 1)]);
+        let found = mean_weighted(search, x, &mut block.codes[32 * group..32 * (group + 1)]);
         (scales[group], mins[group]) = (found.scale, found.min);
     }
-    let (max_scale, max_min) = (largest(&scales), largest(&mins));
+    set_six_bits(&scales, &mins, block);
+    requantize(layout, x, search.max_code, block);
+}
+
+/// A group of `Q4_K` or `Q5_K`.
+pub(crate) fn mean_weighted(search: &Search, x: &[f32], codes: &mut [u8]) -> Affine {
+    let sum = x.iter().fold(0.0_f32, |sum, x| sum + x * x);
+    let mean = (sum / 32.0).sqrt();
+    let weights: [f32; 32] = std::array::from_fn(|i| mean + x[i].abs());
+    search.run(x, &weights, codes)
+}
+
+/// Stores what was found for the groups of `Q4_K` or `Q5_K`.
+pub(crate) fn set_six_bits(scales: &[f32; 8], mins: &[f32; 8], block: &mut Block) {
+    let (max_scale, max_min) = (largest(scales), largest(mins));
     let inverse = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
     let six_bits = |value: f32| i16::from((nearest_int(value) as u8).min(63));
     for group in 0..8 {
@@ -207,7 +249,6 @@ fn six_bit_pairs(search: &Search, layout: &BlockLayout, x: &[f32], block: &mut B
         block.mins[group] = six_bits(inverse(max_min) * mins[group]);
     }
     (block.d, block.m) = (max_scale / 63.0, max_min / 63.0);
-    requantize(layout, x, search.max_code, block);
 }
 
 /// The scale of largest magnitude, the first of several.
@@ -300,23 +341,38 @@ pub(super) fn q6_k(x: &[f32], block: &mut Block) {
     for (group, x) in x.chunks_exact(16).enumerate() {
         scales[group] = best_of_19(x, &mut block.codes[16 * group..16 * (group + 1)]);
     }
-    let max = extreme_scale(&scales);
+    if set_signed_bytes(&scales, block) {
+        requantize_signed(&Q6_K, x, 32, block);
+    }
+}
+
+/// Stores what was found for the groups of `Q6_K`; whether there is anything but zeros.
+pub(crate) fn set_signed_bytes(scales: &[f32; 16], block: &mut Block) -> bool {
+    let max = extreme_scale(scales);
     if max.abs() < EPSILON {
         *block = Block::ZERO;
-        return;
+        return false;
     }
     let inverse = -128.0 / max;
     block.d = 1.0 / inverse;
     for (code, scale) in block.scales.iter_mut().zip(scales) {
         *code = i16::from(nearest_int(inverse * scale).min(127) as i8);
     }
-    requantize_signed(&Q6_K, x, 32, block);
+    true
 }
+
+/// What each trial for `Q6_K` but the first divides by the largest value.
+pub(crate) fn dividends() -> impl Iterator<Item = f32> {
+    let steps = (-9..=9).filter(|step| *step != 0);
+    steps.map(|step| -(HALF as f32 + 0.1 * step as f32))
+}
+
+/// Codes of `Q6_K` to either side.
+pub(crate) const HALF: i32 = 32;
 
 /// `make_qx_quants` with 32 codes to either side and weights x^2: 19 scales about the largest magnitude's, each with its
 /// best fit. The codes come out plus 32.
-fn best_of_19(x: &[f32], codes: &mut [u8]) -> f32 {
-    const HALF: i32 = 32;
+pub(crate) fn best_of_19(x: &[f32], codes: &mut [u8]) -> f32 {
     let max = super::extreme(x);
     if max.abs() < EPSILON {
         codes.fill(0);
@@ -336,8 +392,8 @@ fn best_of_19(x: &[f32], codes: &mut [u8]) -> f32 {
     let (sum_lx, sum_l2) = sums(chosen);
     let mut scale = if sum_l2 == 0.0 { 0.0 } else { sum_lx / sum_l2 };
     let mut best = scale * sum_lx;
-    for step in (-9..=9).filter(|step| *step != 0) {
-        let inverse = -(HALF as f32 + 0.1 * step as f32) / max;
+    for dividend in dividends() {
+        let inverse = dividend / max;
         let (sum_lx, sum_l2) = sums(inverse);
         if sum_l2 > 0.0 && sum_lx * sum_lx > best * sum_l2 {
             (chosen, scale) = (inverse, sum_lx / sum_l2);

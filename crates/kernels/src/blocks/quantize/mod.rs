@@ -7,7 +7,7 @@
 
 mod float4;
 mod iq4;
-mod k_quants;
+pub(crate) mod k_quants;
 mod legacy;
 mod pack;
 mod ternary;

@@ -98,8 +98,9 @@ impl Plan {
         Some(Self {
             packing,
             group,
+            // Whole groups, or a part of one: never one and a part of the next.
             segment: match SEGMENT / group {
-                0 | 1 => SEGMENT,
+                0 => SEGMENT,
                 groups => groups * group,
             },
             is_sixteen: is_table

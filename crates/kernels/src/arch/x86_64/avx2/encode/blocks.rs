@@ -16,6 +16,7 @@ use std::arch::x86_64::{
 
 use super::super::lanes::{prefetch_ahead, store, store16};
 use super::super::stream;
+use super::k_quants;
 use super::lanes::{BF16, F16, F32, bytes_of, four, in_order, load32, size_of, together};
 use super::small_float::toward_zero_unsigned;
 use crate::encode::Floats;
@@ -84,11 +85,10 @@ fn of_kind<const KIND: u8>(format: BlockFormat, source: (Float, &[u8]), blocks: 
         BlockFormat::Q5_1 => each::<KIND, 24>(format, source, blocks, |v| q5_1::<KIND>(v)),
         BlockFormat::Q8_0 => each::<KIND, 34>(format, source, blocks, |v| q8_0::<KIND>(v)),
         BlockFormat::Mxfp4 => each::<KIND, 17>(format, source, blocks, |v| mxfp4::<KIND>(v)),
-        BlockFormat::Q2K
-        | BlockFormat::Q3K
-        | BlockFormat::Q4K
-        | BlockFormat::Q5K
-        | BlockFormat::Q6K
+        BlockFormat::Q2K | BlockFormat::Q4K | BlockFormat::Q5K | BlockFormat::Q6K => {
+            searched::<KIND>(format, source, blocks);
+        }
+        BlockFormat::Q3K
         | BlockFormat::Iq4Nl
         | BlockFormat::Iq4Xs
         | BlockFormat::Iq2Xxs
@@ -123,6 +123,26 @@ fn each<const KIND: u8, const BYTES: usize>(
         prefetch_ahead(source.as_ptr());
         if let Some(bytes) = kernel(load32::<KIND>(source)) {
             *block = bytes;
+        } else {
+            let source = Floats::Bytes(float, source);
+            portable::encode::encode_blocks(format, source, block, Stores::Ordinary);
+        }
+    }
+}
+
+/// Blocks of the K types; what is not finite is portable's, whose NaN have payloads that decide.
+#[target_feature(enable = "avx2,f16c")]
+fn searched<const KIND: u8>(
+    format: BlockFormat,
+    (float, source): (Float, &[u8]),
+    blocks: &mut [u8],
+) {
+    let sources = source.chunks_exact(k_quants::ELEMENTS * size_of::<KIND>());
+    for (source, block) in sources.zip(blocks.chunks_exact_mut(format.bytes())) {
+        prefetch_ahead(source.as_ptr());
+        let values = k_quants::widened::<KIND>(source);
+        if values.iter().all(|value| value.is_finite()) {
+            k_quants::encode(format, &values, block);
         } else {
             let source = Floats::Bytes(float, source);
             portable::encode::encode_blocks(format, source, block, Stores::Ordinary);

@@ -5,13 +5,14 @@
 //!   without widening a value, sixteen at once.
 //! - [`encode`](packed::encode): 32 values at a time in registers, from the source to packed codes, wherever rule, groups and
 //!   packing allow it; else [`codes`] group by group into a buffer, which is packed.
-//! - [`encode_blocks`](blocks::encode_blocks): the same for ggml's blocks of 32.
+//! - [`encode_blocks`](blocks::encode_blocks): the same for ggml's blocks of 32; those of 256 search in lanes ([`k_quants`]).
 //! - [`compare`](compare::compare): F64 sums in two vectors of four, in the order that `crate::encode::LANES` defines.
 
 mod blocks;
 mod codes;
 mod compare;
 mod extremes;
+mod k_quants;
 mod lanes;
 mod magnitudes;
 mod nearest_entry;
