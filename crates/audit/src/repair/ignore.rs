@@ -64,8 +64,14 @@ pub(super) fn rewrite_lists(work: &mut Work<'_>, findings: &[&Finding]) {
     for (rule, why) in refused {
         work.refuse(rule, why);
     }
-    let rule = findings.first().map_or("QC010", |finding| finding.rule);
-    for text in reasons {
+    // A change that no other rule asks for follows from what QC010 has found.
+    let asks = |rule: &str, name: &str| {
+        let mut own = findings.iter().filter(|finding| finding.rule == rule);
+        own.any(|finding| finding.found == name || finding.place.module.as_deref() == Some(name))
+    };
+    for (name, text) in reasons {
+        let mut rules = ["QC011", "QC012"].into_iter();
+        let rule = rules.find(|rule| asks(rule, &name)).unwrap_or("QC010");
         work.reason(rule, text);
     }
     for (document, path, action) in edits {
@@ -304,12 +310,15 @@ impl<'a> Rewritten<'a> {
         Value::Array(kept.chain(added).collect())
     }
 
-    fn reasons(&self) -> Vec<String> {
+    /// What changes, and one line about it.
+    fn reasons(&self) -> Vec<(String, String)> {
         let place = format!("{}.{}", self.settings.place, self.key);
         let removed = self.removed.iter();
-        let removed = removed.map(|text| format!("{place}: {text} goes"));
-        let added = self.new_entries();
-        let added = added.map(|name| format!("{place}: {name} is dense, and listed now"));
+        let removed = removed.map(|text| (text.clone(), format!("{place}: {text} goes")));
+        let added = self.new_entries().map(|name| {
+            let text = format!("{place}: {name} is dense, and listed now");
+            (name.clone(), text)
+        });
         removed.chain(added).collect()
     }
 }
