@@ -107,8 +107,8 @@ struct CodeMap {
 enum Steps {
     /// The same.
     Same,
-    /// An integer code that is larger by this. `n`: how many codes B has, if it has more or fewer.
-    Shifted { by: i16, n: Option<i16> },
+    /// An integer code that is larger by this. `n`: how many codes A and B have, if not equally many.
+    Shifted { by: i16, n: Option<[i16; 2]> },
     /// Another one.
     Table(Box<[u8; 256]>),
 }
@@ -131,7 +131,7 @@ impl CodeMap {
                 (0, true) => Steps::Same,
                 (by, is_same) => Steps::Shifted {
                     by,
-                    n: (!is_same).then_some(1_i16.checked_shl(n)?),
+                    n: (!is_same).then_some([1_i16.checked_shl(m)?, 1_i16.checked_shl(n)?]),
                 },
             };
             return Some(Self { steps, factor: 1.0 });
@@ -211,7 +211,7 @@ struct Pass<'a> {
     codes: Codes,
     scales: Option<Scales>,
     zeros: Option<ZeroPoints>,
-    /// Whether a code of A has none in B: the wider one of two integers uses its width.
+    /// Whether a code of one has none in the other: the wider one of two integers uses its width.
     is_outside: bool,
     /// Rows of A's grid in the matrices before.
     rows_before: u64,
@@ -287,7 +287,10 @@ impl<'a> Pass<'a> {
                 Steps::Table(table) => table[usize::from(a)] == b,
                 Steps::Shifted { by, n } => {
                     let wanted = i16::from(a) + by;
-                    outside |= n.is_some_and(|n| wanted < 0 || wanted >= n);
+                    let back = i16::from(b) - by;
+                    outside |= n.is_some_and(|[of_a, of_b]| {
+                        !(0..of_a).contains(&back) || !(0..of_b).contains(&wanted)
+                    });
                     wanted == i16::from(b)
                 }
             };

@@ -160,6 +160,16 @@ fn what_a_weight_lost_is_shown() {
     let ran = run(path, "safequant diff model ct").expect(1);
     says(&ran, &["Worst 12 of 14 weights", "SQNR, dB"]);
     json(path, "model ct --level values --tolerance 0.2", 0);
+    // 8 bits that are used are no 4 bits, however they are shifted.
+    run(
+        path,
+        "safequant quantize model -o wide --scheme W8A16 --quiet",
+    )
+    .expect(0);
+    for line in ["ct wide", "wide ct"] {
+        let record = json(path, &format!("{line} --level codes"), 1);
+        assert_eq!(record["totals"]["codes_not_compared"], 14, "{line}");
+    }
 }
 
 #[test]
