@@ -585,7 +585,7 @@ const REPAIR_EXAMPLES: &str = "\
 Examples:
   safequant repair model -o model-repaired --rule IX --dry-run
   safequant repair model -o model-repaired --rule IX001,IX005
-  safequant repair model-w4a16 -o model-repaired --rule QC010 --rule QC011 --copy
+  safequant repair model-w4a16 -o model-listed --rule QC010 --rule QC011 --copy
   safequant repair model-gptq -o model-repaired --rule gptq-zero-convention --force --json";
 
 const BENCH_EXAMPLES: &str = "\

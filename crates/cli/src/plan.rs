@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use safequant::audit::diff::Level;
+use safequant::audit::profile::{profile, profiles};
 use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::kernels::Float;
 use safequant::quantize::Division;
@@ -124,7 +125,7 @@ pub(crate) fn audit(args: AuditArgs) -> Result<Audit, Failure> {
         rules: rules(&args.select, &args.ignore)?,
         wanted: Wanted {
             tensor_parallel: args.tp,
-            runtimes: args.runtime,
+            runtimes: runtimes(args.runtime)?,
         },
         format: args.format,
         output: args.output,
@@ -140,6 +141,18 @@ pub(crate) fn audit(args: AuditArgs) -> Result<Audit, Failure> {
             (None, None) => Baseline::None,
         },
     })
+}
+
+/// The runtimes, all of which have a profile.
+fn runtimes(names: Vec<String>) -> Result<Vec<String>, Failure> {
+    if let Some(name) = names.iter().find(|name| profile(name).is_none()) {
+        let known: Vec<String> = profiles().iter().map(|known| known.name()).collect();
+        return Err(Failure::usage(
+            format!("no runtime is called {name}, or not in this version"),
+            format!("there are profiles of {}", known.join(", ")),
+        ));
+    }
+    Ok(names)
 }
 
 /// The rules chosen: by id, by name, or by the letters of a family.

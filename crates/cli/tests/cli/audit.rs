@@ -57,6 +57,8 @@ fn statuses_follow_findings_and_levels() {
     audit(path, "--ignore SC001,QT,QC").expect(0);
     audit(path, "--select sc001").expect(1);
     audit(path, "--select XY").expect(4);
+    let unknown = audit(path, "--runtime nobody").expect(4);
+    assert!(unknown.stderr.contains("vLLM"), "{}", unknown.stderr);
     run(path, "safequant audit nowhere").expect(3);
     run(path, "safequant explain NOPE").expect(4);
     // A file that is cut is a finding, not an end.
