@@ -2,8 +2,8 @@
 
 use crate::support::{command, run, workplace};
 
-/// In an order in which each finds what the ones before it made.
-const VERBS: [&str; 11] = [
+/// In an order in which each finds what the ones before it made. Those of `repair` need a spoilt model: `repair.rs` runs it.
+const VERBS: [&str; 10] = [
     "inspect",
     "explain",
     "quantize",
@@ -12,7 +12,6 @@ const VERBS: [&str; 11] = [
     "audit",
     "tp-plan",
     "diff",
-    "repair",
     "bench",
     "completions",
 ];
@@ -47,7 +46,7 @@ fn every_example_of_every_verb_runs() {
             n_run += 1;
         }
     }
-    assert_eq!(n_run, 41);
+    assert_eq!(n_run, 37);
 }
 
 #[test]
