@@ -5,6 +5,7 @@
     reason = "a test fails by panicking, and says what it visited"
 )]
 
+mod audit;
 mod hostile;
 mod interop;
 mod quantize;

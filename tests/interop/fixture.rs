@@ -35,6 +35,7 @@ pub(crate) struct Fixture {
 }
 
 /// A dense tensor: dtype, shape, bytes.
+#[derive(Clone)]
 pub(crate) struct Dense {
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<u64>,

@@ -10,7 +10,7 @@ mod converting;
 mod decoding;
 mod dense;
 mod encoding;
-mod fixture;
+pub(crate) mod fixture;
 mod forms;
 mod marlin;
 mod memory;

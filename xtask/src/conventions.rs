@@ -15,6 +15,7 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
     let pages = [
         (PAGE, page()),
         (crate::conversions::PAGE, crate::conversions::page()?),
+        (crate::rules::PAGE, crate::rules::page()),
     ];
     for (name, page) in pages {
         let path = root().join(name);

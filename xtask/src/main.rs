@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask check|test|generate|fixtures|interop|fuzz`.
+//! The project's own tasks: `cargo xtask check|test|generate|fixtures|interop|mutate|fuzz`.
 //!
 //! Everything here runs from a fresh clone with Rust alone; what needs Python makes its own virtual environment below
 //! `target/`. Each task prints what it visited, so that a walk over nothing cannot pass for a success.
@@ -12,8 +12,10 @@ mod fixtures;
 mod fuzz;
 mod imports;
 mod interop;
+mod mutate;
 mod process;
 mod python;
+mod rules;
 mod rust_source;
 mod testing;
 mod tidy;
@@ -26,9 +28,10 @@ usage: cargo xtask TASK
   check [--no-test] [--only STEP]   everything CI runs: fmt, clippy, tests, docs, generated files, import table, tidy,
                                     fixtures, deny
   test [ARGS]                       cargo test --workspace, then Python's safetensors over what we write
-  generate [--check]                docs/conventions.md and docs/conversions.md
+  generate [--check]                docs/conventions.md, docs/conversions.md and docs/rules.md
   fixtures [--update]               fixtures/MANIFEST.toml against the files; --update recomputes the digests
   interop [--all] [--venv PATH]     what we write, read by compressed-tensors and transformers
+  mutate [--seed N]                 plants every fault in every fixture, and counts what the auditor finds
   fuzz [--seconds N] [--target T] [--prepare]   the fuzz targets, one after the other
 ";
 
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Some((&"generate", rest)) => conventions::run(rest),
         Some((&"fixtures", rest)) => fixtures::run(rest),
         Some((&"interop", rest)) => interop::run(rest),
+        Some((&"mutate", rest)) => mutate::run(rest),
         Some((&"fuzz", rest)) => fuzz::run(rest),
         Some((&("help" | "--help" | "-h"), _)) => {
             print!("{HELP}");

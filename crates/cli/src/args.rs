@@ -20,8 +20,8 @@ use crate::size::Size;
 #[command(
     name = "safequant",
     version,
-    about = "Inspect, quantize, convert and dequantize safetensors checkpoints",
-    long_about = "Inspect, quantize, convert and dequantize safetensors checkpoints: offline, on a CPU, in bounded memory.\n\
+    about = "Inspect, audit, quantize, convert and dequantize safetensors checkpoints",
+    long_about = "Inspect, audit, quantize, convert and dequantize safetensors checkpoints: offline, on a CPU, in bounded memory.\n\
                   Data goes to stdout; progress and messages go to stderr.",
     after_help = TOP_EXAMPLES,
     after_long_help = TOP_LONG,
@@ -55,6 +55,29 @@ pub(crate) enum Verb {
     /// differ only in their layer or expert number share a row.
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
+    /// Check a checkpoint: is it whole, does it mean what its config says, will a runtime load it, what was lost
+    ///
+    /// Every finding has a rule with a stable id; `safequant explain RULE` says what it checks, why it matters and what to do.
+    /// --depth says how much is read: headers and documents only, scales as well (0.03 to 11 percent of the bytes), or
+    /// everything. Nothing is ever changed. Exit status 1 means findings of the level of --fail-on.
+    #[command(after_help = AUDIT_EXAMPLES)]
+    Audit(AuditArgs),
+    /// Say into how many tensor-parallel ranks a checkpoint can be cut, what stands in the way, and what a rank holds
+    ///
+    /// Column-parallel weights (q, k, v, gate, up) are cut along their outputs, row-parallel ones (o, down) along their inputs;
+    /// groups, blocks and packed words must not straddle two ranks. Reads headers only.
+    #[command(after_help = TP_PLAN_EXAMPLES)]
+    TpPlan(TpPlanArgs),
+    /// Say what two checkpoints have in common and what not, whatever conventions they are written in
+    ///
+    /// Weights are aligned by name and compared in a neutral form: packing, transposition and the order of rows are no
+    /// differences. Documents are compared as JSON, however they are formatted. Both checkpoints are streamed. Exit status 1
+    /// means that they differ in what was compared.
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(DiffArgs),
+    /// Say what an audit rule checks, why it matters and what to do; without a rule, list all of them
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
     /// Write a quantized copy of a checkpoint
     ///
     /// Linear weights are quantized; embeddings, norms and lm_head stay as they are, unless --targets names them. Files
@@ -76,6 +99,13 @@ pub(crate) enum Verb {
     /// docs/conversions.md shows what goes where.
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
+    /// Write a copy of a checkpoint in which findings of an audit are set right
+    ///
+    /// For what the tensors themselves decide: the index and its total_size, lists of modules that are left dense, GPTQ's
+    /// checkpoint_format, tie_word_embeddings, names of FP8 scales, the format in __metadata__. Weights are linked or
+    /// copied, never changed. The result is audited before it is written, and appears complete or not at all.
+    #[command(after_help = REPAIR_EXAMPLES)]
+    Repair(RepairArgs),
     /// Measure the kernels on this machine
     ///
     /// Each format is decoded to BF16, in cache and from memory, on one thread and on all; its rate stands beside that of a
@@ -102,6 +132,146 @@ pub(crate) struct InspectArgs {
     /// Only modules and tensors that match: a glob (`*.mlp.*`), or `re:` and a regular expression
     #[arg(long, value_name = "PATTERN")]
     pub(crate) filter: Option<String>,
+}
+
+/// `audit`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// A .safetensors or .gguf file, a directory in the Hugging Face layout, or an index file
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// How much is read
+    #[arg(long, value_enum, value_name = "DEPTH", default_value_t = DepthArg::Scales)]
+    pub(crate) depth: DepthArg,
+    /// The checkpoint it was made of: what each weight has lost is measured (reads everything)
+    #[arg(long, value_name = "BASE")]
+    pub(crate) reference: Option<PathBuf>,
+    /// A runtime that should load it, with or without a version (`vllm`, `vllm@0.33.1`); may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) runtime: Vec<String>,
+    /// Tensor-parallel degrees that it should be cut into (`8`, `2,4,8`)
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) tp: Vec<u64>,
+    /// The form of the report
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = FormatArg::Text)]
+    pub(crate) format: FormatArg,
+    /// Write the report to a file instead of stdout
+    #[arg(short = 'o', long = "output", value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// The gravest findings that are still no failure stand below this
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = LevelArg::Error)]
+    pub(crate) fail_on: LevelArg,
+    /// Only these rules: an id (`SC010`), a name, or a family (`SC`); may be repeated
+    #[arg(long, value_name = "RULE", value_delimiter = ',')]
+    pub(crate) select: Vec<String>,
+    /// All rules but these; wins over --select; may be repeated
+    #[arg(long, value_name = "RULE", value_delimiter = ',')]
+    pub(crate) ignore: Vec<String>,
+    /// Leave out the findings that this file knows
+    #[arg(long, value_name = "FILE")]
+    pub(crate) baseline: Option<PathBuf>,
+    /// Write all findings to a file that --baseline takes, and end well
+    #[arg(long, value_name = "FILE", conflicts_with = "baseline")]
+    pub(crate) write_baseline: Option<PathBuf>,
+}
+
+/// `tp-plan`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct TpPlanArgs {
+    /// A .safetensors or .gguf file, a directory in the Hugging Face layout, or an index file
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The degrees
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8,16", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) tp: Vec<u64>,
+    /// Print JSON (specs/cli/tp-plan.schema.json)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `diff`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// A .safetensors or .gguf file, a directory in the Hugging Face layout, or an index file
+    #[arg(value_name = "A")]
+    pub(crate) a: PathBuf,
+    /// The same, to compare with
+    #[arg(value_name = "B")]
+    pub(crate) b: PathBuf,
+    /// What is compared (`values`, `codes,values`) [default: everything]
+    #[arg(long, value_enum, value_name = "LEVEL", value_delimiter = ',')]
+    pub(crate) level: Vec<CompareArg>,
+    /// Only modules and tensors that match: a glob (`*.mlp.*`), or `re:` and a regular expression
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) filter: Option<String>,
+    /// Scales, zero points and whole weights (by their relative L2 distance) this far apart count as equal
+    #[arg(long, value_name = "REL", default_value_t = 0.0)]
+    pub(crate) tolerance: f64,
+    /// Print JSON (specs/cli/diff.schema.json)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `--level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompareArg {
+    /// Names, shapes, dtypes, conventions, schemes
+    Structure,
+    /// JSON documents, and the metadata of the files
+    Config,
+    /// Codes, scales and zero points
+    Codes,
+    /// The weights themselves, and all other tensors
+    Values,
+}
+
+/// `explain`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// An id (`SC010`) or a name (`scale-not-finite`)
+    #[arg(value_name = "RULE")]
+    pub(crate) rule: Option<String>,
+}
+
+/// `--depth`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DepthArg {
+    /// Headers, index and documents
+    Headers,
+    /// Scales and zero points as well
+    Scales,
+    /// Everything
+    Full,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatArg {
+    /// For people
+    Text,
+    /// JSON (specs/cli/audit.schema.json)
+    Json,
+    /// SARIF 2.1.0, for code scanning services
+    Sarif,
+    /// Annotations of GitHub's workflows
+    Github,
+    /// JUnit XML, a test case for each rule
+    Junit,
+    /// One page to look at
+    Html,
+}
+
+/// `--fail-on`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LevelArg {
+    /// Errors fail
+    Error,
+    /// Errors and warnings fail
+    Warning,
+    /// Every finding fails
+    Note,
+    /// Nothing fails
+    Never,
 }
 
 /// `quantize`, as typed.
@@ -165,6 +335,37 @@ pub(crate) struct ConvertArgs {
     pub(crate) ignore: Vec<String>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
+}
+
+/// `repair`, as typed.
+#[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one per switch of the command line, as typed"
+)]
+pub(crate) struct RepairArgs {
+    #[command(flatten)]
+    pub(crate) paths: Paths,
+    /// The rules whose findings are set right: an id (`IX005`), a name, or a family (`IX`); may be repeated
+    #[arg(
+        long = "rule",
+        value_name = "RULE",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub(crate) rules: Vec<String>,
+    /// Show what would change, line by line, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Copy weights that stay as they are; otherwise they are linked where the file system can do that
+    #[arg(long)]
+    pub(crate) copy: bool,
+    /// Replace DST, at the end and atomically, if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print what changes as JSON, with whole documents
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `bench`, as typed.
@@ -301,6 +502,7 @@ fn methods() -> PossibleValuesParser {
 const TOP_EXAMPLES: &str = "\
 Examples:
   safequant inspect model
+  safequant audit model
   safequant quantize model -o model-w4a16 --scheme W4A16
   safequant dequantize model-w4a16 -o model-dense
   safequant convert model-w4a16 -o model-v2 --to gptq_v2
@@ -310,6 +512,7 @@ Examples:
 const TOP_LONG: &str = "\
 Examples:
   safequant inspect model
+  safequant audit model
   safequant quantize model -o model-w4a16 --scheme W4A16
   safequant dequantize model-w4a16 -o model-dense
   safequant convert model-w4a16 -o model-v2 --to gptq_v2
@@ -329,6 +532,33 @@ Examples:
   safequant inspect model/model.safetensors --tensors
   safequant inspect model --filter '*attn*' --tensors
   safequant inspect model --json";
+
+const AUDIT_EXAMPLES: &str = "\
+Examples:
+  safequant audit model
+  safequant audit model-w4a16 --depth full --fail-on warning
+  safequant audit model-w4a16 --reference model --format html > audit.html
+  safequant audit model-w4a16 --runtime vllm --tp 2,4 --fail-on never
+  safequant audit model-w4a16 --select SC,QT --ignore SC013 --format json";
+
+const TP_PLAN_EXAMPLES: &str = "\
+Examples:
+  safequant tp-plan model-w4a16
+  safequant tp-plan model-w4a16 --tp 2,3,8
+  safequant tp-plan model-w4a16 --json";
+
+const DIFF_EXAMPLES: &str = "\
+Examples:
+  safequant diff model model
+  safequant diff model-w4a16 model-v2 --level codes,values
+  safequant diff model-w4a16 model-dense --level values --tolerance 0.01
+  safequant diff model-w4a16 model-w4a16 --filter '*mlp*' --json";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  safequant explain SC010
+  safequant explain scale-not-finite
+  safequant explain";
 
 const QUANTIZE_EXAMPLES: &str = "\
 Examples:
@@ -350,6 +580,13 @@ Examples:
   safequant convert model-w4a16 -o model-v2 --to gptq_v2
   safequant convert model-w4a16 -o model-e4m3 --to fp8 --allow-lossy
   safequant convert model-w4a16 -o model-v2 --to gptq_v2 --force --json --quiet";
+
+const REPAIR_EXAMPLES: &str = "\
+Examples:
+  safequant repair model -o model-repaired --rule IX --dry-run
+  safequant repair model -o model-repaired --rule IX001,IX005
+  safequant repair model-w4a16 -o model-listed --rule QC010 --rule QC011 --copy
+  safequant repair model-gptq -o model-repaired --rule gptq-zero-convention --force --json";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:

@@ -11,6 +11,8 @@ use safequant::{rewrite, schemes};
 pub(crate) enum Exit {
     /// Clean or done.
     Done,
+    /// Findings of the level asked for, or differences.
+    Findings,
     /// The input is malformed, unsupported or beyond a limit.
     Input,
     /// The environment failed: I/O, disk full, permission.
@@ -20,10 +22,11 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    /// The number that the shell sees. 1 (findings) belongs to verbs that come later.
+    /// The number that the shell sees.
     pub(crate) const fn status(self) -> u8 {
         match self {
             Exit::Done => 0,
+            Exit::Findings => 1,
             Exit::Input => 2,
             Exit::Environment => 3,
             Exit::Usage => 4,
@@ -67,6 +70,15 @@ pub(crate) enum Failure {
         /// What to do about it.
         help: Option<String>,
     },
+    /// There are findings, and they have been shown.
+    Findings,
+    /// A file could not be read or written.
+    File {
+        /// Its path.
+        path: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// Standard output could not be written; `BrokenPipe` means that the reader went away.
     Output(io::Error),
     /// The signal handlers could not be installed.
@@ -87,9 +99,10 @@ impl Failure {
         match self {
             Failure::Usage { .. } => Exit::Usage,
             Failure::Library { group, .. } => Exit::of_group(*group),
+            Failure::Findings => Exit::Findings,
             // A reader that has seen enough (`| head`) is no failure.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
-            Failure::Output(_) | Failure::Signals(_) => Exit::Environment,
+            Failure::Output(_) | Failure::Signals(_) | Failure::File { .. } => Exit::Environment,
         }
     }
 
@@ -98,6 +111,8 @@ impl Failure {
         match self {
             Failure::Usage { .. } => "usage",
             Failure::Library { code, .. } => code,
+            Failure::Findings => "findings",
+            Failure::File { .. } => "io",
             Failure::Output(_) => "io_stdout",
             Failure::Signals(_) => "io_signals",
         }
@@ -108,7 +123,8 @@ impl Failure {
         match self {
             Failure::Usage { .. } => "usage",
             Failure::Library { group, .. } => group_name(*group),
-            Failure::Output(_) | Failure::Signals(_) => "io",
+            Failure::Findings => "findings",
+            Failure::Output(_) | Failure::Signals(_) | Failure::File { .. } => "io",
         }
     }
 
@@ -116,6 +132,8 @@ impl Failure {
     pub(crate) fn message(&self) -> String {
         match self {
             Failure::Usage { message, .. } | Failure::Library { message, .. } => message.clone(),
+            Failure::Findings => "there are findings".to_owned(),
+            Failure::File { path, source } => format!("{path}: {source}"),
             Failure::Output(error) => format!("standard output: {error}"),
             Failure::Signals(error) => format!("signal handlers: {error}"),
         }
@@ -125,7 +143,9 @@ impl Failure {
     pub(crate) fn help(&self) -> Option<&str> {
         match self {
             Failure::Usage { help, .. } | Failure::Library { help, .. } => help.as_deref(),
-            Failure::Output(_) | Failure::Signals(_) => None,
+            Failure::Findings | Failure::File { .. } | Failure::Output(_) | Failure::Signals(_) => {
+                None
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Color, Verb};
+use crate::args::{Cli, Color, FormatArg, Verb};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, Record};
 
@@ -43,6 +43,24 @@ fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
     let record = |json: bool| if json { Record::Json } else { Record::None };
     match verb {
         Verb::Inspect(args) => commands::inspect::run(&args, output),
+        Verb::Audit(args) => {
+            let record = record(args.format == FormatArg::Json);
+            let job = plan::audit(args).map_err(|failure| (failure, record))?;
+            commands::audit::run(&job, output).map_err(|failure| (failure, record))
+        }
+        Verb::TpPlan(args) => {
+            let record = record(args.json);
+            commands::tp_plan::run(&args, output).map_err(|failure| (failure, record))
+        }
+        Verb::Diff(args) => {
+            let record = record(args.json);
+            let job = plan::diff(args).map_err(|failure| (failure, record))?;
+            commands::diff::run(&job, output).map_err(|failure| (failure, record))
+        }
+        Verb::Explain(args) => {
+            let explained = commands::explain::run(&args, output);
+            explained.map_err(|failure| (failure, Record::None))
+        }
         Verb::Quantize(args) => {
             let record = record(args.job.json);
             let job = plan::quantize(args).map_err(|failure| (failure, record))?;
@@ -57,6 +75,11 @@ fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
             let record = record(args.job.json);
             let job = plan::convert(args).map_err(|failure| (failure, record))?;
             commands::job::run(&job, output).map_err(|failure| (failure, record))
+        }
+        Verb::Repair(args) => {
+            let record = record(args.json);
+            let job = plan::repair(args).map_err(|failure| (failure, record))?;
+            commands::repair::run(&job, output).map_err(|failure| (failure, record))
         }
         Verb::Bench(args) => {
             let record = record(args.json);

@@ -6,10 +6,11 @@
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
 
+use safequant::audit::Severity;
 use serde_json::{Value, json};
 
 use crate::args::Color;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 
 /// Characters of a name that are shown.
 const MAX_NAME_CHARS: usize = 200;
@@ -65,6 +66,16 @@ impl Output {
         paint(self.color_out, "1", text)
     }
 
+    /// The word for a severity, for standard output.
+    pub(crate) fn severity(self, severity: Severity) -> String {
+        let style = match severity {
+            Severity::Error => "1;31",
+            Severity::Warning => "1;33",
+            Severity::Note => "1;36",
+        };
+        paint(self.color_out, style, severity.name())
+    }
+
     /// Writes `note: ...` to standard error.
     pub(crate) fn remark(self, text: &str) {
         let _ = writeln!(
@@ -77,7 +88,7 @@ impl Output {
 
     /// Writes a failure to standard error and, if the verb speaks JSON, as a record to standard output.
     pub(crate) fn failure(self, failure: &Failure, record: Record) {
-        if failure.exit() == crate::exit::Exit::Done {
+        if matches!(failure.exit(), Exit::Done | Exit::Findings) {
             return;
         }
         let label = paint(self.color_err, "1;31", "error:");
@@ -271,7 +282,7 @@ fn multiline(text: &str) -> String {
 }
 
 /// Indented JSON with every hostile character written as `\uXXXX`: valid and lossless.
-fn json_text(value: &Value) -> String {
+pub(crate) fn json_text(value: &Value) -> String {
     let mut text = String::new();
     // `{:#}` of a `Value` is its indented form; C0 characters are escaped by serde_json, and what is left of the hostile
     // ones can only stand inside strings.

@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use safequant::audit::diff::Level;
+use safequant::audit::profile::{profile, profiles};
+use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::kernels::Float;
 use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
+use safequant::rewrite::repair::{RepairOptions, Weights};
 use safequant::rewrite::{
     ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, OutputDtype,
     QuantizeRecipe, Verb,
@@ -14,7 +18,8 @@ use safequant::schemes::pattern::Pattern;
 use safequant::schemes::{CONVENTIONS, Preset};
 
 use crate::args::{
-    ConvertArgs, DequantizeArgs, DivisionArg, DtypeArg, JobArgs, NonFiniteArg, Paths, QuantizeArgs,
+    AuditArgs, CompareArg, ConvertArgs, DepthArg, DequantizeArgs, DiffArgs, DivisionArg, DtypeArg,
+    FormatArg, JobArgs, LevelArg, NonFiniteArg, Paths, QuantizeArgs, RepairArgs,
 };
 use crate::exit::Failure;
 use crate::output::Record;
@@ -70,6 +75,230 @@ impl Job {
             quiet: args.quiet,
         }
     }
+}
+
+/// An audit, ready to run.
+pub(crate) struct Audit {
+    /// What is read.
+    pub(crate) source: PathBuf,
+    /// What it was made of.
+    pub(crate) reference: Option<PathBuf>,
+    /// How much is read.
+    pub(crate) depth: Depth,
+    /// The rules that run, at least one.
+    pub(crate) rules: Vec<&'static Rule>,
+    /// What it should be able to do.
+    pub(crate) wanted: Wanted,
+    /// The form of the report.
+    pub(crate) format: FormatArg,
+    /// Where it goes, if not to standard output.
+    pub(crate) output: Option<PathBuf>,
+    /// The mildest severity that is a failure.
+    pub(crate) fail_on: Option<Severity>,
+    /// What is done with what is known already.
+    pub(crate) baseline: Baseline,
+}
+
+/// What is done with findings that are known already.
+pub(crate) enum Baseline {
+    /// There are none.
+    None,
+    /// Those of this file are left out.
+    Read(PathBuf),
+    /// All are written to this file, and the audit ends well.
+    Write(PathBuf),
+}
+
+/// What `audit` means.
+///
+/// # Errors
+/// Rules or runtimes that do not exist.
+pub(crate) fn audit(args: AuditArgs) -> Result<Audit, Failure> {
+    Ok(Audit {
+        source: args.source,
+        reference: args.reference,
+        depth: match args.depth {
+            DepthArg::Headers => Depth::Headers,
+            DepthArg::Scales => Depth::Scales,
+            DepthArg::Full => Depth::Full,
+        },
+        rules: rules(&args.select, &args.ignore)?,
+        wanted: Wanted {
+            tensor_parallel: args.tp,
+            runtimes: runtimes(args.runtime)?,
+        },
+        format: args.format,
+        output: args.output,
+        fail_on: match args.fail_on {
+            LevelArg::Error => Some(Severity::Error),
+            LevelArg::Warning => Some(Severity::Warning),
+            LevelArg::Note => Some(Severity::Note),
+            LevelArg::Never => None,
+        },
+        baseline: match (args.baseline, args.write_baseline) {
+            (Some(path), _) => Baseline::Read(path),
+            (None, Some(path)) => Baseline::Write(path),
+            (None, None) => Baseline::None,
+        },
+    })
+}
+
+/// The runtimes, all of which have a profile.
+fn runtimes(names: Vec<String>) -> Result<Vec<String>, Failure> {
+    if let Some(name) = names.iter().find(|name| profile(name).is_none()) {
+        let known: Vec<String> = profiles().iter().map(|known| known.name()).collect();
+        return Err(Failure::usage(
+            format!("no runtime is called {name}, or not in this version"),
+            format!("there are profiles of {}", known.join(", ")),
+        ));
+    }
+    Ok(names)
+}
+
+/// The rules chosen: by id, by name, or by the letters of a family.
+fn rules(select: &[String], ignore: &[String]) -> Result<Vec<&'static Rule>, Failure> {
+    let is_one = |rule: &Rule, name: &str| {
+        let family = &rule.id[..2];
+        [rule.id, family]
+            .iter()
+            .any(|id| id.eq_ignore_ascii_case(name))
+            || rule.name == name
+    };
+    for name in select.iter().chain(ignore) {
+        if !audit::all_rules().any(|rule| is_one(rule, name)) {
+            return Err(Failure::usage(
+                format!("no audit rule is called {name}"),
+                "`safequant explain` lists all rules; a family is chosen by its letters (SC)",
+            ));
+        }
+    }
+    let is_in = |rule: &Rule, names: &[String]| names.iter().any(|name| is_one(rule, name));
+    let rules: Vec<_> = audit::all_rules()
+        .filter(|rule| (select.is_empty() || is_in(rule, select)) && !is_in(rule, ignore))
+        .collect();
+    if rules.is_empty() {
+        return Err(Failure::usage(
+            "--ignore leaves no rule to run",
+            "ignore less, or select more",
+        ));
+    }
+    Ok(rules)
+}
+
+/// A repair, ready to be planned.
+pub(crate) struct Repair {
+    /// What is read.
+    pub(crate) source: PathBuf,
+    /// The rules whose findings are set right, at least one.
+    pub(crate) rules: Vec<&'static Rule>,
+    /// Where the result goes, and how.
+    pub(crate) options: RepairOptions,
+    /// Whether anything is written.
+    pub(crate) mode: Mode,
+    /// How the answer is given.
+    pub(crate) record: Record,
+}
+
+/// What `repair` means.
+///
+/// # Errors
+/// Rules that do not exist, or cannot be repaired.
+pub(crate) fn repair(args: RepairArgs) -> Result<Repair, Failure> {
+    let mut all = Vec::new();
+    for name in args.rules {
+        let chosen = rules(std::slice::from_ref(&name), &[])?;
+        let (can, cannot): (Vec<_>, Vec<&Rule>) = chosen
+            .into_iter()
+            .partition(|rule| audit::repair::is_repairable(rule));
+        // Of a family those are meant that can be.
+        if let ([], Some(rule)) = (can.as_slice(), cannot.first()) {
+            let ids: Vec<&str> = audit::repair::repairable().collect();
+            return Err(Failure::usage(
+                format!(
+                    "{name} cannot be repaired: {}",
+                    audit::repair::why_not(rule)
+                ),
+                format!("what can be repaired is {}", ids.join(", ")),
+            ));
+        }
+        all.extend(can);
+    }
+    all.sort_by_key(|rule| rule.id);
+    all.dedup_by_key(|rule| rule.id);
+    Ok(Repair {
+        source: args.paths.source,
+        rules: all,
+        options: RepairOptions {
+            destination: args.paths.destination,
+            mode: if args.force {
+                Destination::Replace
+            } else {
+                Destination::New
+            },
+            weights: if args.copy {
+                Weights::Copy
+            } else {
+                Weights::Link
+            },
+        },
+        mode: if args.dry_run {
+            Mode::DryRun
+        } else {
+            Mode::Run
+        },
+        record: if args.json {
+            Record::Json
+        } else {
+            Record::None
+        },
+    })
+}
+
+/// A comparison, ready to run.
+pub(crate) struct Diffing {
+    /// A and B.
+    pub(crate) sources: [PathBuf; 2],
+    /// What is compared.
+    pub(crate) options: audit::diff::Options,
+    /// How the answer is given.
+    pub(crate) record: Record,
+}
+
+/// What `diff` means.
+///
+/// # Errors
+/// A pattern that cannot be compiled, a tolerance that is none.
+pub(crate) fn diff(args: DiffArgs) -> Result<Diffing, Failure> {
+    if !args.tolerance.is_finite() || args.tolerance < 0.0 {
+        return Err(Failure::usage(
+            format!("--tolerance {} is no distance", args.tolerance),
+            "a relative distance such as 0.001; 0 asks for the same numbers",
+        ));
+    }
+    let levels = args.level.into_iter().map(|level| match level {
+        CompareArg::Structure => Level::Structure,
+        CompareArg::Config => Level::Config,
+        CompareArg::Codes => Level::Codes,
+        CompareArg::Values => Level::Values,
+    });
+    let levels: Vec<Level> = levels.collect();
+    Ok(Diffing {
+        sources: [args.a, args.b],
+        options: audit::diff::Options {
+            levels: if levels.is_empty() {
+                Level::ALL.to_vec()
+            } else {
+                levels
+            },
+            select: filter(args.filter.as_deref())?,
+            tolerance: args.tolerance,
+        },
+        record: if args.json {
+            Record::Json
+        } else {
+            Record::None
+        },
+    })
 }
 
 /// What `quantize` means.

@@ -82,51 +82,106 @@ impl Checkpoint {
     /// `NoWeights`, `AmbiguousIndex`, `NoWeightMap`, `IndexMissingTensor`, `IndexWrongShard`, `TensorInTwoShards`,
     /// `DocumentTooLarge`, `TooManyEntries`, `Changed`, `Io`; those of specs/container/gguf.md: `Gguf*`, `OnlyGguf`.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        Self::open_with(path, limits, &mut Err)
+    }
+
+    /// As [`Checkpoint::open`], but goes on behind what is wrong: the shards, documents and index entries that are valid, and
+    /// everything that stood in the way, in the order in which it was met. For reports; a checkpoint without any shard may
+    /// come out. Whoever reads weights wants [`Checkpoint::open`].
+    ///
+    /// # Errors
+    /// Where the system refuses to open the path itself, or what lies there is no checkpoint of any kind.
+    pub fn survey(path: &Path, limits: &Limits) -> Result<(Self, Vec<Error>), Error> {
+        let mut errors = Vec::new();
+        let checkpoint = Self::open_with(path, limits, &mut |error| {
+            errors.push(error);
+            Ok(())
+        })?;
+        Ok((checkpoint, errors))
+    }
+
+    /// As [`Checkpoint::survey`] of a directory, or of the directory around an index, but all its `*.safetensors` are shards,
+    /// whatever an index says: there is none then.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::survey`]; where the path is neither.
+    pub fn survey_files(path: &Path, limits: &Limits) -> Result<(Self, Vec<Error>), Error> {
+        let is_index = path.extension().is_some_and(|e| e == "json");
+        let folder = if is_index { parent(path) } else { path };
+        let directory = Directory::open(folder)?;
+        let listing = directory.list()?;
+        let shown = path.to_string_lossy();
+        let kind = if is_index {
+            CheckpointKind::Index
+        } else {
+            CheckpointKind::Directory
+        };
+        let mut errors = Vec::new();
+        let mut fail = |error| {
+            errors.push(error);
+            Ok(())
+        };
+        let given = (kind, &*shown);
+        let checkpoint = Self::open_listed(given, directory, listing, None, limits, &mut fail)?;
+        Ok((checkpoint, errors))
+    }
+
+    fn open_with(path: &Path, limits: &Limits, fail: Fail<'_>) -> Result<Self, Error> {
         let shown = path.to_string_lossy();
         let status = std::fs::metadata(path).map_err(|error| Error::io(&shown, error))?;
         if status.is_dir() {
-            return Self::open_directory(path, &shown, limits);
+            return Self::open_directory(path, &shown, limits, fail);
         }
         if path
             .extension()
             .is_some_and(|extension| extension == "json")
         {
-            return Self::open_index(path, &shown, limits);
+            return Self::open_index(path, &shown, limits, fail);
         }
-        Self::open_single(path, &shown, limits)
+        Self::open_single(path, &shown, limits, fail)
     }
 
-    fn open_single(path: &Path, shown: &str, limits: &Limits) -> Result<Self, Error> {
+    fn open_single(
+        path: &Path,
+        shown: &str,
+        limits: &Limits,
+        fail: Fail<'_>,
+    ) -> Result<Self, Error> {
         let source = open_given(path, shown)?;
         let name = file_name(path);
         if name.ends_with(gguf::SUFFIX) || gguf::is_gguf(&source) {
             return Self::open_gguf(path, shown, source, limits);
         }
-        let shard = read_shard(name, shown, Arc::new(source), limits)?;
+        let shard = kept(read_shard(name, shown, Arc::new(source), limits), fail)?;
         let directory = Directory::open(parent(path))?;
-        let documents = read_documents(&directory, FILE_DOCUMENTS.iter().copied(), limits)?;
+        let documents = read_documents(&directory, FILE_DOCUMENTS.iter().copied(), limits, fail)?;
+        let shards = shard.into_iter().collect();
         let mut checkpoint =
-            Self::assemble(CheckpointKind::File, shown, vec![shard], None, limits)?;
+            Self::assemble_with(CheckpointKind::File, shown, shards, None, limits, fail)?;
         checkpoint.documents = documents;
         Ok(checkpoint)
     }
 
-    fn open_index(path: &Path, shown: &str, limits: &Limits) -> Result<Self, Error> {
+    fn open_index(
+        path: &Path,
+        shown: &str,
+        limits: &Limits,
+        fail: Fail<'_>,
+    ) -> Result<Self, Error> {
         let source = open_given(path, shown)?;
-        let index = read_index(&source, &file_name(path), shown, limits)?;
+        let index = kept(read_index(&source, &file_name(path), shown, limits), fail)?;
         let directory = Directory::open(parent(path))?;
         let listing = directory.list()?;
-        Self::open_listed(
-            CheckpointKind::Index,
-            shown,
-            directory,
-            listing,
-            Some(index),
-            limits,
-        )
+        let kind = CheckpointKind::Index;
+        Self::open_listed((kind, shown), directory, listing, index, limits, fail)
     }
 
-    fn open_directory(path: &Path, shown: &str, limits: &Limits) -> Result<Self, Error> {
+    fn open_directory(
+        path: &Path,
+        shown: &str,
+        limits: &Limits,
+        fail: Fail<'_>,
+    ) -> Result<Self, Error> {
         let directory = Directory::open(path)?;
         let listing = directory.list()?;
         let name = match listing.indexes.as_slice() {
@@ -134,38 +189,35 @@ impl Checkpoint {
             [only] => Some(only.clone()),
             names if names.iter().any(|name| name == INDEX_NAME) => Some(INDEX_NAME.to_owned()),
             [first, second, ..] => {
-                return Err(Error::AmbiguousIndex {
+                fail(Error::AmbiguousIndex {
                     directory: shown.to_owned(),
                     first: first.clone(),
                     second: second.clone(),
-                });
+                })?;
+                None
             }
         };
         let index = match name {
             None => None,
             Some(name) => {
-                let source = directory.open_file(&name)?;
-                Some(read_index(&source, &name, &directory.show(&name), limits)?)
+                let read = directory
+                    .open_file(&name)
+                    .and_then(|source| read_index(&source, &name, &directory.show(&name), limits));
+                kept(read, fail)?
             }
         };
-        Self::open_listed(
-            CheckpointKind::Directory,
-            shown,
-            directory,
-            listing,
-            index,
-            limits,
-        )
+        let kind = CheckpointKind::Directory;
+        Self::open_listed((kind, shown), directory, listing, index, limits, fail)
     }
 
     /// The shards that the index names, or without an index all `*.safetensors`, and everything beside them.
     fn open_listed(
-        kind: CheckpointKind,
-        shown: &str,
+        (kind, shown): (CheckpointKind, &str),
         directory: Directory,
         listing: Listing,
         index: Option<Index>,
         limits: &Limits,
+        fail: Fail<'_>,
     ) -> Result<Self, Error> {
         let names: Vec<String> = match &index {
             Some(index) => index.shard_names().into_iter().map(str::to_owned).collect(),
@@ -174,24 +226,26 @@ impl Checkpoint {
         check_shard_count(shown, names.len(), limits)?;
         let mut shards = Vec::new();
         for name in names {
-            shards.push(open_shard(&directory, index.as_ref(), name, limits)?);
+            let shard = open_shard(&directory, index.as_ref(), name, limits);
+            shards.extend(kept(shard, fail)?);
         }
-        if shards.is_empty() {
-            let names = listing.sidecars.into_iter().map(|sidecar| sidecar.name);
+        if shards.is_empty() && listing.weights.is_empty() {
+            let mut names = listing.sidecars.iter().map(|sidecar| &sidecar.name);
             let directory = shown.to_owned();
-            return Err(
-                match names.into_iter().find(|name| name.ends_with(gguf::SUFFIX)) {
-                    Some(name) => Error::OnlyGguf { directory, name },
-                    None => Error::NoWeights { directory },
+            fail(match names.find(|name| name.ends_with(gguf::SUFFIX)) {
+                Some(name) => Error::OnlyGguf {
+                    directory,
+                    name: name.clone(),
                 },
-            );
+                None => Error::NoWeights { directory },
+            })?;
         }
         let top = listing.sidecars.iter().map(|sidecar| sidecar.name.as_str());
         let is_document = |name: &&str| {
             is_document_name(name) && index.as_ref().is_none_or(|index| index.name != **name)
         };
-        let documents = read_documents(&directory, top.filter(is_document), limits)?;
-        let mut checkpoint = Self::assemble(kind, shown, shards, index, limits)?;
+        let documents = read_documents(&directory, top.filter(is_document), limits, fail)?;
+        let mut checkpoint = Self::assemble_with(kind, shown, shards, index, limits, fail)?;
         let is_shard = |name: &String| {
             checkpoint
                 .shards
@@ -224,8 +278,36 @@ impl Checkpoint {
     pub fn from_sources(
         name: &str,
         shards: Vec<(String, Arc<dyn ReadAt>)>,
+        documents: BTreeMap<String, Vec<u8>>,
+        limits: &Limits,
+    ) -> Result<Self, Error> {
+        Self::from_sources_with(name, shards, documents, limits, &mut Err)
+    }
+
+    /// As [`Checkpoint::survey`], from sources that are already open.
+    ///
+    /// # Errors
+    /// Names of shards that no checkpoint can have, parts of a GGUF model that do not fit together.
+    pub fn survey_sources(
+        name: &str,
+        shards: Vec<(String, Arc<dyn ReadAt>)>,
+        documents: BTreeMap<String, Vec<u8>>,
+        limits: &Limits,
+    ) -> Result<(Self, Vec<Error>), Error> {
+        let mut errors = Vec::new();
+        let checkpoint = Self::from_sources_with(name, shards, documents, limits, &mut |error| {
+            errors.push(error);
+            Ok(())
+        })?;
+        Ok((checkpoint, errors))
+    }
+
+    fn from_sources_with(
+        name: &str,
+        shards: Vec<(String, Arc<dyn ReadAt>)>,
         mut documents: BTreeMap<String, Vec<u8>>,
         limits: &Limits,
+        fail: Fail<'_>,
     ) -> Result<Self, Error> {
         check_shard_count(name, shards.len(), limits)?;
         let index_name = documents
@@ -233,9 +315,19 @@ impl Checkpoint {
             .find(|name| name.ends_with(INDEX_SUFFIX))
             .cloned();
         let index = match index_name.and_then(|name| documents.remove_entry(&name)) {
-            Some((file, bytes)) => Some(Index::parse(&file, &file, &bytes, limits)?),
+            Some((file, bytes)) => kept(Index::parse(&file, &file, &bytes, limits), fail)?,
             None => None,
         };
+        if let Some(index) = &index {
+            for shard in index.shard_names() {
+                if shards.iter().all(|(file, _)| file != shard) {
+                    fail(Error::ShardMissing {
+                        file: index.name.clone(),
+                        shard: shard.to_owned(),
+                    })?;
+                }
+            }
+        }
         let kind = match (shards.len(), &index) {
             (1, None) => CheckpointKind::File,
             (_, None | Some(_)) => CheckpointKind::Directory,
@@ -247,7 +339,7 @@ impl Checkpoint {
                 None => (read_shard, file.clone()),
             };
             check_shard_name(name, &checked)?;
-            opened.push(read(file.clone(), &file, source, limits)?);
+            opened.extend(kept(read(file.clone(), &file, source, limits), fail)?);
         }
         opened.sort_by(|a, b| a.name.cmp(&b.name));
         if opened.iter().any(|shard| shard.header.gguf.is_some()) {
@@ -261,7 +353,7 @@ impl Checkpoint {
                 why: "occurs twice",
             });
         }
-        let mut checkpoint = Self::assemble(kind, name, opened, index, limits)?;
+        let mut checkpoint = Self::assemble_with(kind, name, opened, index, limits, fail)?;
         checkpoint.sidecars = documents
             .iter()
             .map(|(name, bytes)| Sidecar {
@@ -280,7 +372,18 @@ impl Checkpoint {
         index: Option<Index>,
         limits: &Limits,
     ) -> Result<Self, Error> {
-        let by_name = match_names(name, &shards, index.as_ref())?;
+        Self::assemble_with(kind, name, shards, index, limits, &mut Err)
+    }
+
+    fn assemble_with(
+        kind: CheckpointKind,
+        name: &str,
+        shards: Vec<Shard>,
+        index: Option<Index>,
+        limits: &Limits,
+        fail: Fail<'_>,
+    ) -> Result<Self, Error> {
+        let by_name = match_names(name, &shards, index.as_ref(), fail)?;
         Ok(Self {
             kind,
             name: name.to_owned(),
@@ -397,6 +500,17 @@ impl Checkpoint {
     }
 }
 
+/// What is done about an error: it ends the work (`Err`), or it is noted and the work goes on.
+pub(crate) type Fail<'a> = &'a mut dyn FnMut(Error) -> Result<(), Error>;
+
+/// The value, or nothing where `fail` goes on without it.
+fn kept<T>(result: Result<T, Error>, fail: Fail<'_>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => fail(error).map(|()| None),
+    }
+}
+
 /// Whether a file at the top of the directory is a document.
 fn is_document_name(name: &str) -> bool {
     name.strip_suffix(".json")
@@ -472,22 +586,28 @@ fn read_documents<'a>(
     directory: &Directory,
     names: impl Iterator<Item = &'a str>,
     limits: &Limits,
+    fail: Fail<'_>,
 ) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     let mut documents = BTreeMap::new();
     let mut left = limits.max_document_bytes.saturating_mul(2);
     for name in names {
         let source = match directory.try_open_file(name) {
             Err(refusal) if refusal.is_missing() => continue,
-            opened => opened.map_err(|refusal| directory.error(name, refusal))?,
+            opened => opened.map_err(|refusal| directory.error(name, refusal)),
+        };
+        let Some(source) = kept(source, fail)? else {
+            continue;
         };
         let found = source.len_bytes();
         let limit = limits.max_document_bytes.min(left);
         if found > limit {
             let file = directory.show(name);
-            return Err(Error::DocumentTooLarge { file, found, limit });
+            fail(Error::DocumentTooLarge { file, found, limit })?;
+            continue;
         }
         left -= found;
-        documents.insert(name.to_owned(), read_whole(&source, &directory.show(name))?);
+        let bytes = kept(read_whole(&source, &directory.show(name)), fail)?;
+        documents.extend(bytes.map(|bytes| (name.to_owned(), bytes)));
     }
     Ok(documents)
 }

@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Advice, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::source::{advise, describe};
@@ -74,6 +74,14 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// The system's answer.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Gives the file that `source` is a further name. `false` where that cannot be done (another file system, a source that
+    /// is no file): the bytes are the caller's to copy then.
+    ///
+    /// # Errors
+    /// The system's answer if it failed, rather than could not.
+    fn link(&self, _source: &dyn crate::ReadAt, _path: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// What a name stands for.
@@ -214,6 +222,40 @@ impl Disk for OsDisk {
         let status = rustix::fs::statvfs(path)?;
         Ok(status.f_bavail.saturating_mul(status.f_frsize))
     }
+
+    fn link(&self, source: &dyn crate::ReadAt, path: &Path) -> io::Result<bool> {
+        let Some(descriptor) = source.descriptor() else {
+            return Ok(false);
+        };
+        link_opened(descriptor, path)
+    }
+}
+
+/// Links the file that was opened, whatever has its name by now: `/proc` has a name for every descriptor (open(2), `O_TMPFILE`).
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn link_opened(descriptor: BorrowedFd<'_>, path: &Path) -> io::Result<bool> {
+    let opened = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    match rustix::fs::linkat(CWD, opened, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+        Ok(()) => Ok(true),
+        // Another file system, one without links, too many of them, a file of someone else (`protected_hardlinks`), a file
+        // that has no name any more, no `/proc`.
+        Err(
+            Errno::XDEV
+            | Errno::OPNOTSUPP
+            | Errno::MLINK
+            | Errno::PERM
+            | Errno::ACCESS
+            | Errno::NOENT
+            | Errno::NOSYS,
+        ) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A descriptor has no name here.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn link_opened(_: BorrowedFd<'_>, _: &Path) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Copies bytes from one file to another within the system, as far as it can.

@@ -1,15 +1,19 @@
 //! Which tensor of which shard a name stands for.
 
+use crate::checkpoint::Fail;
 use crate::{Error, Index, Shard, order};
 
 /// (shard, tensor in its header).
 pub(crate) type Place = (u32, u32);
 
-/// Every tensor once, by name: the one that the index lists, or the only one.
+/// Every tensor once, by name: the one that the index lists, or the only one. Where `fail` goes on: what the index lists and
+/// no shard has is left out (a shard that is not there is no second error for each of its tensors), and of several tensors
+/// the first one counts.
 pub(crate) fn match_names(
     checkpoint: &str,
     shards: &[Shard],
     index: Option<&Index>,
+    fail: Fail<'_>,
 ) -> Result<Vec<Place>, Error> {
     if let Some(places) = index.and_then(|index| follow(index, shards)) {
         return Ok(places);
@@ -39,45 +43,58 @@ pub(crate) fn match_names(
         .peekable();
     for same in stored.chunk_by(|a, b| name_of(a) == name_of(b)) {
         let name = name_of(&same[0]);
-        if let Some((missing, shard)) = listed.next_if(|(tensor, _)| tensor.as_str() < name) {
-            return Err(missing_tensor(index, missing, shard));
+        while let Some((missing, shard)) = listed.next_if(|(tensor, _)| tensor.as_str() < name) {
+            missing_tensor(shards, index, (missing, shard), fail)?;
         }
         let place = match (listed.next_if(|(tensor, _)| tensor == name), same) {
             (Some((_, shard)), _) => {
                 let meant = same
                     .iter()
                     .find(|(i, _)| shards[*i as usize].name == **shard);
-                meant.ok_or_else(|| Error::IndexWrongShard {
-                    file: index.map(|index| index.name.clone()).unwrap_or_default(),
-                    tensor: name.to_owned(),
-                    listed: shard.to_string(),
-                    stored: shards[same[0].0 as usize].name.clone(),
-                })?
+                if meant.is_none() {
+                    fail(Error::IndexWrongShard {
+                        file: index.map(|index| index.name.clone()).unwrap_or_default(),
+                        tensor: name.to_owned(),
+                        listed: shard.to_string(),
+                        stored: shards[same[0].0 as usize].name.clone(),
+                    })?;
+                }
+                meant.unwrap_or(&same[0])
             }
             (None, [only]) => only,
             (None, several) => {
-                return Err(Error::TensorInTwoShards {
+                fail(Error::TensorInTwoShards {
                     checkpoint: checkpoint.to_owned(),
                     tensor: name.to_owned(),
                     first: shards[several[0].0 as usize].name.clone(),
                     second: shards[several[1].0 as usize].name.clone(),
-                });
+                })?;
+                &several[0]
             }
         };
         places.push(*place);
     }
-    match listed.next() {
-        Some((missing, shard)) => Err(missing_tensor(index, missing, shard)),
-        None => Ok(places),
+    for (missing, shard) in listed {
+        missing_tensor(shards, index, (missing, shard), fail)?;
     }
+    Ok(places)
 }
 
-fn missing_tensor(index: Option<&Index>, tensor: &str, shard: &str) -> Error {
-    Error::IndexMissingTensor {
+fn missing_tensor(
+    shards: &[Shard],
+    index: Option<&Index>,
+    (tensor, shard): (&str, &str),
+    fail: Fail<'_>,
+) -> Result<(), Error> {
+    let is_open = shards.binary_search_by(|open| open.name.as_str().cmp(shard));
+    if is_open.is_err() {
+        return Ok(());
+    }
+    fail(Error::IndexMissingTensor {
         file: index.map(|index| index.name.clone()).unwrap_or_default(),
         tensor: tensor.to_owned(),
         shard: shard.to_owned(),
-    }
+    })
 }
 
 fn n_stored(shards: &[Shard]) -> usize {

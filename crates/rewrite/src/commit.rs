@@ -103,7 +103,7 @@ fn each_chunk<R: ReadAt + ?Sized>(
 }
 
 /// Creates the folders that a name inside the result needs.
-fn make_folders(
+pub(crate) fn make_folders(
     disk: &dyn Disk,
     out: &Path,
     name: &str,
@@ -128,7 +128,7 @@ fn make_folders(
     Ok(())
 }
 
-fn write_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let failed = |e| Error::io(path, "write the file", e);
     let file = disk.open_file(path, true).map_err(failed)?;
     file.set_len(bytes.len() as u64).map_err(failed)?;
@@ -136,7 +136,7 @@ fn write_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), Error> {
     file.sync().map_err(failed)
 }
 
-fn copy_file(
+pub(crate) fn copy_file(
     disk: &dyn Disk,
     path: &Path,
     source: &dyn ReadAt,
@@ -149,7 +149,7 @@ fn copy_file(
     file.sync().map_err(failed)
 }
 
-fn sync_dir(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
+pub(crate) fn sync_dir(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
     disk.sync_dir(path)
         .map_err(|e| Error::io(path, "sync the directory", e))
 }
@@ -167,7 +167,7 @@ fn publish(workspace: &Workspace<'_>) -> Result<(), Error> {
     }
 }
 
-fn publish_directory(place: &Place, disk: &dyn Disk) -> Result<(), Error> {
+pub(crate) fn publish_directory(place: &Place, disk: &dyn Disk) -> Result<(), Error> {
     let (out, destination) = (&place.out, &place.destination);
     let is_taken = !place.is_free(disk)?;
     let moved = if is_taken {

@@ -154,6 +154,12 @@ pub enum Error {
         /// The document.
         file: String,
     },
+    /// What must change stands in documents beside a file that was given alone.
+    #[error("{source_name}: what must change stands beside this file; give its directory")]
+    SingleFile {
+        /// The source.
+        source_name: String,
+    },
     /// A sidecar's name is no plain relative name.
     #[error("{name:?}: not a name of a file inside a checkpoint")]
     SidecarName {
@@ -319,6 +325,7 @@ impl Error {
             Error::RowOrder { .. } => "row_order",
             Error::Document { .. } => "document",
             Error::DocumentEncoding { .. } => "document_encoding",
+            Error::SingleFile { .. } => "single_file",
             Error::SidecarName { .. } => "sidecar_name",
             Error::MemoryTooSmall { .. } => "memory_too_small",
             Error::AddressSpace { .. } => "address_space",
@@ -371,6 +378,7 @@ impl Error {
             | Error::DestinationFormat { .. }
             | Error::RowOrder { .. }
             | Error::WouldLose { .. }
+            | Error::SingleFile { .. }
             | Error::NotCarried { .. }
             | Error::MemoryTooSmall { .. }
             | Error::UnknownMethod { .. }

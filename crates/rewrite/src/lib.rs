@@ -14,6 +14,7 @@ mod place;
 pub mod plan;
 mod read_ahead;
 pub mod recipe;
+pub mod repair;
 mod scratch;
 mod select;
 mod splice;

@@ -141,8 +141,10 @@
 #![forbid(unsafe_code)]
 
 pub mod parallel;
+pub mod repair;
 pub mod views;
 
+pub use safequant_audit as audit;
 pub use safequant_container as container;
 pub use safequant_kernels as kernels;
 pub use safequant_quantize as quantize;

@@ -1,6 +1,7 @@
 //! A checkpoint seen as a dense one: every quantized weight under the name and shape of the dense tensor it stands for,
 //! read by rows, nothing written. `dequantize` writes exactly what is read here.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use safequant_container::{Checkpoint, Dtype, TensorRef};
@@ -35,6 +36,8 @@ pub struct DenseView<'a> {
     model: &'a Model,
     dtype: OutputDtype,
     backend: &'static Backend,
+    /// By the names of the dense weights.
+    weights: HashMap<&'a str, &'a QuantizedTensor>,
 }
 
 /// A tensor of the dense view. Nothing is read before [`DenseTensor::rows`].
@@ -61,11 +64,13 @@ impl<'a> DenseView<'a> {
         dtype: OutputDtype,
         backend: &'static Backend,
     ) -> Self {
+        let weights = model.quantized.iter().chain(&model.effective);
         Self {
             checkpoint,
             model,
             dtype,
             backend,
+            weights: weights.map(|tensor| (tensor.weight.as_str(), tensor)).collect(),
         }
     }
 
@@ -85,10 +90,7 @@ impl<'a> DenseView<'a> {
     /// # Errors
     /// A quantized weight whose parts do not fit each other; `None` where there is no such tensor.
     pub fn tensor(&self, name: &str) -> Result<Option<DenseTensor<'a>>, Error> {
-        let derived = &self.model.effective;
-        let mut weights = self.model.quantized.iter().chain(derived);
-        let weight = weights.find(|t| t.weight == name);
-        if let Some(tensor) = weight {
+        if let Some(&tensor) = self.weights.get(name) {
             let decoder = Decoder::new(tensor, self.checkpoint, self.backend)?;
             return Ok(Some(DenseTensor::of(decoder, self.dtype)));
         }

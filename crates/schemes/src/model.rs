@@ -30,19 +30,58 @@ impl Model {
     /// The first module that does not bind, a tensor that two conventions claim, or [`Error::Unsupported`] for a
     /// quantized checkpoint whose convention we do not know: it is never taken for a dense one.
     pub fn bind(checkpoint: &Checkpoint) -> Result<Self, Error> {
+        Self::bind_with(checkpoint, Err)
+    }
+
+    /// As [`Model::bind`], but goes on behind what does not bind: what could be bound, and everything that stood in the way,
+    /// in the order in which it was met. For reports; whoever computes on weights wants [`Model::bind`].
+    pub fn survey(checkpoint: &Checkpoint) -> (Self, Vec<Error>) {
+        let mut errors = Vec::new();
+        let model = Self::bind_with(checkpoint, |error| {
+            errors.push(error);
+            Ok(())
+        });
+        match model {
+            Ok(model) => (model, errors),
+            Err(error) => {
+                errors.push(error);
+                (Self::default(), errors)
+            }
+        }
+    }
+
+    /// `fail` says whether to go on.
+    fn bind_with(
+        checkpoint: &Checkpoint,
+        mut fail: impl FnMut(Error) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
         let headers = Headers::new(checkpoint);
         let settings = headers.settings()?;
         let mut model = Model::default();
         let mut claims = Claims::default();
         let mut orphans = BTreeSet::new();
+        let mut has_failed = false;
         for convention in CONVENTIONS {
-            let Some(recognized) = convention.recognize(headers)? else {
-                continue;
+            let recognized = match convention.recognize(headers) {
+                Ok(Some(recognized)) => recognized,
+                Ok(None) => continue,
+                Err(error) => {
+                    has_failed = true;
+                    fail(error)?;
+                    continue;
+                }
             };
             for module in recognized.modules() {
-                let tensor = recognized.bind(module)?;
-                claims.add(&tensor)?;
-                model.quantized.push(tensor);
+                let bound = recognized
+                    .bind(module)
+                    .and_then(|tensor| claims.add(&tensor).map(|()| tensor));
+                match bound {
+                    Ok(tensor) => model.quantized.push(tensor),
+                    Err(error) => {
+                        has_failed = true;
+                        fail(error)?;
+                    }
+                }
             }
             orphans.extend(recognized.orphans().iter().cloned());
             model
@@ -55,8 +94,11 @@ impl Model {
                 model.plain.push(info.name.to_string());
             }
         }
-        check_weights(&model)?;
-        foreign::check(headers, &settings, &model)?;
+        // What a module that did not bind leaves behind looks like a convention that we do not know.
+        if !has_failed {
+            check_weights(&model).or_else(&mut fail)?;
+            foreign::check(headers, &settings, &model).or_else(&mut fail)?;
+        }
         model.orphans = orphans.into_iter().collect();
         model.quantized.sort_by(|a, b| a.module.cmp(&b.module));
         model.effective = model.quantized.iter().filter_map(effective).collect();

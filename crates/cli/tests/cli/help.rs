@@ -2,11 +2,16 @@
 
 use crate::support::{command, run, workplace};
 
-const VERBS: [&str; 6] = [
+/// In an order in which each finds what the ones before it made. Those of `repair` need a spoilt model: `repair.rs` runs it.
+const VERBS: [&str; 10] = [
     "inspect",
+    "explain",
     "quantize",
     "dequantize",
     "convert",
+    "audit",
+    "tp-plan",
+    "diff",
     "bench",
     "completions",
 ];
@@ -41,7 +46,7 @@ fn every_example_of_every_verb_runs() {
             n_run += 1;
         }
     }
-    assert_eq!(n_run, 22);
+    assert_eq!(n_run, 37);
 }
 
 #[test]
@@ -49,7 +54,7 @@ fn the_examples_of_the_program_run() {
     let workplace = workplace();
     let help = run(workplace.path(), "safequant --help").expect(0);
     let examples = examples(&help.stdout);
-    assert_eq!(examples.len(), 4);
+    assert_eq!(examples.len(), 5);
     for example in examples {
         run(workplace.path(), &example).expect(0);
     }

@@ -8,13 +8,16 @@
     reason = "tests make the files that the program then reads"
 )]
 
+mod audit;
 mod bench;
 mod convert;
+mod diff;
 mod exit_status;
 mod help;
 mod hostile;
 mod jobs;
 mod json;
 mod readme;
+mod repair;
 mod schema;
 mod support;

@@ -1,0 +1,28 @@
+//! IX: the index against the shards.
+
+use crate::Rule;
+
+mod companions_in_several_shards;
+mod index_ambiguous;
+mod index_contradicts_shards;
+mod index_lists_nothing;
+mod numbered_series_gap;
+mod shard_not_in_index;
+mod tensor_in_several_shards;
+mod tensor_in_unlisted_shards;
+mod tensor_not_in_index;
+mod total_size_wrong;
+
+/// By id.
+pub(crate) static RULES: &[&Rule] = &[
+    &index_contradicts_shards::RULE,
+    &tensor_not_in_index::RULE,
+    &tensor_in_several_shards::RULE,
+    &shard_not_in_index::RULE,
+    &total_size_wrong::RULE,
+    &numbered_series_gap::RULE,
+    &tensor_in_unlisted_shards::RULE,
+    &index_ambiguous::RULE,
+    &index_lists_nothing::RULE,
+    &companions_in_several_shards::RULE,
+];

@@ -1,0 +1,89 @@
+//! What is audited: a checkpoint as far as it could be opened and bound, what stood in the way, and what is asked of it.
+
+use safequant_container::Checkpoint;
+use safequant_schemes::{Error, Headers, Model, Settings, config};
+use serde_json::{Map, Value};
+
+/// A checkpoint on the table.
+pub struct Subject<'a> {
+    /// The files.
+    pub checkpoint: &'a Checkpoint,
+    /// Names, shapes and documents.
+    pub headers: Headers<'a>,
+    /// The weights, as far as they bind.
+    pub model: Model,
+    /// What did not open or bind.
+    pub problems: Vec<Error>,
+    /// `config.json`; empty if there is none, or none that can be read (which is one of the problems then).
+    pub config: Map<String, Value>,
+    /// What the documents say about quantization, in the order of lookup; empty if they cannot be read.
+    pub settings: Vec<Settings>,
+    /// What it should be able to do.
+    pub wanted: Wanted,
+}
+
+/// What a checkpoint should be able to do, as the user asks.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Tensor-parallel degrees that it should be cut into.
+    pub tensor_parallel: Vec<u64>,
+    /// Runtimes, by name, that should load it.
+    pub runtimes: Vec<String>,
+}
+
+impl<'a> Subject<'a> {
+    /// Binds everything that can be bound. `problems`: what was met while the files were opened
+    /// ([`Checkpoint::survey`]).
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        problems: Vec<safequant_container::Error>,
+        wanted: Wanted,
+    ) -> Self {
+        let (model, errors) = Model::survey(checkpoint);
+        let headers = Headers::new(checkpoint);
+        Self {
+            checkpoint,
+            headers,
+            model,
+            problems: problems
+                .into_iter()
+                .map(Error::from)
+                .chain(errors)
+                .collect(),
+            config: object(headers, "config.json"),
+            settings: headers.settings().unwrap_or_default(),
+            wanted,
+        }
+    }
+
+    /// A number of `config.json`: at the top, or in the sub-configuration of a text model.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        self.config_value(key)?.as_u64()
+    }
+
+    /// A value of `config.json` that is there and not null: at the top, or in the sub-configuration of a text model.
+    pub fn config_value(&self, key: &str) -> Option<&Value> {
+        let sub = [
+            "text_config",
+            "llm_config",
+            "language_config",
+            "thinker_config",
+        ];
+        let subs = sub
+            .iter()
+            .filter_map(|name| self.config.get(*name)?.as_object());
+        let mut all = std::iter::once(&self.config).chain(subs);
+        all.find_map(|object| object.get(key).filter(|value| !value.is_null()))
+    }
+}
+
+/// A document that is a JSON object; empty where it is not.
+pub(crate) fn object(headers: Headers<'_>, document: &str) -> Map<String, Value> {
+    let value = headers
+        .document(document)
+        .and_then(|bytes| config::parse(document, bytes).ok());
+    match value {
+        Some(Value::Object(map)) => map,
+        Some(_) | None => Map::new(),
+    }
+}
