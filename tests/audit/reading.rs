@@ -66,7 +66,7 @@ impl Files {
     }
 }
 
-/// DeepSeek's layout: FP8 with a scale for each block of 128x128, one of them at the edge.
+/// `DeepSeek`'s layout: FP8 with a scale for each block of 128x128, one of them at the edge.
 fn blocks_of_fp8() -> Files {
     let mut tensors = Vec::new();
     for (module, [rows, columns]) in [

@@ -141,11 +141,7 @@ fn try_one(fault: &Fault, rule: &'static Rule, fixture: &Fixture, random: &mut R
     Outcome::Repaired
 }
 
-fn look<'a>(
-    checkpoint: &'a Checkpoint,
-    problems: Vec<ContainerError>,
-    depth: Depth,
-) -> audit::Report<'a> {
+fn look(checkpoint: &Checkpoint, problems: Vec<ContainerError>, depth: Depth) -> audit::Report<'_> {
     let subject = Subject::new(checkpoint, problems, Wanted::default());
     audit::audit(subject, &all_of(depth))
 }

@@ -79,6 +79,7 @@ impl<'a> Findings<'a> {
 
     /// A finding of the rule's own severity, to be filled in further.
     pub fn add(&mut self, place: Place, message: impl Into<String>) -> &mut Finding {
+        let at = self.list.len();
         self.list.push(Finding {
             rule: self.rule.id,
             severity: self.rule.severity,
@@ -88,7 +89,7 @@ impl<'a> Findings<'a> {
             found: String::new(),
             help: String::new(),
         });
-        self.list.last_mut().expect("it was pushed")
+        &mut self.list[at]
     }
 }
 

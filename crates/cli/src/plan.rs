@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use safequant::audit::diff::Level;
-use safequant::audit::profile::{profile, profiles};
+use safequant::audit::profile::{Profile, profile, profiles};
 use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::kernels::Float;
 use safequant::quantize::Division;
@@ -146,7 +146,7 @@ pub(crate) fn audit(args: AuditArgs) -> Result<Audit, Failure> {
 /// The runtimes, all of which have a profile.
 fn runtimes(names: Vec<String>) -> Result<Vec<String>, Failure> {
     if let Some(name) = names.iter().find(|name| profile(name).is_none()) {
-        let known: Vec<String> = profiles().iter().map(|known| known.name()).collect();
+        let known: Vec<String> = profiles().iter().map(Profile::name).collect();
         return Err(Failure::usage(
             format!("no runtime is called {name}, or not in this version"),
             format!("there are profiles of {}", known.join(", ")),

@@ -70,7 +70,9 @@ impl<'a> DenseView<'a> {
             model,
             dtype,
             backend,
-            weights: weights.map(|tensor| (tensor.weight.as_str(), tensor)).collect(),
+            weights: weights
+                .map(|tensor| (tensor.weight.as_str(), tensor))
+                .collect(),
         }
     }
 

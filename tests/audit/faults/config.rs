@@ -229,9 +229,8 @@ pub(super) const FAULTS: &[Fault] = &[
         let tensor = random.choose(&all)?;
         let (parent, last) = tensor.module.rsplit_once('.')?;
         let entry = match tensor.convention {
-            "fp8" | "modelopt" => parent.rsplit('.').next()?.to_owned(),
+            "fp8" | "modelopt" | "bitsandbytes" => parent.rsplit('.').next()?.to_owned(),
             "awq" => last[..last.len() - 1].to_owned(),
-            "bitsandbytes" => parent.rsplit('.').next()?.to_owned(),
             _ => return None,
         };
         list(draft, &entry)?;
@@ -295,7 +294,7 @@ pub(super) const FAULTS: &[Fault] = &[
         let n = draft.config()["num_hidden_layers"].as_u64()?;
         let more = n + 1 + u64::from(random.below(3) == 0);
         draft.edit("config.json", |config| {
-            config["num_hidden_layers"] = more.into()
+            config["num_hidden_layers"] = more.into();
         });
         Some(Planted("model.layers".to_owned()))
     }),
@@ -324,7 +323,7 @@ pub(super) const FAULTS: &[Fault] = &[
         trunk(draft)?;
         draft.config()["num_hidden_layers"].as_u64()?;
         draft.edit("config.json", |config| {
-            config["num_nextn_predict_layers"] = json!(1)
+            config["num_nextn_predict_layers"] = json!(1);
         });
         Some(Planted("model.layers".to_owned()))
     }),

@@ -72,7 +72,7 @@ pub(super) const FAULTS: &[Fault] = &[
             // Of bitsandbytes the descriptor is what it is known by.
             let is_known_by = match tensor.convention {
                 "mlx" => part.role == Role::Scale,
-                _ => part.role == Role::Shape || part.name.ends_with(".SCB"),
+                _ => part.role == Role::Shape || part.name.strip_suffix(".SCB").is_some(),
             };
             is_it && is_known_by
         })?;

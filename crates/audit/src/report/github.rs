@@ -1,5 +1,7 @@
 //! Annotations of GitHub's workflows: `::error file=..,title=..::message`.
 
+use std::fmt::Write as _;
+
 use super::{About, place_text, sentence};
 use crate::{Finding, Report, Severity};
 
@@ -10,7 +12,7 @@ pub fn github(report: &Report<'_>, about: &About) -> String {
         text += &line(finding, about);
     }
     for (code, message) in super::problems(report) {
-        text += &format!("::error title={}::{}\n", property(code), data(&message));
+        let _ = writeln!(text, "::error title={}::{}", property(code), data(&message));
     }
     text
 }

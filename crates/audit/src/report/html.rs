@@ -5,6 +5,7 @@
 //! no name can end the block.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use safequant_schemes::{Model, QuantizedTensor};
 use serde_json::{Value, json};
@@ -53,7 +54,7 @@ fn escape_json(value: &Value) -> String {
     for c in value.to_string().chars() {
         match c {
             '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
-                text += &format!("\\u{:04x}", u32::from(c))
+                let _ = write!(text, "\\u{:04x}", u32::from(c));
             }
             c => text.push(c),
         }

@@ -1,4 +1,6 @@
-//! JUnit XML: a test case for each rule that ran, failed where it found an error or a warning.
+//! `JUnit` XML: a test case for each rule that ran, failed where it found an error or a warning.
+
+use std::fmt::Write as _;
 
 use super::{About, place_text, sentence};
 use crate::{Finding, Report, Rule, Severity};
@@ -13,7 +15,8 @@ pub fn junit(report: &Report<'_>, about: &About) -> String {
     let n_failures = report.ran.iter().filter(is_failure).count();
     let n_tests = report.ran.len() + report.skipped.len() + problems.len();
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-    text += &format!(
+    let _ = write!(
+        text,
         "<testsuites name=\"safequant audit\" tests=\"{n_tests}\" failures=\"{n_failures}\" errors=\"{}\">\n\
          <testsuite name=\"{}\" tests=\"{n_tests}\" failures=\"{n_failures}\" errors=\"{}\" skipped=\"{}\">\n",
         problems.len(),
@@ -30,16 +33,18 @@ pub fn junit(report: &Report<'_>, about: &About) -> String {
         text += &case(rule, &findings);
     }
     for rule in &report.skipped {
-        text += &format!(
-            "<testcase classname=\"{}\" name=\"{}\"><skipped message=\"needs --depth {}\"/></testcase>\n",
+        let _ = writeln!(
+            text,
+            "<testcase classname=\"{}\" name=\"{}\"><skipped message=\"needs --depth {}\"/></testcase>",
             rule.id,
             rule.name,
             rule.depth().name()
         );
     }
     for (code, message) in &problems {
-        text += &format!(
-            "<testcase classname=\"problem\" name=\"{code}\"><error message=\"{}\"/></testcase>\n",
+        let _ = writeln!(
+            text,
+            "<testcase classname=\"problem\" name=\"{code}\"><error message=\"{}\"/></testcase>",
             escape(message)
         );
     }
@@ -61,7 +66,8 @@ fn case(rule: &Rule, findings: &[&Finding]) -> String {
         rule.id, rule.name
     );
     if !failures.is_empty() {
-        text += &format!(
+        let _ = write!(
+            text,
             "<failure message=\"{}\" type=\"{}\">{}</failure>",
             escape(rule.summary),
             rule.severity.name(),
@@ -69,7 +75,11 @@ fn case(rule: &Rule, findings: &[&Finding]) -> String {
         );
     }
     if !notes.is_empty() {
-        text += &format!("<system-out>{}</system-out>", escape(&notes.join("\n")));
+        let _ = write!(
+            text,
+            "<system-out>{}</system-out>",
+            escape(&notes.join("\n"))
+        );
     }
     text + "</testcase>\n"
 }
@@ -84,7 +94,9 @@ fn escape(text: &str) -> String {
             '&' => escaped += "&amp;",
             '"' => escaped += "&quot;",
             '\'' => escaped += "&apos;",
-            '\t' | '\n' | '\r' => escaped += &format!("&#{};", u32::from(c)),
+            '\t' | '\n' | '\r' => {
+                let _ = write!(escaped, "&#{};", u32::from(c));
+            }
             '\u{0}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }

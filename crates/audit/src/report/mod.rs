@@ -1,4 +1,4 @@
-//! Reports for machines: JSON of our own, SARIF 2.1.0, annotations of GitHub's workflows, JUnit; and one HTML page.
+//! Reports for machines: JSON of our own, SARIF 2.1.0, annotations of `GitHub`'s workflows, `JUnit`; and one HTML page.
 //!
 //! What people read on a terminal is the command line's business. Names are hostile input here too: every format escapes what
 //! it must, and JSON keeps them lossless.
@@ -16,6 +16,8 @@ pub use json::json;
 pub use junit::junit;
 pub use sarif::sarif;
 pub use wanted::tp_plan;
+
+use std::fmt::Write as _;
 
 use crate::{Finding, Losses, Place, Report};
 
@@ -48,7 +50,7 @@ pub fn place_text(place: &Place) -> String {
         .collect::<Vec<_>>()
         .join(": ");
     if let Some([row, column]) = place.entry {
-        text += &format!(" [{row}, {column}]");
+        let _ = write!(text, " [{row}, {column}]");
     }
     text
 }
@@ -57,10 +59,14 @@ pub fn place_text(place: &Place) -> String {
 fn sentence(finding: &Finding) -> String {
     let mut text = finding.message.clone();
     if !finding.expected.is_empty() || !finding.found.is_empty() {
-        text += &format!("; expected {}, found {}", finding.expected, finding.found);
+        let _ = write!(
+            text,
+            "; expected {}, found {}",
+            finding.expected, finding.found
+        );
     }
     if !finding.help.is_empty() {
-        text += &format!(". {}", finding.help);
+        let _ = write!(text, ". {}", finding.help);
     }
     text
 }
