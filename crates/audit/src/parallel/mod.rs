@@ -2,7 +2,7 @@
 //!
 //! Runtimes cut a model the same way: what takes a block's input (q, k, v, gate, up) along its output features, what gives a
 //! block's output (o, down) along its input features, embeddings and head along the vocabulary; everything else is kept whole.
-//! Whether a quantized weight can be cut at a place is what [`safequant_schemes::slice`] says.
+//! Whether a quantized weight can be cut at a place is what [`safequant_schemes::slice()`] says.
 
 mod cut;
 mod layout;

@@ -7,15 +7,16 @@
 mod judge;
 mod load;
 mod traits;
+mod verdict;
 
 use std::sync::LazyLock;
 
 use crate::Part;
 
 pub(crate) use judge::{FusedRows, Topic, is_taken, multiples, objections};
-pub use judge::{Reason, Verdict, verdicts};
 pub use load::{ProfileError, load};
 pub(crate) use traits::is_activation_ordered;
+pub use verdict::{Reason, Verdict, verdicts};
 
 /// The files, by name. A later range of versions of a runtime stands before an earlier one.
 const FILES: &[(&str, &str)] = &[
@@ -171,7 +172,7 @@ impl Effect {
     }
 }
 
-/// What is taken. Names are those of [`Limit::CODES`] and so on.
+/// What is taken. Names are those that the loader lists.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Limit {
     /// The convention as such.
