@@ -50,7 +50,12 @@ fn clean_checkpoints_have_no_errors() {
             }
         }
     }
-    println!("{} clean checkpoints", fixtures.len());
+    println!(
+        "{} clean checkpoints at {} depths: {} false errors",
+        fixtures.len(),
+        Depth::ALL.len(),
+        alarms.len()
+    );
     assert!(alarms.is_empty(), "{}", alarms.join("\n"));
 }
 

@@ -1,5 +1,8 @@
 //! `cargo xtask interop`: what we write, read by the field's own libraries.
 
+use std::path::Path;
+use std::process::Command;
+
 use crate::Outcome;
 use crate::process::{command, run as run_command};
 use crate::{python, testing};
@@ -40,13 +43,23 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
         }
     }
     let binary = testing::binary("release", &["--release"])?;
-    let mut run = command(&python);
-    run.env("HF_HUB_OFFLINE", "1")
-        .env("CUDA_VISIBLE_DEVICES", "")
-        .env("PYTHONDONTWRITEBYTECODE", "1");
+    for script in ["interop/check_reports.py", "interop/check_runtimes.py"] {
+        run_command(offline(&python).arg(script).arg(&binary))?;
+    }
+    let mut run = offline(&python);
     run.arg("interop/run.py").arg(&binary).args(passed_on);
     for (flag, python) in heavy {
         run.arg(flag).arg(python);
     }
     run_command(&mut run)
+}
+
+/// An interpreter that asks nobody on the network and finds no GPU.
+fn offline(python: &Path) -> Command {
+    let mut command = command(python);
+    command
+        .env("HF_HUB_OFFLINE", "1")
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    command
 }

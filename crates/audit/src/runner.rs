@@ -56,15 +56,21 @@ pub fn audit<'a>(mut subject: Subject<'a>, options: &Options) -> Report<'a> {
         .iter()
         .copied()
         .partition(|rule| rule.depth() <= options.depth);
-    let mut findings = Vec::new();
-    for rule in &ran {
-        run(
-            rule,
-            &subject,
-            &measured,
-            &mut Findings::new(rule, &mut findings),
-        );
-    }
+    // Rules know nothing of each other.
+    let found: Vec<Vec<Finding>> = ran
+        .par_iter()
+        .map(|rule| {
+            let mut found = Vec::new();
+            run(
+                rule,
+                &subject,
+                &measured,
+                &mut Findings::new(rule, &mut found),
+            );
+            found
+        })
+        .collect();
+    let mut findings: Vec<Finding> = found.into_iter().flatten().collect();
     findings.sort_by(|a: &Finding, b| (&a.place, a.rule).cmp(&(&b.place, b.rule)));
     Report {
         subject,

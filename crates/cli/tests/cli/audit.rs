@@ -86,7 +86,7 @@ fn the_record_follows_its_schema() {
             0,
         ),
         (
-            "safequant audit model-w4a16 --reference hostile --format json",
+            "safequant audit model-w4a16 --reference model-w4a16 --format json",
             0,
         ),
     ];

@@ -496,6 +496,13 @@ fn sources_with_an_index_are_matched_like_files() {
             &[("x", "x.safetensors"), ("z", "z.safetensors")],
             ["x", "y"]
         ),
+        Err("shard_missing")
+    );
+    assert_eq!(
+        with(
+            &[("x", "x.safetensors"), ("z", "y.safetensors")],
+            ["x", "y"]
+        ),
         Err("index_missing_tensor")
     );
     assert_eq!(
