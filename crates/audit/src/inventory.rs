@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use safequant_container::TensorInfo;
-use safequant_schemes::Error;
 use safequant_schemes::scheme::float_of;
+use safequant_schemes::{Error, Headers};
 
 use crate::{ModuleName, Part, Subject, problem};
 
@@ -174,9 +174,12 @@ const STACK_WORDS: [&str; 12] = [
 pub(crate) type Layers<'a> = BTreeMap<u32, BTreeSet<&'a str>>;
 
 /// All numbered layers, by what they are numbered under (`model.layers`).
-pub(crate) fn stacks<'a>(subject: &'a Subject<'_>) -> BTreeMap<&'a str, Layers<'a>> {
-    let mut stacks: BTreeMap<&str, Layers<'_>> = BTreeMap::new();
-    for info in subject.headers.tensors() {
+pub(crate) type Stacks<'a> = BTreeMap<&'a str, Layers<'a>>;
+
+/// Those of a checkpoint.
+pub(crate) fn find_stacks(headers: Headers<'_>) -> Stacks<'_> {
+    let mut stacks = Stacks::new();
+    for info in headers.tensors() {
         let Some((stack, layer, rest)) = ModuleName::parse(&info.name).around_layer() else {
             continue;
         };
@@ -200,20 +203,20 @@ pub(crate) struct Trunk<'a> {
 }
 
 /// `None` where there is no such stack, or several (encoder and decoder, a model beside a second one).
-pub(crate) fn trunk<'a>(subject: &'a Subject<'_>) -> Option<Trunk<'a>> {
+pub(crate) fn find_trunk<'a>(headers: Headers<'a>, stacks: &Stacks<'a>) -> Option<Trunk<'a>> {
     let mut embeddings = BTreeMap::new();
-    for info in subject.headers.tensors() {
+    for info in headers.tensors() {
         let module = module_of(&info.name);
         let name = ModuleName::parse(module);
         if name.part == Part::Embedding && name.layer.is_none() {
             embeddings.insert(name.parent, module);
         }
     }
-    let mut pairs = stacks(subject).into_iter().filter_map(|(name, layers)| {
+    let mut pairs = stacks.iter().filter_map(|(&name, layers)| {
         let embedding = *embeddings.get(ModuleName::parse(name).parent)?;
         Some(Trunk {
             name,
-            layers,
+            layers: layers.clone(),
             embedding,
         })
     });

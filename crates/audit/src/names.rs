@@ -160,7 +160,9 @@ impl<'a> ModuleName<'a> {
         let mut layer = None;
         let mut before = "";
         for word in module.split('.') {
-            if let Ok(number) = word.parse() {
+            if word.starts_with(|c: char| c.is_ascii_digit())
+                && let Ok(number) = word.parse()
+            {
                 if before == "experts" {
                     expert = Some(number);
                 } else if layer.is_none() {

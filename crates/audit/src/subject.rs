@@ -4,6 +4,8 @@ use safequant_container::Checkpoint;
 use safequant_schemes::{Error, Headers, Model, Settings, config};
 use serde_json::{Map, Value};
 
+use crate::inventory::{Stacks, Trunk, find_stacks, find_trunk};
+
 /// A checkpoint on the table.
 pub struct Subject<'a> {
     /// The files.
@@ -20,6 +22,10 @@ pub struct Subject<'a> {
     pub settings: Vec<Settings>,
     /// What it should be able to do.
     pub wanted: Wanted,
+    /// The stacks of layers.
+    pub(crate) stacks: Stacks<'a>,
+    /// The stack of the language model.
+    pub(crate) trunk: Option<Trunk<'a>>,
 }
 
 /// What a checkpoint should be able to do, as the user asks.
@@ -41,6 +47,7 @@ impl<'a> Subject<'a> {
     ) -> Self {
         let (model, errors) = Model::survey(checkpoint);
         let headers = Headers::new(checkpoint);
+        let stacks = find_stacks(headers);
         Self {
             checkpoint,
             headers,
@@ -53,6 +60,8 @@ impl<'a> Subject<'a> {
             config: object(headers, "config.json"),
             settings: headers.settings().unwrap_or_default(),
             wanted,
+            trunk: find_trunk(headers, &stacks),
+            stacks,
         }
     }
 

@@ -9,7 +9,6 @@ use serde_json::Value;
 use super::shards::have_equal_bytes;
 use super::{DocumentAction, Work};
 use crate::ignore::method_of;
-use crate::inventory::trunk;
 use crate::{Finding, Severity};
 
 const TIED: &str = "tie_word_embeddings";
@@ -44,7 +43,7 @@ pub(super) fn tie_flag(work: &mut Work<'_>, findings: &[&Finding]) {
 
 fn is_copy_of_embeddings(work: &Work<'_>, head: &str) -> Option<bool> {
     let subject = &work.report.subject;
-    let embedding = format!("{}.weight", trunk(subject)?.embedding);
+    let embedding = format!("{}.weight", subject.trunk.as_ref()?.embedding);
     let tensor = |name: &str| -> Option<TensorRef<'_>> { subject.checkpoint.tensor(name) };
     have_equal_bytes(tensor(head)?, tensor(&embedding)?)
 }

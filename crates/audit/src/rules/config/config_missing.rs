@@ -1,6 +1,5 @@
 //! QC008: there is no `config.json` beside the weights of a model.
 
-use crate::inventory::trunk;
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -34,7 +33,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     if is_there || is_of_images(subject) || subject.headers.gguf().is_some() {
         return;
     }
-    let Some(trunk) = trunk(subject) else {
+    let Some(trunk) = &subject.trunk else {
         return;
     };
     let word = trunk.name.rsplit('.').next().unwrap_or_default();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use safequant_container::TensorInfo;
 
-use crate::inventory::{EXPERT_KEYS, LAYER_KEYS, MTP_KEYS, Trunk, agreed_number, trunk};
+use crate::inventory::{EXPERT_KEYS, LAYER_KEYS, MTP_KEYS, Trunk, agreed_number};
 use crate::{Check, Findings, ModuleName, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -37,7 +37,7 @@ Fetch the missing layers from the original model, or write the numbers that are 
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     // Extracts of a model, and drafts that share its embeddings, count nothing.
-    let Some(trunk) = trunk(subject) else {
+    let Some(trunk) = &subject.trunk else {
         return;
     };
     check_layers(subject, &trunk, findings);

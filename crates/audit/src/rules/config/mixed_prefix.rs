@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::inventory::stacks;
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -42,9 +41,9 @@ const WRAPPERS: [&str; 6] = [
 ];
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let stacks = stacks(subject);
+    let stacks = &subject.stacks;
     let mut families: BTreeMap<&str, Vec<(&str, usize)>> = BTreeMap::new();
-    for (stack, layers) in &stacks {
+    for (stack, layers) in stacks {
         let n_tensors = layers.values().map(BTreeSet::len).sum();
         let family = families.entry(without_wrappers(stack)).or_default();
         family.push((stack, n_tensors));

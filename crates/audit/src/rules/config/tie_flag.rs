@@ -3,7 +3,7 @@
 use safequant_container::TensorInfo;
 use serde_json::Value;
 
-use crate::inventory::{is_partial, module_of, trunk};
+use crate::inventory::{is_partial, module_of};
 use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -36,7 +36,7 @@ Set the flag to what is stored: `safequant repair SRC -o DST --rule QC040`.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let (Some(tied), Some(trunk)) = (flag(subject), trunk(subject)) else {
+    let (Some(tied), Some(trunk)) = (flag(subject), &subject.trunk) else {
         return;
     };
     let heads: Vec<&TensorInfo> = subject

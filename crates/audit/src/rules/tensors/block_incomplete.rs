@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::inventory::{module_of, trunk};
+use crate::inventory::module_of;
 use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -33,7 +33,7 @@ Look for the matrix under another name; fetch or quantize the module again.
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     // Extracts of a few modules are no models.
-    let Some(trunk) = trunk(subject) else {
+    let Some(trunk) = &subject.trunk else {
         return;
     };
     let prefix = format!("{}.", trunk.name);

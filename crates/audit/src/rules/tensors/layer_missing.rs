@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::inventory::stacks;
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -37,7 +36,7 @@ const MIN_TENSORS: usize = 4;
 const MIN_LAYERS: usize = 3;
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    for (stack, layers) in stacks(subject) {
+    for (stack, layers) in &subject.stacks {
         let is_block = |(_, held): &(&u32, &BTreeSet<&str>)| held.len() >= MIN_TENSORS;
         let blocks = layers.iter().filter(is_block);
         let numbers: Vec<u32> = blocks.map(|(number, _)| *number).collect();

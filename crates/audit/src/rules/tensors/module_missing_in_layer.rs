@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::inventory::{Layers, companion, stacks};
+use crate::inventory::{Layers, companion};
 use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -33,7 +33,7 @@ Compare with the original model; fetch or quantize the module again.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    for (stack, layers) in stacks(subject) {
+    for (stack, layers) in &subject.stacks {
         let modules: BTreeMap<u32, BTreeSet<String>> = weights(&layers);
         let mut kinds: BTreeMap<&BTreeSet<String>, Vec<u32>> = BTreeMap::new();
         for (layer, held) in &modules {
