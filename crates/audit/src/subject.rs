@@ -45,9 +45,12 @@ impl<'a> Subject<'a> {
         problems: Vec<safequant_container::Error>,
         wanted: Wanted,
     ) -> Self {
-        let (model, errors) = Model::survey(checkpoint);
         let headers = Headers::new(checkpoint);
-        let stacks = find_stacks(headers);
+        let by_name = || {
+            let stacks = find_stacks(headers);
+            (find_trunk(headers, &stacks), stacks)
+        };
+        let ((model, errors), (trunk, stacks)) = rayon::join(|| Model::survey(checkpoint), by_name);
         Self {
             checkpoint,
             headers,
@@ -60,7 +63,7 @@ impl<'a> Subject<'a> {
             config: object(headers, "config.json"),
             settings: headers.settings().unwrap_or_default(),
             wanted,
-            trunk: find_trunk(headers, &stacks),
+            trunk,
             stacks,
         }
     }

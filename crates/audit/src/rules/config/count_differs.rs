@@ -40,8 +40,8 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let Some(trunk) = &subject.trunk else {
         return;
     };
-    check_layers(subject, &trunk, findings);
-    check_tokens(subject, &trunk, findings);
+    check_layers(subject, trunk, findings);
+    check_tokens(subject, trunk, findings);
     check_experts(subject, findings);
 }
 

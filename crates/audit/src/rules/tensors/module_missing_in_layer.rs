@@ -34,7 +34,7 @@ Compare with the original model; fetch or quantize the module again.
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     for (stack, layers) in &subject.stacks {
-        let modules: BTreeMap<u32, BTreeSet<String>> = weights(&layers);
+        let modules: BTreeMap<u32, BTreeSet<String>> = weights(layers);
         let mut kinds: BTreeMap<&BTreeSet<String>, Vec<u32>> = BTreeMap::new();
         for (layer, held) in &modules {
             kinds.entry(held).or_default().push(*layer);
