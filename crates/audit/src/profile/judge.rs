@@ -521,7 +521,7 @@ fn beyond_scheme(limit: &Limit, subject: &Subject<'_>, tensor: &QuantizedTensor)
     if let Limit::GroupSizes(known) = limit {
         let size = traits::group_size(tensor).filter(|size| !known.contains(size))?;
         let what = format!("{convention} in groups of {size}");
-        return Some((what, list(known), size.to_string()));
+        return Some((what, traits::list(known), size.to_string()));
     }
     if let Limit::BlockSizes(known) = limit {
         let size = traits::block_size(tensor).filter(|size| !known.contains(size))?;
@@ -555,11 +555,6 @@ fn experts(known: &[String], tensor: &QuantizedTensor) -> Option<Beyond> {
     let known: Vec<_> = known.iter().map(|k| words(k)).collect();
     let what = format!("{} experts as {}", tensor.convention, words(layout));
     Some((what, known.join(" or "), words(layout).to_owned()))
-}
-
-fn list(numbers: &[u64]) -> String {
-    let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
-    numbers.join(", ")
 }
 
 fn multiple(axis: &str, features: u64, n: u64) -> Option<Beyond> {

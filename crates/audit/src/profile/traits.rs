@@ -163,3 +163,9 @@ pub(super) fn ending<'a>(tensor: &QuantizedTensor, name: &'a str) -> &'a str {
     let inside = inside.and_then(|rest| rest.strip_prefix('.'));
     inside.unwrap_or_else(|| name.rsplit('.').next().unwrap_or(name))
 }
+
+/// Numbers in a row.
+pub(super) fn list(numbers: &[u64]) -> String {
+    let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+    numbers.join(", ")
+}
