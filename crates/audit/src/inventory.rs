@@ -194,10 +194,8 @@ pub(crate) fn find_stacks(headers: Headers<'_>) -> Stacks<'_> {
 
 /// The one stack of a language model: embeddings stand beside it, under the same name.
 pub(crate) struct Trunk<'a> {
-    /// `model.layers`.
+    /// `model.layers`: a key of the stacks.
     pub(crate) name: &'a str,
-    /// Its layers.
-    pub(crate) layers: Layers<'a>,
     /// The module of the embeddings.
     pub(crate) embedding: &'a str,
 }
@@ -212,13 +210,9 @@ pub(crate) fn find_trunk<'a>(headers: Headers<'a>, stacks: &Stacks<'a>) -> Optio
             embeddings.insert(name.parent, module);
         }
     }
-    let mut pairs = stacks.iter().filter_map(|(&name, layers)| {
+    let mut pairs = stacks.keys().filter_map(|&name| {
         let embedding = *embeddings.get(ModuleName::parse(name).parent)?;
-        Some(Trunk {
-            name,
-            layers: layers.clone(),
-            embedding,
-        })
+        Some(Trunk { name, embedding })
     });
     let first = pairs.next()?;
     pairs.next().is_none().then_some(first)

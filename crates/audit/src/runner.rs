@@ -1,6 +1,6 @@
 //! One pass over a checkpoint for all rules.
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use safequant_schemes::Error;
 
 use crate::measure::{self, Measured, WeightStatistics};
@@ -59,7 +59,6 @@ pub fn audit<'a>(mut subject: Subject<'a>, options: &Options) -> Report<'a> {
     // Rules know nothing of each other.
     let found: Vec<Vec<Finding>> = ran
         .par_iter()
-        .with_max_len(1)
         .map(|rule| {
             let mut found = Vec::new();
             run(

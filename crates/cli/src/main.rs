@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 
 /// Runs a verb; beside a failure stands whether it is wanted as JSON too.
 fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
-    let record = |json: bool| if json { Record::Json } else { Record::None };
+    let record = Record::of_switch;
     match verb {
         Verb::Inspect(args) => commands::inspect::run(&args, output),
         Verb::Audit(args) => {

@@ -175,6 +175,13 @@ pub(crate) enum Record {
     Json,
 }
 
+impl Record {
+    /// As `--json` says.
+    pub(crate) const fn of_switch(json: bool) -> Self {
+        if json { Record::Json } else { Record::None }
+    }
+}
+
 /// The `error` member of a JSON record.
 pub(crate) fn error_record(failure: &Failure) -> Value {
     json!({ "code": failure.code(), "group": failure.group(), "message": failure.message() })

@@ -54,6 +54,13 @@ pub(crate) enum Mode {
     Run,
 }
 
+impl Mode {
+    /// As `--dry-run` says.
+    const fn of_switch(dry_run: bool) -> Self {
+        if dry_run { Mode::DryRun } else { Mode::Run }
+    }
+}
+
 impl Job {
     fn new(command: &'static str, paths: Paths, verb: Verb, args: &JobArgs) -> Self {
         Self {
@@ -62,16 +69,8 @@ impl Job {
             destination: paths.destination,
             verb,
             options: options(args),
-            mode: if args.dry_run {
-                Mode::DryRun
-            } else {
-                Mode::Run
-            },
-            record: if args.json {
-                Record::Json
-            } else {
-                Record::None
-            },
+            mode: Mode::of_switch(args.dry_run),
+            record: Record::of_switch(args.json),
             quiet: args.quiet,
         }
     }
@@ -241,16 +240,8 @@ pub(crate) fn repair(args: RepairArgs) -> Result<Repair, Failure> {
                 Weights::Link
             },
         },
-        mode: if args.dry_run {
-            Mode::DryRun
-        } else {
-            Mode::Run
-        },
-        record: if args.json {
-            Record::Json
-        } else {
-            Record::None
-        },
+        mode: Mode::of_switch(args.dry_run),
+        record: Record::of_switch(args.json),
     })
 }
 
@@ -293,11 +284,7 @@ pub(crate) fn diff(args: DiffArgs) -> Result<Diffing, Failure> {
             select: filter(args.filter.as_deref())?,
             tolerance: args.tolerance,
         },
-        record: if args.json {
-            Record::Json
-        } else {
-            Record::None
-        },
+        record: Record::of_switch(args.json),
     })
 }
 

@@ -20,11 +20,7 @@ use report::Report;
 /// # Errors
 /// The failure, and whether it still has to be said in JSON.
 pub(crate) fn run(args: &InspectArgs, output: Output) -> Result<(), (Failure, Record)> {
-    let record = if args.json {
-        Record::Json
-    } else {
-        Record::None
-    };
+    let record = Record::of_switch(args.json);
     let (report, failure) = report(args).map_err(|failure| (failure, record))?;
     let printed = match record {
         Record::Json => output::json(&json::record(args, &report, failure.as_ref())),

@@ -50,7 +50,8 @@ fn check_layers(subject: &Subject<'_>, trunk: &Trunk<'_>, findings: &mut Finding
         return;
     };
     let mtp = agreed_number(subject, MTP_KEYS).map_or(0, |(_, n)| n);
-    let Some(last) = trunk.layers.keys().last() else {
+    let layers = subject.stacks.get(trunk.name);
+    let Some(last) = layers.and_then(|layers| layers.keys().last()) else {
         return;
     };
     let stored = u64::from(*last) + 1;

@@ -19,6 +19,8 @@ use super::super::stream;
 use super::k_quants;
 use super::lanes::{BF16, F16, F32, bytes_of, four, in_order, load32, size_of, together};
 use super::small_float::toward_zero_unsigned;
+use crate::blocks::Block;
+use crate::blocks::quantize::k_quants::{Q4_SEARCH, Q5_SEARCH};
 use crate::encode::Floats;
 use crate::rows::Stores;
 use crate::{BlockFormat, Float, portable};
@@ -85,9 +87,14 @@ fn of_kind<const KIND: u8>(format: BlockFormat, source: (Float, &[u8]), blocks: 
         BlockFormat::Q5_1 => each::<KIND, 24>(format, source, blocks, |v| q5_1::<KIND>(v)),
         BlockFormat::Q8_0 => each::<KIND, 34>(format, source, blocks, |v| q8_0::<KIND>(v)),
         BlockFormat::Mxfp4 => each::<KIND, 17>(format, source, blocks, |v| mxfp4::<KIND>(v)),
-        BlockFormat::Q2K | BlockFormat::Q4K | BlockFormat::Q5K | BlockFormat::Q6K => {
-            searched::<KIND>(format, source, blocks);
-        }
+        BlockFormat::Q2K => searched::<KIND>(format, source, blocks, |x, b| k_quants::q2_k(x, b)),
+        BlockFormat::Q4K => searched::<KIND>(format, source, blocks, |x, b| {
+            k_quants::six_bit_pairs(&Q4_SEARCH, x, b);
+        }),
+        BlockFormat::Q5K => searched::<KIND>(format, source, blocks, |x, b| {
+            k_quants::six_bit_pairs(&Q5_SEARCH, x, b);
+        }),
+        BlockFormat::Q6K => searched::<KIND>(format, source, blocks, |x, b| k_quants::q6_k(x, b)),
         BlockFormat::Q3K
         | BlockFormat::Iq4Nl
         | BlockFormat::Iq4Xs
@@ -136,13 +143,17 @@ fn searched<const KIND: u8>(
     format: BlockFormat,
     (float, source): (Float, &[u8]),
     blocks: &mut [u8],
+    search: impl Fn(&k_quants::Values, &mut Block),
 ) {
+    let layout = format.layout().expect("a coded type");
     let sources = source.chunks_exact(k_quants::ELEMENTS * size_of::<KIND>());
     for (source, block) in sources.zip(blocks.chunks_exact_mut(format.bytes())) {
         prefetch_ahead(source.as_ptr());
         let values = k_quants::widened::<KIND>(source);
         if values.iter().all(|value| value.is_finite()) {
-            k_quants::encode(format, &values, block);
+            let mut found = Block::ZERO;
+            search(&values, &mut found);
+            layout.pack_block(&found, block);
         } else {
             let source = Floats::Bytes(float, source);
             portable::encode::encode_blocks(format, source, block, Stores::Ordinary);

@@ -15,7 +15,6 @@ use std::arch::x86_64::{
 
 use super::super::gather::transpose8;
 use super::lanes::{load8, size_of, store8};
-use crate::BlockFormat;
 use crate::blocks::Block;
 use crate::blocks::quantize::k_quants::{self, Cost, EPSILON, HALF, Search};
 
@@ -40,43 +39,9 @@ pub(super) fn widened<const KIND: u8>(source: &[u8]) -> Values {
     values
 }
 
-/// One block of a type that [`super::blocks`] sends here. `bytes`: the block's.
+/// `Q2_K`.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn encode(format: BlockFormat, x: &Values, bytes: &mut [u8]) {
-    let mut block = Block::ZERO;
-    match format {
-        BlockFormat::Q2K => q2_k(x, &mut block),
-        BlockFormat::Q4K => six_bit_pairs(&k_quants::Q4_SEARCH, x, &mut block),
-        BlockFormat::Q5K => six_bit_pairs(&k_quants::Q5_SEARCH, x, &mut block),
-        BlockFormat::Q6K => q6_k(x, &mut block),
-        BlockFormat::Q4_0
-        | BlockFormat::Q4_1
-        | BlockFormat::Q5_0
-        | BlockFormat::Q5_1
-        | BlockFormat::Q8_0
-        | BlockFormat::Q3K
-        | BlockFormat::Iq4Nl
-        | BlockFormat::Iq4Xs
-        | BlockFormat::Iq2Xxs
-        | BlockFormat::Iq2Xs
-        | BlockFormat::Iq3Xxs
-        | BlockFormat::Iq1S
-        | BlockFormat::Iq3S
-        | BlockFormat::Iq2S
-        | BlockFormat::Iq1M
-        | BlockFormat::Tq1_0
-        | BlockFormat::Tq2_0
-        | BlockFormat::Mxfp4
-        | BlockFormat::Nvfp4
-        | BlockFormat::Q1_0
-        | BlockFormat::Q2_0 => unreachable!("a type without a search in lanes"),
-    }
-    let layout = format.layout().expect("a coded type");
-    layout.pack_block(&block, bytes);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q2_k(x: &Values, block: &mut Block) {
+pub(super) fn q2_k(x: &Values, block: &mut Block) {
     let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
     for (half, x) in x.as_chunks::<128>().0.iter().enumerate() {
         let x = side_by_side::<16>(x);
@@ -94,8 +59,9 @@ fn q2_k(x: &Values, block: &mut Block) {
     });
 }
 
+/// `Q4_K` and `Q5_K`, by their search.
 #[target_feature(enable = "avx2,f16c")]
-fn six_bit_pairs(of: &Search, x: &Values, block: &mut Block) {
+pub(super) fn six_bit_pairs(of: &Search, x: &Values, block: &mut Block) {
     let lanes = side_by_side::<32>(x);
     let mut sum = _mm256_setzero_ps();
     for x in lanes {
@@ -116,8 +82,9 @@ fn six_bit_pairs(of: &Search, x: &Values, block: &mut Block) {
     });
 }
 
+/// `Q6_K`.
 #[target_feature(enable = "avx2,f16c")]
-fn q6_k(x: &Values, block: &mut Block) {
+pub(super) fn q6_k(x: &Values, block: &mut Block) {
     let mut scales = [0.0; 16];
     for (half, x) in x.as_chunks::<128>().0.iter().enumerate() {
         put(
