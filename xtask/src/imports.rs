@@ -128,8 +128,9 @@ const TABLE: &[Row] = &[
     },
     Row {
         folder: "python",
-        ours: &["safequant"],
-        others: &["pyo3", "numpy"],
+        // The command line for `python -m safequant` (docs/adr/0010-python.md).
+        ours: &["safequant", "cli"],
+        others: &["pyo3", "rayon"],
         never: &[],
     },
 ];

@@ -46,6 +46,8 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
     for script in ["interop/check_reports.py", "interop/check_runtimes.py"] {
         run_command(offline(&python).arg(script).arg(&binary))?;
     }
+    wheel::install(&python, &wheel::build("dev")?)?;
+    run_command(offline_tests(&python).arg("--pattern").arg("test_[!r]*.py"))?;
     let mut run = offline(&python);
     run.arg("interop/run.py").arg(&binary).args(passed_on);
     for (flag, python) in heavy {

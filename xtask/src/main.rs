@@ -19,6 +19,7 @@ mod rules;
 mod rust_source;
 mod testing;
 mod tidy;
+mod wheel;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Some((&"generate", rest)) => conventions::run(rest),
         Some((&"fixtures", rest)) => fixtures::run(rest),
         Some((&"interop", rest)) => interop::run(rest),
+        Some((&"stubs", _)) => wheel::write_stubs(),
         Some((&"mutate", rest)) => mutate::run(rest),
         Some((&"fuzz", rest)) => fuzz::run(rest),
         Some((&("help" | "--help" | "-h"), _)) => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::Outcome;
 use crate::process::{cargo, command, run as run_command, run_and_read, target_dir};
-use crate::python;
+use crate::{python, wheel};
 
 /// Runs everything and ends with one line that sums up all runners.
 pub(crate) fn run(args: &[&str]) -> Outcome {
@@ -16,7 +16,7 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
     let (lines, succeeded) = run_and_read(tests.env("SAFEQUANT_TEST_PYTHON", &python))?;
     let total = Total::of(&lines);
     let python_checks = if args.is_empty() {
-        run_python(&python)
+        run_python(&python).and_then(|()| wheel::test())
     } else {
         Ok(())
     };

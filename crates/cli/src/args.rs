@@ -20,7 +20,7 @@ use self::examples::{
     DIFF_EXAMPLES, EXPLAIN_EXAMPLES, INSPECT_EXAMPLES, QUANTIZE_EXAMPLES, REPAIR_EXAMPLES,
     TOP_EXAMPLES, TOP_LONG, TP_PLAN_EXAMPLES,
 };
-use crate::size::Size;
+use safequant::size::Size;
 
 /// The command line.
 #[derive(Debug, Parser)]

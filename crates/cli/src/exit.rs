@@ -1,9 +1,9 @@
 //! Exit statuses, and the failures that lead to them (specs/cli/exit-status.md).
 
 use std::io;
-use std::process::ExitCode;
 
 use safequant::container::{self, ErrorGroup};
+use safequant::options::OptionError;
 use safequant::{rewrite, schemes};
 
 /// How the process ends. Never a panic, never 101, never a signal.
@@ -40,12 +40,6 @@ impl Exit {
             ErrorGroup::Io => Exit::Environment,
             ErrorGroup::Refused => Exit::Usage,
         }
-    }
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        ExitCode::from(exit.status())
     }
 }
 
@@ -147,6 +141,12 @@ impl Failure {
                 None
             }
         }
+    }
+}
+
+impl From<OptionError> for Failure {
+    fn from(error: OptionError) -> Self {
+        Failure::usage(error.message, error.help)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use safequant::audit::diff::Level;
-use safequant::audit::profile::{Profile, profile, profiles};
 use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::kernels::Float;
 use safequant::quantize::Division;
@@ -13,9 +12,8 @@ use safequant::rewrite::{
     ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, OutputDtype,
     QuantizeRecipe, Verb,
 };
-use safequant::schemes::convention::writers_of;
+use safequant::options;
 use safequant::schemes::pattern::Pattern;
-use safequant::schemes::{CONVENTIONS, Preset};
 
 use crate::args::{
     AuditArgs, CompareArg, ConvertArgs, DepthArg, DequantizeArgs, DiffArgs, DivisionArg, DtypeArg,
@@ -68,7 +66,7 @@ impl Job {
             source: paths.source,
             destination: paths.destination,
             verb,
-            options: options(args),
+            options: job_options(args),
             mode: Mode::of_switch(args.dry_run),
             record: Record::of_switch(args.json),
             quiet: args.quiet,
@@ -113,6 +111,7 @@ pub(crate) enum Baseline {
 /// # Errors
 /// Rules or runtimes that do not exist.
 pub(crate) fn audit(args: AuditArgs) -> Result<Audit, Failure> {
+    options::check_runtimes(&args.runtime)?;
     Ok(Audit {
         source: args.source,
         reference: args.reference,
@@ -121,10 +120,10 @@ pub(crate) fn audit(args: AuditArgs) -> Result<Audit, Failure> {
             DepthArg::Scales => Depth::Scales,
             DepthArg::Full => Depth::Full,
         },
-        rules: rules(&args.select, &args.ignore)?,
+        rules: options::rules(&args.select, &args.ignore)?,
         wanted: Wanted {
             tensor_parallel: args.tp,
-            runtimes: runtimes(args.runtime)?,
+            runtimes: args.runtime,
         },
         format: args.format,
         output: args.output,
@@ -140,48 +139,6 @@ pub(crate) fn audit(args: AuditArgs) -> Result<Audit, Failure> {
             (None, None) => Baseline::None,
         },
     })
-}
-
-/// The runtimes, all of which have a profile.
-fn runtimes(names: Vec<String>) -> Result<Vec<String>, Failure> {
-    if let Some(name) = names.iter().find(|name| profile(name).is_none()) {
-        let known: Vec<String> = profiles().iter().map(Profile::name).collect();
-        return Err(Failure::usage(
-            format!("no runtime is called {name}, or not in this version"),
-            format!("there are profiles of {}", known.join(", ")),
-        ));
-    }
-    Ok(names)
-}
-
-/// The rules chosen: by id, by name, or by the letters of a family.
-fn rules(select: &[String], ignore: &[String]) -> Result<Vec<&'static Rule>, Failure> {
-    let is_one = |rule: &Rule, name: &str| {
-        let family = &rule.id[..2];
-        [rule.id, family]
-            .iter()
-            .any(|id| id.eq_ignore_ascii_case(name))
-            || rule.name == name
-    };
-    for name in select.iter().chain(ignore) {
-        if !audit::all_rules().any(|rule| is_one(rule, name)) {
-            return Err(Failure::usage(
-                format!("no audit rule is called {name}"),
-                "`safequant explain` lists all rules; a family is chosen by its letters (SC)",
-            ));
-        }
-    }
-    let is_in = |rule: &Rule, names: &[String]| names.iter().any(|name| is_one(rule, name));
-    let rules: Vec<_> = audit::all_rules()
-        .filter(|rule| (select.is_empty() || is_in(rule, select)) && !is_in(rule, ignore))
-        .collect();
-    if rules.is_empty() {
-        return Err(Failure::usage(
-            "--ignore leaves no rule to run",
-            "ignore less, or select more",
-        ));
-    }
-    Ok(rules)
 }
 
 /// A repair, ready to be planned.
@@ -203,30 +160,9 @@ pub(crate) struct Repair {
 /// # Errors
 /// Rules that do not exist, or cannot be repaired.
 pub(crate) fn repair(args: RepairArgs) -> Result<Repair, Failure> {
-    let mut all = Vec::new();
-    for name in args.rules {
-        let chosen = rules(std::slice::from_ref(&name), &[])?;
-        let (can, cannot): (Vec<_>, Vec<&Rule>) = chosen
-            .into_iter()
-            .partition(|rule| audit::repair::is_repairable(rule));
-        // Of a family those are meant that can be.
-        if let ([], Some(rule)) = (can.as_slice(), cannot.first()) {
-            let ids: Vec<&str> = audit::repair::repairable().collect();
-            return Err(Failure::usage(
-                format!(
-                    "{name} cannot be repaired: {}",
-                    audit::repair::why_not(rule)
-                ),
-                format!("what can be repaired is {}", ids.join(", ")),
-            ));
-        }
-        all.extend(can);
-    }
-    all.sort_by_key(|rule| rule.id);
-    all.dedup_by_key(|rule| rule.id);
     Ok(Repair {
         source: args.paths.source,
-        rules: all,
+        rules: options::repairs(&args.rules)?,
         options: RepairOptions {
             destination: args.paths.destination,
             mode: if args.force {
@@ -293,13 +229,13 @@ pub(crate) fn diff(args: DiffArgs) -> Result<Diffing, Failure> {
 /// # Errors
 /// Options that do not go together.
 pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
-    let preset = preset(&args.scheme, args.group_size)?;
-    check_patterns("--targets", &args.targets)?;
-    check_patterns("--ignore", &args.ignore)?;
+    let preset = options::preset(&args.scheme, args.group_size)?;
+    options::check_patterns("--targets", &args.targets)?;
+    options::check_patterns("--ignore", &args.ignore)?;
     let recipe = QuantizeRecipe {
-        convention: convention(&preset, args.convention.as_deref())?,
+        convention: options::convention(&preset, args.convention.as_deref())?,
         preset,
-        method: method(&args.method)?,
+        method: options::method(&args.method)?,
         targets: args.targets,
         ignore: args.ignore,
         division: match args.division {
@@ -336,11 +272,9 @@ pub(crate) fn dequantize(args: DequantizeArgs) -> Job {
 /// # Errors
 /// A pattern that cannot be compiled.
 pub(crate) fn convert(args: ConvertArgs) -> Result<Job, Failure> {
-    check_patterns("--ignore", &args.ignore)?;
-    let known = CONVENTIONS.iter().map(|c| c.id()).find(|id| *id == args.to);
+    options::check_patterns("--ignore", &args.ignore)?;
     let recipe = ConvertRecipe {
-        // clap has let through nothing else.
-        convention: known.unwrap_or_default(),
+        convention: options::written_convention(&args.to)?,
         loss: if args.allow_lossy {
             LossPolicy::Allow
         } else {
@@ -352,7 +286,7 @@ pub(crate) fn convert(args: ConvertArgs) -> Result<Job, Failure> {
     Ok(Job::new("convert", args.paths, verb, &args.job))
 }
 
-fn options(args: &JobArgs) -> JobOptions {
+fn job_options(args: &JobArgs) -> JobOptions {
     JobOptions {
         memory_bytes: args.memory.0,
         threads: usize::from(args.threads.unwrap_or(0)),
@@ -365,105 +299,11 @@ fn options(args: &JobArgs) -> JobOptions {
     }
 }
 
-/// The preset of this name with the group size asked for.
-fn preset(name: &str, group_size: Option<i64>) -> Result<Preset, Failure> {
-    let preset =
-        Preset::by_name(name).map_err(|e| refused(&e, "see `safequant quantize --help`"))?;
-    preset.with_group_size(group_size).map_err(|e| {
-        refused(
-            &e,
-            "leave --group-size out, or choose a scheme with groups such as W4A16",
-        )
-    })
-}
-
-/// Patterns that do not compile are found before anything is opened.
-fn check_patterns(option: &str, patterns: &[String]) -> Result<(), Failure> {
-    patterns
-        .iter()
-        .try_for_each(|text| pattern(option, text).map(drop))
-}
-
-/// The compiled form of an option's pattern.
-///
-/// # Errors
-/// If it does not compile.
-pub(crate) fn pattern(option: &str, text: &str) -> Result<Pattern, Failure> {
-    Pattern::new(text).map_err(|e| refused(&format!("{option}: {e}"), PATTERN_HELP))
-}
-
 /// The compiled form of `--filter`.
 ///
 /// # Errors
 /// If it does not compile.
 pub(crate) fn filter(pattern: Option<&str>) -> Result<Option<Pattern>, Failure> {
-    pattern
-        .map(|text| self::pattern("--filter", text))
-        .transpose()
-}
-
-const PATTERN_HELP: &str =
-    "a pattern is a glob such as '*.mlp.*', or `re:` and a regular expression";
-
-fn refused(problem: &dyn std::fmt::Display, help: &str) -> Failure {
-    Failure::usage(problem.to_string(), help)
-}
-
-/// The convention asked for, or the preset's own.
-fn convention(preset: &Preset, asked: Option<&str>) -> Result<&'static str, Failure> {
-    let Some(asked) = asked else {
-        let holders: Vec<&str> = writers_of(preset).collect();
-        if holders.contains(&preset.default_convention) {
-            return Ok(preset.default_convention);
-        }
-        return Err(Failure::usage(
-            format!(
-                "scheme {} goes with a convention of your choice; {} has it with calibrated scales only",
-                preset.name, preset.default_convention
-            ),
-            format!("--convention {}", holders.join(", or ")),
-        ));
-    };
-    let writers = || {
-        CONVENTIONS
-            .iter()
-            .filter_map(|c| c.writer().map(|writer| (c.id(), writer)))
-    };
-    let found = writers().find(|(id, _)| *id == asked);
-    let (id, writer) =
-        found.ok_or_else(|| unknown("convention", asked, writers().map(|(id, _)| id)))?;
-    if writer.presets().contains(&preset.name) {
-        return Ok(id);
-    }
-    let able: Vec<_> = writers_of(preset).collect();
-    Err(Failure::usage(
-        format!("convention {id} cannot hold scheme {}", preset.name),
-        format!(
-            "{} goes with {}; {id} holds {}",
-            preset.name,
-            able.join(", "),
-            writer.presets().join(", ")
-        ),
-    ))
-}
-
-/// The quantizer's own id.
-fn method(asked: &str) -> Result<&'static str, Failure> {
-    let ids = || {
-        safequant::quantize::QUANTIZERS
-            .iter()
-            .map(|quantizer| quantizer.id())
-    };
-    ids()
-        .find(|id| *id == asked)
-        .ok_or_else(|| unknown("method", asked, ids()))
-}
-
-/// clap has checked the value against the same registry, so this says no more than it must.
-fn unknown<'a>(what: &str, asked: &str, there_are: impl Iterator<Item = &'a str>) -> Failure {
-    let list: Vec<_> = there_are.collect();
-    Failure::usage(
-        format!("unknown {what} {asked}"),
-        format!("there are {}", list.join(", ")),
-    )
+    let pattern = pattern.map(|text| options::pattern("--filter", text));
+    Ok(pattern.transpose()?)
 }

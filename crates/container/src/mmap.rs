@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::MmapMut;
 
 use crate::{Checkpoint, CheckpointKind, Error, FileSource, Header, Limits, ReadAt, TensorView};
 
@@ -18,7 +18,9 @@ use crate::{Checkpoint, CheckpointKind, Error, FileSource, Header, Limits, ReadA
 #[derive(Debug)]
 pub struct MmapSource {
     source: FileSource,
-    map: Mmap,
+    /// Private: a write through a pointer into it (a tensor that was handed to another language) stays in this process and
+    /// never reaches the file.
+    map: MmapMut,
 }
 
 impl MmapSource {
@@ -32,7 +34,12 @@ impl MmapSource {
         let len = usize::try_from(source.len_bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         // SAFETY: a mapping as such is no access to it. Nothing in this module or crate reads through `map`, whose
         // bytes could change or vanish; the only way to them is `as_slice`, whose caller promises that they do not.
-        let map = unsafe { memmap2::MmapOptions::new().len(len).map(source.file())? };
+        let map = unsafe {
+            memmap2::MmapOptions::new()
+                .len(len)
+                .no_reserve_swap()
+                .map_copy(source.file())?
+        };
         Ok(Self { source, map })
     }
 

@@ -1,5 +1,30 @@
-//! The Python package `safequant`: a thin layer over the facade that holds no rule of any format.
+//! The native part of the Python package `safequant`: the facade behind functions and a few opaque objects.
 //!
-//! An empty shell until the bindings' own issue: it fixes the crate's place in the import table (it may use `safequant`
-//! and `pyo3`, and nothing else of ours).
-#![forbid(unsafe_code)]
+//! It holds no rule of any format. Names, defaults and results are given their Python form in `python/safequant/*.py`; what
+//! is here moves bytes, releases the interpreter's lock around work, and turns errors into exceptions.
+#![deny(unsafe_code)]
+
+mod audits;
+mod checkpoint;
+mod errors;
+mod jobs;
+mod memory;
+mod program;
+mod registries;
+mod work;
+
+#[pyo3::pymodule(name = "_native")]
+mod native {
+    #[pymodule_export]
+    use crate::audits::{audit, diff, explain, tp_plan};
+    #[pymodule_export]
+    use crate::checkpoint::{Checkpoint, Part, Weight};
+    #[pymodule_export]
+    use crate::jobs::{plan, run};
+    #[pymodule_export]
+    use crate::memory::Memory;
+    #[pymodule_export]
+    use crate::program::main;
+    #[pymodule_export]
+    use crate::registries::registries;
+}

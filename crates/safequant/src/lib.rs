@@ -140,8 +140,10 @@
 //! says whose fault it is. No input file causes a panic. [`Error`] holds the errors of all crates.
 #![forbid(unsafe_code)]
 
+pub mod options;
 pub mod parallel;
 pub mod repair;
+pub mod size;
 pub mod views;
 
 pub use safequant_audit as audit;

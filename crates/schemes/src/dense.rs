@@ -104,12 +104,7 @@ impl<'a> DenseView<'a> {
         {
             return Ok(None);
         }
-        Ok(self.checkpoint.tensor(name).map(|tensor| DenseTensor {
-            name: tensor.name(),
-            dtype: tensor.dtype(),
-            shape: tensor.shape(),
-            source: Source::Plain(tensor),
-        }))
+        Ok(self.checkpoint.tensor(name).map(DenseTensor::plain))
     }
 }
 
@@ -119,6 +114,16 @@ const TILE_BYTES: u64 = 512 << 10;
 const TRANSPOSED_TILE_BYTES: u64 = 16 << 20;
 
 impl<'a> DenseTensor<'a> {
+    /// A stored tensor as it is.
+    pub fn plain(tensor: TensorRef<'a>) -> Self {
+        Self {
+            name: tensor.name(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape(),
+            source: Source::Plain(tensor),
+        }
+    }
+
     /// A quantized weight as dense rows.
     pub fn of(decoder: Decoder<'a>, dtype: OutputDtype) -> Self {
         let tensor = decoder.tensor;

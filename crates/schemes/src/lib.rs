@@ -48,7 +48,7 @@ pub use respelling::{
 };
 pub use scheme::{
     Arithmetic, Basis, Code, ColumnFactor, E8M0Rule, Granularity, IntegerEncoding, OffsetForm,
-    Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint,
+    Rotation, ScaleCoding, ScaleDirection, Scheme, SuperScale, ZeroCoding, ZeroPoint, dtype_of,
 };
 pub use slice::{Selection, Slice, SliceBytes, slice};
 pub use storage::Scratch;

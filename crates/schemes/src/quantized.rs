@@ -115,6 +115,29 @@ pub enum Role {
     Auxiliary,
 }
 
+impl Role {
+    /// As reports spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Role::Codes => "codes",
+            Role::Scale => "scale",
+            Role::ZeroPoint => "zero_point",
+            Role::GroupIndex => "group_index",
+            Role::Offset => "offset",
+            Role::SuperScale => "super_scale",
+            Role::ScaleTable => "scale_table",
+            Role::Codebook => "codebook",
+            Role::ColumnFactor => "column_factor",
+            Role::LowRankUp => "low_rank_up",
+            Role::LowRankDown => "low_rank_down",
+            Role::Mask => "mask",
+            Role::RowStart => "row_start",
+            Role::Shape => "shape",
+            Role::Auxiliary => "auxiliary",
+        }
+    }
+}
+
 /// One stored tensor of a quantized one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {

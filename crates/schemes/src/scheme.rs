@@ -68,6 +68,19 @@ pub enum Code {
     Dense(Float),
 }
 
+impl Code {
+    /// Bits of one code.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Code::Integer { bits, .. } => bits,
+            Code::Minifloat(minifloat) => minifloat.bits(),
+            Code::Codebook(_) | Code::StoredCodebook => 4,
+            Code::Dense(Float::F32) => 32,
+            Code::Dense(Float::F16 | Float::Bf16) => 16,
+        }
+    }
+}
+
 /// How an integer is written in the bits of a code.
 ///
 /// Everything here and in the kernels works on the *unsigned form* `u` in `0..2^bits`; the zero point is in that form too
@@ -116,6 +129,21 @@ pub enum Granularity {
         /// Groups in the matrix.
         count: u64,
     },
+}
+
+impl Granularity {
+    /// How many input features of a row share a scale, where it is a number of them.
+    pub const fn group_size(self) -> Option<u64> {
+        match self {
+            Granularity::Group { size }
+            | Granularity::IndexedGroup { size }
+            | Granularity::Flat { size } => Some(size),
+            Granularity::Tensor
+            | Granularity::Channel
+            | Granularity::Block { .. }
+            | Granularity::Strided { .. } => None,
+        }
+    }
 }
 
 /// How a stored scale becomes a number.

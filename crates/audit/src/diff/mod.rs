@@ -14,6 +14,7 @@ mod codes;
 mod documents;
 mod entries;
 mod figures;
+mod json;
 mod side;
 mod structure;
 mod values;
@@ -27,6 +28,7 @@ pub use self::documents::{DocumentChange, DocumentDiff};
 pub use self::figures::{
     Change, Codes, Compared, Options, Scales, Sums, Values, Weight, WeightDiff, ZeroPoints,
 };
+pub use self::json::json;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

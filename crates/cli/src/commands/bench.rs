@@ -1,13 +1,13 @@
 //! `bench`: what the kernels of this machine reach, each beside a copy of the same traffic and beside portable, in one run.
 
 use safequant::Backend;
+use safequant::options;
 use safequant::rewrite::CancelToken;
 use safequant::schemes::Pattern;
 
 use crate::args::BenchArgs;
 use crate::exit::Failure;
 use crate::output::{self, Output};
-use crate::plan;
 use crate::signals::Listener;
 
 mod measure;
@@ -125,8 +125,8 @@ impl Plan {
 
 /// The formats that `--only` asks for.
 fn chosen(args: &BenchArgs) -> Result<Vec<Subject>, Failure> {
-    let compiled = args.only.iter().map(|text| plan::pattern("--only", text));
-    let patterns = compiled.collect::<Result<Vec<Pattern>, Failure>>()?;
+    let compiled = args.only.iter().map(|text| options::pattern("--only", text));
+    let patterns = compiled.collect::<Result<Vec<Pattern>, _>>()?;
     let mut subjects = Vec::new();
     for subject in Subject::all() {
         let mut is_asked_for = patterns.is_empty();

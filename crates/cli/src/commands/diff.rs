@@ -4,13 +4,12 @@ use std::path::Path;
 
 use safequant::audit::diff::{self, Diff, Options};
 use safequant::container::{Checkpoint, Limits};
-use safequant::schemes::Model;
+use safequant::schemes::{Model, Pattern};
 
 use crate::exit::Failure;
 use crate::output::{self, Output, Record};
 use crate::plan::Diffing;
 
-mod json;
 mod text;
 
 /// Compares two checkpoints and shows what differs.
@@ -20,7 +19,7 @@ mod text;
 pub(crate) fn run(job: &Diffing, output: Output) -> Result<(), Failure> {
     let found = compare(&job.sources, &job.options)?;
     match job.record {
-        Record::Json => output::json(&json::record(job, &found))?,
+        Record::Json => output::json(&record(job, &found))?,
         Record::None => text::print(job, &found, output)?,
     }
     if found.is_equal() {
@@ -28,6 +27,13 @@ pub(crate) fn run(job: &Diffing, output: Output) -> Result<(), Failure> {
     } else {
         Err(Failure::Findings)
     }
+}
+
+fn record(job: &Diffing, found: &Diff) -> serde_json::Value {
+    let [a, b] = &job.sources;
+    let (a, b) = (a.to_string_lossy(), b.to_string_lossy());
+    let filter = job.options.select.as_ref().map(Pattern::text);
+    diff::json(found, [&a, &b], filter)
 }
 
 fn compare([a, b]: &[std::path::PathBuf; 2], options: &Options) -> Result<Diff, Failure> {

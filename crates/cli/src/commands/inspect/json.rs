@@ -1,7 +1,6 @@
 //! `inspect --json` (specs/cli/inspect.schema.json).
 
 use safequant::container::CheckpointKind;
-use safequant::schemes::Role;
 use serde_json::{Value, json};
 
 use super::report::{Report, Sum};
@@ -129,28 +128,8 @@ fn tensors(report: &Report) -> Value {
             "bytes": tensor.len_bytes,
             "file": tensor.file,
             "module": tensor.part_of.as_ref().map(|(module, _)| module),
-            "part": tensor.part_of.as_ref().map(|(_, role)| part(*role)),
+            "part": tensor.part_of.as_ref().map(|(_, role)| role.name()),
         })
     };
     report.tensors.iter().map(one).collect()
-}
-
-const fn part(role: Role) -> &'static str {
-    match role {
-        Role::Codes => "codes",
-        Role::Scale => "scale",
-        Role::ZeroPoint => "zero_point",
-        Role::GroupIndex => "group_index",
-        Role::Offset => "offset",
-        Role::SuperScale => "super_scale",
-        Role::ScaleTable => "scale_table",
-        Role::Codebook => "codebook",
-        Role::ColumnFactor => "column_factor",
-        Role::LowRankUp => "low_rank_up",
-        Role::LowRankDown => "low_rank_down",
-        Role::Mask => "mask",
-        Role::RowStart => "row_start",
-        Role::Shape => "shape",
-        Role::Auxiliary => "auxiliary",
-    }
 }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size(pub(crate) u64);
+pub struct Size(pub u64);
 
 /// Units by spelling, lower case; decimal units are powers of 1000 as in the hub's `max_shard_size`.
 const UNITS: &[(&str, u64)] = &[

@@ -1,18 +1,19 @@
-//! `diff --json` (specs/cli/diff.schema.json).
+//! A comparison as data: what `diff --json` prints (specs/cli/diff.schema.json).
 
-use safequant::audit::Loss;
-use safequant::audit::diff::{
+use serde_json::{Value, json};
+
+use crate::Loss;
+use crate::diff::{
     Codes, Compared, Diff, DocumentDiff, Level, Scales, Sums, Values, Weight, WeightDiff,
     ZeroPoints,
 };
-use safequant::schemes::Pattern;
-use serde_json::{Value, json};
 
-use crate::output::{self, SCHEMA_VERSION, len};
-use crate::plan::Diffing;
+/// The version of the record.
+const SCHEMA_VERSION: u32 = 1;
 
-/// The comparison as data. Of weights in both, only those that differ are listed.
-pub(super) fn record(job: &Diffing, found: &Diff) -> Value {
+/// The comparison as data. Of weights in both, only those that differ are listed. `sources`: A and B as the user gave them;
+/// `filter`: the pattern that chose the weights.
+pub fn json(found: &Diff, sources: [&str; 2], filter: Option<&str>) -> Value {
     let levels = found.levels.iter().map(|level| level.name());
     let differs = Level::ALL.map(|level| {
         let is_asked = found.levels.contains(&level);
@@ -25,13 +26,15 @@ pub(super) fn record(job: &Diffing, found: &Diff) -> Value {
     });
     let [only_a, only_b] = &found.only;
     let weights = |list: &[Weight]| -> Value { list.iter().map(of_weight).collect() };
+    let [a, b] = [0, 1]
+        .map(|at| json!({ "source": sources[at], "conventions": found.conventions[at] }));
     json!({
         "schema_version": SCHEMA_VERSION,
         "command": "diff",
-        "a": source(job, found, 0),
-        "b": source(job, found, 1),
+        "a": a,
+        "b": b,
         "levels": levels.collect::<Vec<_>>(),
-        "filter": job.options.select.as_ref().map(Pattern::text),
+        "filter": filter,
         "tolerance": found.tolerance,
         "equal": found.is_equal(),
         "differs": Value::Object(differs.into_iter().collect()),
@@ -41,13 +44,6 @@ pub(super) fn record(job: &Diffing, found: &Diff) -> Value {
         "weights": different.map(|weight| pair(weight, found.tolerance)).collect::<Value>(),
         "documents": found.documents.iter().map(document).collect::<Value>(),
         "notes": found.notes,
-    })
-}
-
-fn source(job: &Diffing, found: &Diff, at: usize) -> Value {
-    json!({
-        "source": job.sources[at].to_string_lossy(),
-        "conventions": found.conventions[at],
     })
 }
 
@@ -104,8 +100,8 @@ fn compared<T>(compared: &Compared<T>, members: impl Fn(&T) -> Value) -> Value {
         Compared::SameBytes => json!({ "outcome": "same_bytes" }),
         Compared::Not(why) => json!({ "outcome": "not_compared", "why": why }),
         Compared::Found(found) => {
-            let mut record = json!({ "outcome": "compared" });
-            output::extend(&mut record, members(found));
+            let mut record = members(found);
+            record["outcome"] = "compared".into();
             record
         }
     }
@@ -157,7 +153,7 @@ fn document(document: &DocumentDiff) -> Value {
         "in_a": document.found[0],
         "in_b": document.found[1],
         "changes": document.n_changes,
-        "left_out": document.n_changes.saturating_sub(len(document.changes.len())),
+        "left_out": document.n_changes.saturating_sub(document.changes.len() as u64),
         "values": changes
             .map(|change| {
                 let mut record = json!({ "path": change.path });

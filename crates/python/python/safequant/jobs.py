@@ -1,0 +1,353 @@
+"""The writing verbs: quantize, convert, dequantize, with the command line's options as keyword arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from . import _native
+
+__all__ = [
+    "Event",
+    "ModuleSummary",
+    "Plan",
+    "PlannedModule",
+    "Request",
+    "Summary",
+    "convert",
+    "convert_request",
+    "dequantize",
+    "dequantize_request",
+    "plan",
+    "quantize",
+    "quantize_request",
+    "run",
+]
+
+#: What to do when the destination exists or an earlier job was interrupted.
+Destination = Literal["new", "replace", "resume"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened in a running job.
+
+    Attributes:
+        kind: ``"start"`` (``bytes`` to read, ``modules`` to handle), ``"module"`` (work on ``name`` begins), ``"advance"`` (so
+            many more ``bytes`` of the source are done), ``"file"`` (``name`` is complete and durable), ``"commit"`` (the result is
+            being published), ``"note"`` (``name`` is a line worth reading).
+        name: See ``kind``; names of modules are hostile input.
+        bytes: See ``kind``.
+        modules: See ``kind``.
+    """
+
+    kind: str
+    name: str
+    bytes: int
+    modules: int
+
+
+#: Called with each event, on the thread that called the verb. An exception that it raises cancels the job.
+Progress = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job that is asked for, as plain values: it can be kept, compared, pickled and sent to another machine.
+
+    ``quantize_request`` and its siblings make one; ``plan`` and ``run`` take it.
+    """
+
+    verb: Literal["quantize", "convert", "dequantize"]
+    source: str
+    output: str
+    scheme: str | None = None
+    group_size: int | None = None
+    convention: str | None = None
+    method: str = "rtn"
+    targets: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    division: str = "source"
+    nonfinite: str = "refuse"
+    allow_lossy: bool = False
+    dtype: str = "auto"
+    memory: str = "1GiB"
+    threads: int | None = None
+    max_shard_size: str = "5GB"
+    destination: Destination = "new"
+
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """What becomes of one module or plain tensor.
+
+    Attributes:
+        action: ``"copy"``, ``"quantize"``, ``"dequantize"``, ``"convert"``, ``"respell"`` or ``"drop"``.
+        scheme_or_convention: What it is quantized to, or dequantized from.
+        label: Of a conversion: ``"exact"``, ``"cast"``, ``"lossy"`` or ``"impossible"``.
+    """
+
+    name: str
+    action: str
+    scheme_or_convention: str | None
+    label: str | None
+    shape: list[int]
+    source_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job would write; the run then writes exactly this.
+
+    Attributes:
+        files: Names and exact bytes.
+        peak_memory_bytes: Bytes of buffers at the peak.
+        scratch_bytes: Bytes that the file system must have free.
+    """
+
+    files: list[tuple[str, int]]
+    modules: list[PlannedModule]
+    peak_memory_bytes: int
+    scratch_bytes: int
+    notes: list[str]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(size for _, size in self.files)
+
+
+@dataclass(frozen=True)
+class ModuleSummary:
+    """What became of one module or plain tensor.
+
+    Attributes:
+        weights: Logical parameters.
+        sqnr_db: Ratio of signal to noise in decibels, where codes were chosen; infinite where nothing was lost.
+        max_error: Largest absolute error, where codes were chosen.
+    """
+
+    name: str
+    action: str
+    scheme_or_convention: str | None
+    label: str | None
+    weights: int
+    source_bytes: int
+    output_bytes: int
+    sqnr_db: float | None
+    max_error: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a job wrote.
+
+    Attributes:
+        files: Names and bytes.
+        peak_buffer_bytes: Largest sum of buffers that were held at once.
+        resumed_modules: Taken over from an interrupted job.
+    """
+
+    files: list[tuple[str, int]]
+    modules: list[ModuleSummary]
+    peak_buffer_bytes: int = 0
+    resumed_modules: int = 0
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(size for _, size in self.files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that a logical parameter takes on average, scales and all included."""
+        weights = sum(module.weights for module in self.modules)
+        return 8 * sum(module.output_bytes for module in self.modules) / weights if weights else 0.0
+
+    def worst(self, n: int = 5) -> list[ModuleSummary]:
+        """The modules that lost most, worst first."""
+        lossy = [m for m in self.modules if m.sqnr_db is not None and m.sqnr_db < float("inf")]
+        return sorted(lossy, key=lambda m: (m.sqnr_db, m.name))[:n]
+
+
+def quantize_request(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    scheme: str,
+    group_size: int | None = None,
+    convention: str | None = None,
+    method: str = "rtn",
+    targets: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    division: Literal["source", "f32"] = "source",
+    nonfinite: Literal["refuse", "clamp"] = "refuse",
+    memory: str | int = "1GiB",
+    threads: int | None = None,
+    max_shard_size: str | int = "5GB",
+    destination: Destination = "new",
+) -> Request:
+    """The request that ``quantize`` runs."""
+    return Request(
+        verb="quantize",
+        source=os.fspath(source),
+        output=os.fspath(output),
+        scheme=scheme,
+        group_size=group_size,
+        convention=convention,
+        method=method,
+        targets=_patterns(targets),
+        ignore=_patterns(ignore),
+        division=division,
+        nonfinite=nonfinite,
+        memory=str(memory),
+        threads=threads,
+        max_shard_size=str(max_shard_size),
+        destination=destination,
+    )
+
+
+def convert_request(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    to: str,
+    allow_lossy: bool = False,
+    ignore: Sequence[str] = (),
+    memory: str | int = "1GiB",
+    threads: int | None = None,
+    max_shard_size: str | int = "5GB",
+    destination: Destination = "new",
+) -> Request:
+    """The request that ``convert`` runs."""
+    return Request(
+        verb="convert",
+        source=os.fspath(source),
+        output=os.fspath(output),
+        convention=to,
+        allow_lossy=allow_lossy,
+        ignore=_patterns(ignore),
+        memory=str(memory),
+        threads=threads,
+        max_shard_size=str(max_shard_size),
+        destination=destination,
+    )
+
+
+def dequantize_request(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dtype: Literal["auto", "BF16", "F16", "F32"] = "auto",
+    memory: str | int = "1GiB",
+    threads: int | None = None,
+    max_shard_size: str | int = "5GB",
+    destination: Destination = "new",
+) -> Request:
+    """The request that ``dequantize`` runs."""
+    return Request(
+        verb="dequantize",
+        source=os.fspath(source),
+        output=os.fspath(output),
+        dtype=dtype,
+        memory=str(memory),
+        threads=threads,
+        max_shard_size=str(max_shard_size),
+        destination=destination,
+    )
+
+
+def quantize(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Summary:
+    """Quantizes a checkpoint: dense (or quantized) in, quantized out.
+
+    Keyword arguments are those of ``quantize_request``: ``scheme`` (``"W4A16"``; ``safequant.registries()["schemes"]`` lists
+    them) is required; ``group_size``, ``convention``, ``method``, ``targets``, ``ignore`` (globs, or ``re:`` and a regular
+    expression, on module names), ``division``, ``nonfinite``, ``memory``, ``threads``, ``max_shard_size``, ``destination``.
+
+    The output appears complete or not at all. Ctrl-C stops at the next tile and raises ``KeyboardInterrupt``; what is done is
+    kept, and ``destination="resume"`` goes on.
+
+    Raises:
+        UsageError: An option names what does not exist, or does not go with the others.
+        RefusedError: The output exists (``destination="replace"`` replaces it), or a weight is not finite.
+        MalformedError, UnsupportedError, StorageError: About the source or the disk.
+    """
+    return run(quantize_request(source, output, **options), progress=progress)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Summary:
+    """Writes the same codes and scales in another convention.
+
+    Keyword arguments are those of ``convert_request``: ``to`` (``"gptq"``; ``safequant.registries()["written_conventions"]``
+    lists them) is required; ``allow_lossy``, ``ignore``, ``memory``, ``threads``, ``max_shard_size``, ``destination``. The
+    summary labels each module ``exact``, ``cast`` or ``lossy``.
+
+    Raises:
+        RefusedError: Codes would change (unless ``allow_lossy``), or the output exists.
+        UsageError, MalformedError, UnsupportedError, StorageError: As ``quantize``.
+    """
+    return run(convert_request(source, output, **options), progress=progress)
+
+
+def dequantize(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Summary:
+    """Writes the dense checkpoint that a quantized one stands for.
+
+    Keyword arguments are those of ``dequantize_request``: ``dtype`` (``"auto"`` gives the very bits of the convention's own
+    reference), ``memory``, ``threads``, ``max_shard_size``, ``destination``.
+
+    Raises:
+        RefusedError, MalformedError, UnsupportedError, StorageError: As ``quantize``.
+    """
+    return run(dequantize_request(source, output, **options), progress=progress)
+
+
+def plan(request: Request) -> Plan:
+    """What a request would write. Nothing is touched.
+
+    Raises:
+        SafequantError: Whatever ``run`` would refuse before the first byte.
+    """
+    planned = _native.plan(request)
+    modules = [PlannedModule(**module) for module in planned.pop("modules")]
+    return Plan(modules=modules, **planned)
+
+
+def run(request: Request, *, progress: Progress | None = None) -> Summary:
+    """Carries a request out. See ``quantize``."""
+
+    def tell(told: dict[str, Any]) -> None:
+        if progress is not None:
+            progress(Event(**told))
+
+    return summary(_native.run(request, tell if progress is not None else None))
+
+
+def summary(record: dict[str, Any]) -> Summary:
+    """The dataclass of what the engine says of a finished job."""
+    modules = [ModuleSummary(**module) for module in record.pop("modules")]
+    return Summary(modules=modules, **record)
+
+
+def _patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)

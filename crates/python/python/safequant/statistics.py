@@ -1,0 +1,399 @@
+"""Calibration statistics as arrays, and as a file in the layout of ``specs/calibration.md``. NumPy only.
+
+``safequant.calibrate`` makes them, the calibrated quantizers consume them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import MalformedError, UsageError
+
+__all__ = ["Detail", "ModuleStatistics", "Statistics", "StatisticsWriter"]
+
+#: How much of ``X^T X / n`` is kept.
+Detail = Literal["full", "diagonal"]
+
+F32 = npt.NDArray[np.float32]
+
+FORMAT = "safequant-calibration"
+VERSION = "1"
+
+#: Statistics by what follows the last dot of a tensor's name, in the order in which a file has them.
+_VECTORS = ("mean_abs_input", "mean_input")
+_NAMES = ("hessian", "hessian_diagonal", *_VECTORS, "token_count")
+
+#: What the metadata must hold (clause 8), with the values that mean something.
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "format": (FORMAT,),
+    "format_version": (VERSION,),
+    "hessian": ("full", "diagonal"),
+    "accumulation": ("F32", "F64"),
+    "sequential": ("true", "false"),
+}
+
+#: Room that a header keeps for the metadata that is known only at the end.
+_HEADER_SLACK_BYTES = 4096
+
+#: Longest header that the official parser reads.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleStatistics:
+    """What a linear layer saw of ``token_count`` tokens ``x``; ``K`` stands for its in_features.
+
+    Attributes:
+        token_count: How many tokens; 0 means that nothing is known, and everything else is zeros.
+        hessian: ``X^T X / n``, F32 ``[K, K]``, exactly symmetric; ``None`` if only its diagonal was kept.
+        hessian_diagonal: The mean of ``x^2``, F32 ``[K]``.
+        mean_abs_input: The mean of ``|x|``, F32 ``[K]``; ``None`` where a file lacks it.
+        mean_input: The mean of ``x``, F32 ``[K]``; ``None`` where a file lacks it.
+    """
+
+    token_count: int
+    hessian: F32 | None
+    hessian_diagonal: F32
+    mean_abs_input: F32 | None
+    mean_input: F32 | None
+
+    @property
+    def in_features(self) -> int:
+        """``K``."""
+        return int(self.hessian_diagonal.shape[0])
+
+    def part(self, name: str) -> F32 | None:
+        """The array that is stored under this name, which is one of ``specs/calibration.md``, clause 1."""
+        found: F32 | None = getattr(self, name)
+        return found
+
+
+class Statistics(Mapping[str, ModuleStatistics]):
+    """The statistics of a model: module names to :class:`ModuleStatistics`, and ``provenance``, the metadata of the file.
+
+    What was loaded lies in a mapping of the file, and is read where it is touched.
+    """
+
+    def __init__(self, modules: Mapping[str, ModuleStatistics], provenance: Mapping[str, str]) -> None:
+        self._modules = dict(modules)
+        self.provenance = dict(provenance)
+
+    def __getitem__(self, module: str) -> ModuleStatistics:
+        return self._modules[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __repr__(self) -> str:
+        detail = self.provenance.get("hessian", "?")
+        return f"<safequant.Statistics: {len(self)} modules, {detail}, {self.provenance.get('tokens', '?')} tokens>"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file: under a temporary name, made durable, then renamed over ``path``.
+
+        Raises:
+            UsageError: Modules differ in what they hold, or the metadata lacks what every file has.
+            OSError: The system refused.
+        """
+        groups: dict[int, list[str]] = {}
+        for name, module in self._modules.items():
+            groups.setdefault(id(module), []).append(name)
+        listed = [(names, self._modules[names[0]].in_features) for names in groups.values()]
+        full = self.provenance.get("hessian") == "full"
+        vectors = [v for v in _VECTORS if all(m.part(v) is not None for m in self._modules.values())]
+        detail: Detail = "full" if full else "diagonal"
+        with StatisticsWriter(path, listed, detail, vectors, self.provenance) as writer:
+            for names in groups.values():
+                writer.write(names[0], self._modules[names[0]])
+            writer.commit(self.provenance)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Opens a file. Arrays are views of a mapping of it, so it must not be changed while they live.
+
+        Raises:
+            MalformedError: The file is not in the layout of ``specs/calibration.md``, clause 12; numbers are not looked at (the
+                engine does that where they are used).
+            OSError: The system refused.
+        """
+        return cls(*_load(os.fspath(path)))
+
+
+class StatisticsWriter:
+    """Writes a file module by module, so that only one module's statistics have to be in memory.
+
+    The file is complete from the start, with zeros (holes, where the file system has them) for what is not written. It gets its
+    name in :meth:`commit`; leaving the ``with`` block without that removes it.
+
+    Args:
+        path: The file's name in the end.
+        modules: Names of modules that share statistics, and their in_features; the first name is the one to be written.
+        detail: What is kept of the second moment.
+        vectors: Which vectors are kept beside it.
+        metadata: What is known of the metadata beforehand, so that there is room for it in the header.
+
+    Raises:
+        UsageError: A name occurs twice, or in_features are 0.
+        OSError: The system refused.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        modules: Iterable[tuple[Sequence[str], int]],
+        detail: Detail,
+        vectors: Sequence[str] = _VECTORS,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        self._shares: dict[str, str] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._counts: dict[str, int] = {}
+        self._detail = detail
+        matrix = "hessian" if detail == "full" else "hessian_diagonal"
+        self._parts = (matrix, *vectors)
+        for names, width in modules:
+            self._add(names, width)
+        self._offsets, self._data_bytes = self._layout()
+        self._header_bytes = len(self._header(metadata or {})) + _HEADER_SLACK_BYTES
+        if self._header_bytes > _MAX_HEADER_BYTES:
+            raise UsageError(f"{self.path}: a header of {self._header_bytes} bytes; readers take {_MAX_HEADER_BYTES}")
+        folder, name = os.path.split(self.path)
+        self._folder = folder or "."
+        self._partial = os.path.join(self._folder, f".{name}.safequant-partial")
+        self._file: IO[bytes] | None = open(self._partial, "wb")
+        try:
+            self._file.truncate(8 + self._header_bytes + self._data_bytes)
+        except OSError:
+            self.__exit__(None, None, None)
+            raise
+
+    def _add(self, names: Sequence[str], width: int) -> None:
+        first = names[0]
+        if width < 1:
+            raise UsageError(f"{first}: expected at least one input feature")
+        for name in names:
+            if name in self._counts or name in self._shares:
+                raise UsageError(f"{name}: two modules have this name")
+            if name == first:
+                self._counts[name] = 0
+            else:
+                self._shares[name] = first
+        for part in self._parts:
+            self._shapes[f"{first}.{part}"] = (width, width) if part == "hessian" else (width,)
+
+    def _layout(self) -> tuple[dict[str, tuple[int, int]], int]:
+        """Byte ranges of all tensors: the counts first, which have the widest elements, then in the order of the modules."""
+        offsets: dict[str, tuple[int, int]] = {}
+        at = 0
+        for module in self._counts:
+            offsets[f"{module}.token_count"] = (at, at + 8)
+            at += 8
+        for name, shape in self._shapes.items():
+            end = at + 4 * int(np.prod(shape, dtype=np.int64))
+            offsets[name] = (at, end)
+            at = end
+        return offsets, at
+
+    def _header(self, metadata: Mapping[str, str]) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": dict(sorted({**self._own_metadata(), **metadata}.items()))}
+        for name, (start, end) in self._offsets.items():
+            shape = self._shapes.get(name)
+            dtype = "I64" if shape is None else "F32"
+            entries[name] = {"dtype": dtype, "shape": list(shape or ()), "data_offsets": [start, end]}
+        return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def _own_metadata(self) -> dict[str, str]:
+        own = {"format": FORMAT, "format_version": VERSION, "hessian": self._detail}
+        if self._shares:
+            own["shares"] = json.dumps(self._shares, separators=(",", ":"), ensure_ascii=False)
+        return own
+
+    def write(self, module: str, statistics: ModuleStatistics) -> None:
+        """Writes what is known of a module. ``hessian`` must be there if the file is ``full``."""
+        for part in self._parts:
+            array = statistics.part(part)
+            name = f"{module}.{part}"
+            if array is None or array.shape != self._shapes[name]:
+                found = None if array is None else array.shape
+                raise UsageError(f"{name}: expected an array of {self._shapes[name]}, found {found}")
+            if statistics.token_count > 0:
+                self._write_at(self._offsets[name][0], np.ascontiguousarray(array, dtype="<f4"))
+        self._counts[module] = statistics.token_count
+
+    def _write_at(self, offset: int, array: npt.NDArray[Any]) -> None:
+        file = self._open()
+        file.seek(8 + self._header_bytes + offset)
+        file.write(memoryview(array.reshape(-1)).cast("B"))
+
+    def _open(self) -> IO[bytes]:
+        if self._file is None:
+            raise UsageError(f"{self.path}: it is closed")
+        return self._file
+
+    def commit(self, metadata: Mapping[str, str]) -> None:
+        """Writes header and counts, makes all durable, and gives the file its name.
+
+        Args:
+            metadata: Clause 8; what the writer knows itself (format, version, shares) may be missing, or must agree.
+
+        Raises:
+            UsageError: The metadata lacks what every file has, or contradicts the file.
+            OSError: The system refused.
+        """
+        own = self._own_metadata()
+        given = {key: value for key, value in metadata.items() if key != "shares"}
+        for key, value in own.items():
+            if given.get(key, value) != value:
+                raise UsageError(f"{self.path}: {key}: expected {value!r}, found {given[key]!r}")
+        _check_metadata(self.path, {**given, **own}, UsageError)
+        header = self._header(given)
+        if len(header) > self._header_bytes:
+            raise UsageError(f"{self.path}: metadata that grew by more than {_HEADER_SLACK_BYTES} bytes")
+        file = self._open()
+        file.seek(0)
+        file.write(self._header_bytes.to_bytes(8, "little") + header.ljust(self._header_bytes))
+        if self._counts:
+            self._write_at(0, np.array(list(self._counts.values()), dtype="<i8"))
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        os.replace(self._partial, self.path)
+        self._file = None
+        _sync_folder(self._folder)
+
+    def __enter__(self) -> StatisticsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            os.unlink(self._partial)
+
+
+def _sync_folder(folder: str) -> None:
+    """Makes the new name durable, where folders can be opened at all."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_metadata(path: str, metadata: Mapping[str, str], error: type[MalformedError] | type[UsageError]) -> None:
+    for key, allowed in _REQUIRED.items():
+        if metadata.get(key) not in allowed:
+            raise error(f"{path}: {key}: expected {' or '.join(allowed)}, found {metadata.get(key)!r}")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise error(f"{path}: {key}: expected text, found {value!r}")
+
+
+def _load(path: str) -> tuple[dict[str, ModuleStatistics], dict[str, str]]:
+    header, data = _read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise MalformedError(f"{path}: __metadata__: expected an object")
+    _check_metadata(path, metadata, MalformedError)
+    parts: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    for name, entry in header.items():
+        module, _, statistic = name.rpartition(".")
+        if not module or statistic not in _NAMES:
+            raise MalformedError(f"{path}: {name!r}: expected a module, a dot and one of {', '.join(_NAMES)}")
+        parts.setdefault(module, {})[statistic] = _view(path, name, statistic, entry, data)
+    full = metadata["hessian"] == "full"
+    modules = {module: _module(path, module, found, full) for module, found in sorted(parts.items())}
+    for name, of in _shares(path, metadata).items():
+        if name in parts or of not in parts:
+            raise MalformedError(f"{path}: shares: {name!r} cannot stand for {of!r}")
+        modules[name] = modules[of]
+    return dict(sorted(modules.items())), metadata
+
+
+def _read_header(path: str) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise MalformedError(f"{path}: expected a safetensors file: the header does not fit its {size} bytes")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise MalformedError(f"{path}: expected a safetensors file: {error}") from None
+    if not isinstance(header, dict):
+        raise MalformedError(f"{path}: expected a safetensors file: the header is no object")
+    if size == 8 + length:
+        return header, np.empty(0, np.uint8)
+    return header, np.memmap(path, np.uint8, "r", offset=8 + length)
+
+
+def _view(path: str, name: str, statistic: str, entry: Any, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    dtype, width = ("I64", 8) if statistic == "token_count" else ("F32", 4)
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    dims = {"token_count": 0, "hessian": 2}.get(statistic, 1)
+    if (
+        not isinstance(entry, dict)
+        or entry.get("dtype") != dtype
+        or not _are_counts(shape, dims)
+        or len(set(shape)) > 1
+        or 0 in shape
+    ):
+        raise MalformedError(f"{path}: {name!r}: expected {dtype} of {dims} equal dimensions, found {entry!r:.200}")
+    size = width
+    for dim in shape:
+        size *= dim
+    if not _are_counts(offsets, 2) or offsets[1] - offsets[0] != size or offsets[1] > data.size:
+        raise MalformedError(f"{path}: {name!r}: expected {size} bytes within the file, found {entry!r:.200}")
+    bytes_of = data[offsets[0] : offsets[1]]
+    return bytes_of.view(f"<{'i' if width == 8 else 'f'}{width}").reshape(shape)
+
+
+def _are_counts(values: Any, n: int) -> bool:
+    return isinstance(values, list) and len(values) == n and all(type(v) is int and v >= 0 for v in values)
+
+
+def _module(path: str, module: str, found: Mapping[str, npt.NDArray[Any]], full: bool) -> ModuleStatistics:
+    wanted, unwanted = ("hessian", "hessian_diagonal") if full else ("hessian_diagonal", "hessian")
+    if wanted not in found or "token_count" not in found or unwanted in found:
+        raise MalformedError(f"{path}: {module!r}: expected {wanted} and token_count, found {', '.join(sorted(found))}")
+    matrix = found[wanted]
+    widths = {array.shape[0] for name, array in found.items() if name != "token_count"}
+    if len(widths) != 1:
+        raise MalformedError(f"{path}: {module!r}: expected one number of input features, found {sorted(widths)}")
+    count = int(found["token_count"][()])
+    if count < 0:
+        raise MalformedError(f"{path}: {module!r}: token_count: expected no negative number, found {count}")
+    return ModuleStatistics(
+        token_count=count,
+        hessian=matrix if full else None,
+        hessian_diagonal=matrix.diagonal() if full else matrix,
+        mean_abs_input=found.get("mean_abs_input"),
+        mean_input=found.get("mean_input"),
+    )
+
+
+def _shares(path: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    try:
+        shares = json.loads(metadata.get("shares", "{}"))
+    except (ValueError, RecursionError):
+        shares = None
+    if not isinstance(shares, dict) or not all(isinstance(of, str) for of in shares.values()):
+        raise MalformedError(f"{path}: shares: expected a JSON object from names to names")
+    return shares

@@ -1,0 +1,283 @@
+//! The writing verbs: a request of Python's becomes a verb of the engine, its plan and summary become plain values.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use safequant::quantize::Division;
+use safequant::quantize::quantizer::NonFinite;
+use safequant::rewrite::{
+    Action, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, QuantizeRecipe,
+    Verb,
+};
+use safequant::size::Size;
+use safequant::{CancelToken, Checkpoint, Event, Events, Limits, OsDisk, Plan, Summary, options};
+
+use crate::checkpoint::output_dtype;
+use crate::errors::Failure;
+use crate::work;
+
+/// `safequant.jobs.Request`, as its attributes are.
+#[derive(FromPyObject)]
+pub(crate) struct Request {
+    verb: String,
+    pub(crate) source: PathBuf,
+    pub(crate) output: PathBuf,
+    scheme: Option<String>,
+    group_size: Option<i64>,
+    convention: Option<String>,
+    method: String,
+    targets: Vec<String>,
+    ignore: Vec<String>,
+    division: String,
+    nonfinite: String,
+    allow_lossy: bool,
+    dtype: String,
+    memory: String,
+    threads: Option<usize>,
+    max_shard_size: String,
+    destination: String,
+}
+
+impl Request {
+    /// What it asks for.
+    pub(crate) fn verb(&self) -> Result<Verb, Failure> {
+        match self.verb.as_str() {
+            "quantize" => self.quantize(),
+            "dequantize" => Ok(Verb::Dequantize(DequantizeRecipe {
+                dtype: output_dtype(&self.dtype)?,
+            })),
+            "convert" => self.convert(),
+            other => Err(Failure::usage(format!("there is no verb {other}"))),
+        }
+    }
+
+    fn quantize(&self) -> Result<Verb, Failure> {
+        let scheme = self.scheme.as_deref().unwrap_or_default();
+        let preset = options::preset(scheme, self.group_size)?;
+        options::check_patterns("targets", &self.targets)?;
+        options::check_patterns("ignore", &self.ignore)?;
+        Ok(Verb::Quantize(QuantizeRecipe {
+            convention: options::convention(&preset, self.convention.as_deref())?,
+            preset,
+            method: options::method(&self.method)?,
+            targets: self.targets.clone(),
+            ignore: self.ignore.clone(),
+            division: match self.division.as_str() {
+                "source" => Division::SourceDtype,
+                "f32" => Division::F32,
+                other => return Err(expected("division", other, "source or f32")),
+            },
+            nonfinite: match self.nonfinite.as_str() {
+                "refuse" => NonFinite::Refuse,
+                "clamp" => NonFinite::Clamp,
+                other => return Err(expected("nonfinite", other, "refuse or clamp")),
+            },
+        }))
+    }
+
+    fn convert(&self) -> Result<Verb, Failure> {
+        options::check_patterns("ignore", &self.ignore)?;
+        let convention = self.convention.as_deref().unwrap_or_default();
+        Ok(Verb::Convert(ConvertRecipe {
+            convention: options::written_convention(convention)?,
+            loss: if self.allow_lossy {
+                LossPolicy::Allow
+            } else {
+                LossPolicy::Refuse
+            },
+            ignore: self.ignore.clone(),
+        }))
+    }
+
+    /// What does not change the content.
+    pub(crate) fn options(&self) -> Result<JobOptions, Failure> {
+        let size = |option: &str, text: &str| {
+            let parsed = text.parse::<Size>();
+            parsed.map_err(|error| Failure::usage(format!("{option} {text}: {error}")))
+        };
+        Ok(JobOptions {
+            memory_bytes: size("memory", &self.memory)?.0,
+            threads: self.threads.unwrap_or(0),
+            max_shard_bytes: size("max_shard_size", &self.max_shard_size)?.0,
+            destination: match self.destination.as_str() {
+                "new" => Destination::New,
+                "replace" => Destination::Replace,
+                "resume" => Destination::Resume,
+                other => return Err(expected("destination", other, "new, replace or resume")),
+            },
+        })
+    }
+}
+
+fn expected(option: &str, found: &str, words: &str) -> Failure {
+    Failure::usage(format!("{option} {found}: expected {words}"))
+}
+
+/// An event, as Python gets it: what happened, of what, and how much.
+#[derive(IntoPyObject)]
+pub(crate) struct Told {
+    kind: &'static str,
+    name: String,
+    bytes: u64,
+    modules: usize,
+}
+
+impl Told {
+    fn new(event: Event<'_>) -> Self {
+        let told = |kind, name: &str, bytes, modules| Self {
+            kind,
+            name: name.to_owned(),
+            bytes,
+            modules,
+        };
+        match event {
+            Event::Start {
+                source_bytes,
+                modules,
+            } => told("start", "", source_bytes, modules),
+            Event::Module { name } => told("module", name, 0, 0),
+            Event::Advance { source_bytes } => told("advance", "", source_bytes, 0),
+            Event::Shard { name, len_bytes } => told("file", name, len_bytes, 0),
+            Event::Commit => told("commit", "", 0, 0),
+            Event::Note { text } => told("note", text, 0, 0),
+        }
+    }
+}
+
+/// Sends events to the thread that listens.
+pub(crate) struct Sending(pub(crate) std::sync::Mutex<std::sync::mpsc::Sender<Told>>);
+
+impl Events for Sending {
+    fn event(&self, event: Event<'_>) {
+        // Who does not listen any more has canceled the job.
+        if let Ok(sender) = self.0.lock() {
+            let _ = sender.send(Told::new(event));
+        }
+    }
+}
+
+/// Tells events to a callback, where there is one.
+pub(crate) fn teller(
+    progress: Option<Py<PyAny>>,
+) -> impl FnMut(Python<'_>, Told) -> PyResult<()> + Send {
+    move |py, told| match &progress {
+        None => Ok(()),
+        Some(callback) => callback.call1(py, (told,)).map(drop),
+    }
+}
+
+/// Plans a request: what would be written. Nothing is touched.
+#[pyfunction]
+pub(crate) fn plan<'py>(py: Python<'py>, request: Request) -> PyResult<Bound<'py, PyDict>> {
+    let (verb, options) = (request.verb()?, request.options()?);
+    let planned = py.detach(|| -> Result<Planned, Failure> {
+        let checkpoint = Checkpoint::open(&request.source, &Limits::default())?;
+        let plan = safequant::plan(&checkpoint, &verb, &request.output, &options)?;
+        Ok(Planned::new(&plan))
+    })?;
+    planned.to_dict(py)
+}
+
+/// Carries a request out. `progress` is called with each event; what it raises cancels the job, and so does Ctrl-C: what is done
+/// then is kept, and a request with `destination="resume"` goes on.
+#[pyfunction]
+#[pyo3(signature = (request, progress=None))]
+pub(crate) fn run<'py>(
+    py: Python<'py>,
+    request: Request,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (verb, options) = (request.verb()?, request.options()?);
+    let cancel = CancelToken::default();
+    let work = |sender| -> Result<Summary, Failure> {
+        let checkpoint = Checkpoint::open(&request.source, &Limits::default())?;
+        let plan = safequant::plan(&checkpoint, &verb, &request.output, &options)?;
+        let events = Sending(std::sync::Mutex::new(sender));
+        for note in &plan.notes {
+            events.event(Event::Note { text: note });
+        }
+        Ok(safequant::run(&plan, &OsDisk, &events, &cancel)?)
+    };
+    let summary = work::run(py, &cancel, work, teller(progress))??;
+    summary_dict(py, &summary)
+}
+
+/// A plan without its borrowings.
+struct Planned {
+    files: Vec<(String, u64)>,
+    modules: Vec<safequant::rewrite::PlannedModule>,
+    peak_memory_bytes: u64,
+    scratch_bytes: u64,
+    notes: Vec<String>,
+}
+
+impl Planned {
+    fn new(plan: &Plan<'_>) -> Self {
+        Self {
+            files: plan.files.clone(),
+            modules: plan.modules.clone(),
+            peak_memory_bytes: plan.peak_memory_bytes,
+            scratch_bytes: plan.scratch_bytes,
+            notes: plan.notes.clone(),
+        }
+    }
+
+    fn to_dict(self, py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+        let modules = self.modules.into_iter().map(|module| {
+            let dict = action_dict(py, module.name, &module.action)?;
+            dict.set_item("shape", module.shape)?;
+            dict.set_item("source_bytes", module.source_bytes)?;
+            dict.set_item("output_bytes", module.output_bytes)?;
+            Ok(dict)
+        });
+        let dict = PyDict::new(py);
+        dict.set_item("files", self.files)?;
+        dict.set_item("modules", modules.collect::<PyResult<Vec<_>>>()?)?;
+        dict.set_item("peak_memory_bytes", self.peak_memory_bytes)?;
+        dict.set_item("scratch_bytes", self.scratch_bytes)?;
+        dict.set_item("notes", self.notes)?;
+        Ok(dict)
+    }
+}
+
+/// What was done, as keyword arguments of `safequant.jobs.Summary`.
+pub(crate) fn summary_dict<'py>(
+    py: Python<'py>,
+    summary: &Summary,
+) -> PyResult<Bound<'py, PyDict>> {
+    let modules = summary.modules.iter().map(|module| {
+        let dict = action_dict(py, module.name.clone(), &module.action)?;
+        dict.set_item("weights", module.n_weights)?;
+        dict.set_item("source_bytes", module.source_bytes)?;
+        dict.set_item("output_bytes", module.output_bytes)?;
+        let loss = module.loss.as_ref();
+        dict.set_item("sqnr_db", loss.map(safequant::quantize::Loss::sqnr_db))?;
+        dict.set_item("max_error", loss.map(|loss| loss.max_error))?;
+        Ok(dict)
+    });
+    let dict = PyDict::new(py);
+    dict.set_item("files", &summary.files)?;
+    dict.set_item("modules", modules.collect::<PyResult<Vec<_>>>()?)?;
+    dict.set_item("peak_buffer_bytes", summary.peak_buffer_bytes)?;
+    dict.set_item("resumed_modules", summary.resumed_modules)?;
+    Ok(dict)
+}
+
+fn action_dict<'py>(
+    py: Python<'py>,
+    name: String,
+    action: &Action,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (to, label) = match action {
+        Action::Quantize(to) | Action::Dequantize(to) => (Some(*to), None),
+        Action::Convert(label) => (None, Some(label.word())),
+        Action::Copy | Action::Respell | Action::Drop => (None, None),
+    };
+    let dict = PyDict::new(py);
+    dict.set_item("name", name)?;
+    dict.set_item("action", action.word())?;
+    dict.set_item("scheme_or_convention", to)?;
+    dict.set_item("label", label)?;
+    Ok(dict)
+}

@@ -1,0 +1,214 @@
+//! Options as people write them, looked up in the registries: the command line and the Python package ask here, so that both
+//! take the same words and refuse them with the same sentences.
+
+use safequant_audit::profile::{Profile, profile, profiles};
+use safequant_audit::{Rule, all_rules, repair};
+use safequant_quantize::QUANTIZERS;
+use safequant_schemes::convention::writers_of;
+use safequant_schemes::pattern::Pattern;
+use safequant_schemes::{CONVENTIONS, ConventionWriter, Preset};
+
+/// An option names something that does not exist, or does not go with the others.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct OptionError {
+    /// What is wrong, in one line.
+    pub message: String,
+    /// What would do.
+    pub help: String,
+}
+
+impl OptionError {
+    /// An error with a hint.
+    pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            help: help.into(),
+        }
+    }
+
+    fn unknown<'a>(what: &str, asked: &str, there_are: impl Iterator<Item = &'a str>) -> Self {
+        let list: Vec<_> = there_are.collect();
+        Self::new(
+            format!("unknown {what} {asked}"),
+            format!("there are {}", list.join(", ")),
+        )
+    }
+}
+
+/// The preset of this name with the group size asked for.
+///
+/// # Errors
+/// No such scheme; a group size that it does not take.
+pub fn preset(name: &str, group_size: Option<i64>) -> Result<Preset, OptionError> {
+    let refused =
+        |error: safequant_schemes::Error, help| OptionError::new(error.to_string(), help);
+    let preset =
+        Preset::by_name(name).map_err(|e| refused(e, "see `safequant quantize --help`"))?;
+    preset.with_group_size(group_size).map_err(|e| {
+        refused(
+            e,
+            "leave --group-size out, or choose a scheme with groups such as W4A16",
+        )
+    })
+}
+
+/// The convention asked for, which must be able to hold the preset, or the preset's own.
+///
+/// # Errors
+/// No such convention, none that holds the preset; a preset that has no convention of its own.
+pub fn convention(preset: &Preset, asked: Option<&str>) -> Result<&'static str, OptionError> {
+    let Some(asked) = asked else {
+        let holders: Vec<&str> = writers_of(preset).collect();
+        if holders.contains(&preset.default_convention) {
+            return Ok(preset.default_convention);
+        }
+        return Err(OptionError::new(
+            format!(
+                "scheme {} goes with a convention of your choice; {} has it with calibrated scales only",
+                preset.name, preset.default_convention
+            ),
+            format!("--convention {}", holders.join(", or ")),
+        ));
+    };
+    let (id, writer) = writer(asked)?;
+    if writer.presets().contains(&preset.name) {
+        return Ok(id);
+    }
+    let able: Vec<_> = writers_of(preset).collect();
+    Err(OptionError::new(
+        format!("convention {id} cannot hold scheme {}", preset.name),
+        format!(
+            "{} goes with {}; {id} holds {}",
+            preset.name,
+            able.join(", "),
+            writer.presets().join(", ")
+        ),
+    ))
+}
+
+/// The convention that is to be written.
+///
+/// # Errors
+/// No such convention, or one that is only read.
+pub fn written_convention(asked: &str) -> Result<&'static str, OptionError> {
+    writer(asked).map(|(id, _)| id)
+}
+
+fn writer(asked: &str) -> Result<(&'static str, &'static dyn ConventionWriter), OptionError> {
+    let writers = || {
+        CONVENTIONS
+            .iter()
+            .filter_map(|c| c.writer().map(|writer| (c.id(), writer)))
+    };
+    writers()
+        .find(|(id, _)| *id == asked)
+        .ok_or_else(|| OptionError::unknown("convention", asked, writers().map(|(id, _)| id)))
+}
+
+/// The quantizer's own id.
+///
+/// # Errors
+/// No such quantizer.
+pub fn method(asked: &str) -> Result<&'static str, OptionError> {
+    let ids = || QUANTIZERS.iter().map(|quantizer| quantizer.id());
+    ids()
+        .find(|id| *id == asked)
+        .ok_or_else(|| OptionError::unknown("method", asked, ids()))
+}
+
+/// The compiled form of an option's pattern.
+///
+/// # Errors
+/// If it does not compile.
+pub fn pattern(option: &str, text: &str) -> Result<Pattern, OptionError> {
+    Pattern::new(text).map_err(|e| {
+        OptionError::new(
+            format!("{option}: {e}"),
+            "a pattern is a glob such as '*.mlp.*', or `re:` and a regular expression",
+        )
+    })
+}
+
+/// Finds patterns that do not compile before anything is opened.
+///
+/// # Errors
+/// The first pattern that does not compile.
+pub fn check_patterns(option: &str, patterns: &[String]) -> Result<(), OptionError> {
+    patterns
+        .iter()
+        .try_for_each(|text| pattern(option, text).map(drop))
+}
+
+/// The audit rules chosen: by id, by name, or by the letters of a family. No `select` means all of them.
+///
+/// # Errors
+/// A name that no rule has; a choice that leaves none.
+pub fn rules(select: &[String], ignore: &[String]) -> Result<Vec<&'static Rule>, OptionError> {
+    let is_one = |rule: &Rule, name: &str| {
+        let family = &rule.id[..2];
+        [rule.id, family]
+            .iter()
+            .any(|id| id.eq_ignore_ascii_case(name))
+            || rule.name == name
+    };
+    for name in select.iter().chain(ignore) {
+        if !all_rules().any(|rule| is_one(rule, name)) {
+            return Err(OptionError::new(
+                format!("no audit rule is called {name}"),
+                "`safequant explain` lists all rules; a family is chosen by its letters (SC)",
+            ));
+        }
+    }
+    let is_in = |rule: &Rule, names: &[String]| names.iter().any(|name| is_one(rule, name));
+    let rules: Vec<_> = all_rules()
+        .filter(|rule| (select.is_empty() || is_in(rule, select)) && !is_in(rule, ignore))
+        .collect();
+    if rules.is_empty() {
+        return Err(OptionError::new(
+            "--ignore leaves no rule to run",
+            "ignore less, or select more",
+        ));
+    }
+    Ok(rules)
+}
+
+/// The rules whose findings are to be set right: of a family those are meant that can be.
+///
+/// # Errors
+/// A name that no rule has, or a rule that cannot be repaired.
+pub fn repairs(names: &[String]) -> Result<Vec<&'static Rule>, OptionError> {
+    let mut all = Vec::new();
+    for name in names {
+        let chosen = rules(std::slice::from_ref(name), &[])?;
+        let (can, cannot): (Vec<_>, Vec<&Rule>) = chosen
+            .into_iter()
+            .partition(|rule| repair::is_repairable(rule));
+        if let ([], Some(rule)) = (can.as_slice(), cannot.first()) {
+            let ids: Vec<&str> = repair::repairable().collect();
+            return Err(OptionError::new(
+                format!("{name} cannot be repaired: {}", repair::why_not(rule)),
+                format!("what can be repaired is {}", ids.join(", ")),
+            ));
+        }
+        all.extend(can);
+    }
+    all.sort_by_key(|rule| rule.id);
+    all.dedup_by_key(|rule| rule.id);
+    Ok(all)
+}
+
+/// Finds names of runtimes that have no profile.
+///
+/// # Errors
+/// The first such name.
+pub fn check_runtimes(names: &[String]) -> Result<(), OptionError> {
+    let Some(name) = names.iter().find(|name| profile(name).is_none()) else {
+        return Ok(());
+    };
+    let known: Vec<String> = profiles().iter().map(Profile::name).collect();
+    Err(OptionError::new(
+        format!("no runtime is called {name}, or not in this version"),
+        format!("there are profiles of {}", known.join(", ")),
+    ))
+}
