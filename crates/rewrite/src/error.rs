@@ -14,6 +14,9 @@ pub enum Error {
     /// The meaning.
     #[error(transparent)]
     Schemes(#[from] safequant_schemes::Error),
+    /// Calibration statistics.
+    #[error(transparent)]
+    Calibration(#[from] crate::calibration::Error),
     /// The system refused an operation on an output file.
     #[error("{path}: cannot {action}: {source}")]
     Io {
@@ -308,6 +311,7 @@ impl Error {
         match self {
             Error::Container(e) => e.code(),
             Error::Schemes(e) => e.code(),
+            Error::Calibration(e) => e.code(),
             Error::Kept { source, .. } => source.code(),
             Error::Io { .. } => "io_output",
             Error::Quantize { .. } => "quantize",
@@ -349,6 +353,7 @@ impl Error {
         match self {
             Error::Container(e) => e.group(),
             Error::Schemes(e) => e.group(),
+            Error::Calibration(e) => e.group(),
             Error::CannotHold { source, .. } => source.group(),
             Error::Kept { source, .. } => source.group(),
             Error::Quantize { source, .. } => match source {

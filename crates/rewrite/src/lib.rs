@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+pub mod calibration;
 mod commit;
 mod config;
 pub mod convert;
