@@ -3,6 +3,7 @@
 mod faults;
 mod gguf;
 mod jobs;
+mod parts;
 mod places;
 mod resume;
 mod tiny;

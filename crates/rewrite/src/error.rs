@@ -255,6 +255,42 @@ pub enum Error {
         /// What was asked for now.
         now: String,
     },
+    /// A part was asked for, or the end of a job in parts, where none was begun or it is over.
+    #[error("{path}: no job in parts is under way here")]
+    NotBegun {
+        /// The directory of the partial work.
+        path: String,
+    },
+    /// A part belongs to another job than the one that was begun.
+    #[error(
+        "this is not the job that was begun: the {field} differs (begun with {then}, here {now})"
+    )]
+    PartDiffers {
+        /// What differs.
+        field: String,
+        /// What the journal says.
+        then: String,
+        /// What the part was planned with.
+        now: String,
+    },
+    /// The job has fewer parts.
+    #[error("there is no part {index}: the job has {n_parts}, counted from 0")]
+    NoSuchPart {
+        /// The part asked for.
+        index: usize,
+        /// Parts of the job.
+        n_parts: usize,
+    },
+    /// The end of a job in parts was asked for too early.
+    #[error("{file} is not complete ({n_missing} of {n_files} files are not): a part is missing")]
+    PartMissing {
+        /// The first output file that is not.
+        file: String,
+        /// How many are not.
+        n_missing: usize,
+        /// Of how many.
+        n_files: usize,
+    },
     /// An output tensor was not filled: a bug, caught before it is published.
     #[error("{tensor}: {found} of {expected} bytes were written")]
     Unfilled {
@@ -341,6 +377,10 @@ impl Error {
             Error::DiskFull { .. } => "disk_full",
             Error::Busy { .. } => "destination_busy",
             Error::ResumeDiffers { .. } => "resume_differs",
+            Error::NotBegun { .. } => "parts_not_begun",
+            Error::PartDiffers { .. } => "part_differs",
+            Error::NoSuchPart { .. } => "no_such_part",
+            Error::PartMissing { .. } => "part_missing",
             Error::Unfilled { .. } => "unfilled_tensor",
             Error::Defect { .. } => "defect",
             Error::Threads { .. } => "threads",
@@ -392,6 +432,10 @@ impl Error {
             | Error::DestinationTouchesSource { .. }
             | Error::Busy { .. }
             | Error::ResumeDiffers { .. }
+            | Error::NotBegun { .. }
+            | Error::PartDiffers { .. }
+            | Error::NoSuchPart { .. }
+            | Error::PartMissing { .. }
             | Error::Canceled => ErrorGroup::Refused,
         }
     }

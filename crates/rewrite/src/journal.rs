@@ -11,7 +11,7 @@ use crate::steps::Step;
 use crate::{Destination, Error};
 
 /// The form of the journal; a change of what steps write changes it too.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 /// Windows of a shard's data that are digested.
 const SAMPLES: u64 = 64;
 /// Bytes of such a window.
@@ -205,11 +205,23 @@ pub(crate) struct Earlier {
     pub(crate) sealed: Option<String>,
     /// Whether that run was to replace its destination.
     pub(crate) is_replacing: bool,
+    /// Whether the job may be carried on in parts, by others (the last line about that counts).
+    pub(crate) in_parts: bool,
+    /// Whether the one file that the journal is about is complete and durable (journals of parts only).
+    pub(crate) is_complete: bool,
     /// Length of the part that is understood.
     len_bytes: u64,
 }
 
-/// The open journal: the lock on the partial work, and the list of what is done.
+/// Who keeps what is done: the journal of a job, or those of the files of a part.
+pub(crate) trait Book {
+    /// Keeps a finished step whose outputs lie in this file.
+    fn record(&mut self, file: usize, record: &Record, output_bytes: u64) -> Result<(), Error>;
+    /// Keeps that a file is complete and durable.
+    fn complete(&mut self, file: usize) -> Result<(), Error>;
+}
+
+/// An open journal: a lock (the one of a job is that on the partial work), and the list of what is done.
 pub(crate) struct Journal {
     path: PathBuf,
     file: Box<dyn DiskFile>,
@@ -217,44 +229,71 @@ pub(crate) struct Journal {
     unsynced_bytes: u64,
 }
 
+impl Book for Journal {
+    fn record(&mut self, _: usize, record: &Record, output_bytes: u64) -> Result<(), Error> {
+        self.add(record, output_bytes)
+    }
+
+    /// Not kept: whoever goes on with a whole job reads back what the journal lists.
+    fn complete(&mut self, _: usize) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
 impl Journal {
-    /// Opens and locks the journal, creating directory and file where they do not exist.
+    /// Opens and locks the journal of a job, creating directory and file where they do not exist.
     ///
     /// # Errors
     /// [`Error::Busy`] if another process holds it.
     pub(crate) fn open(disk: &dyn Disk, place: &Place) -> Result<Self, Error> {
-        let busy = || Error::Busy {
+        make_dir(disk, &place.work)?;
+        Self::take(disk, &place.journal)?.ok_or_else(|| Error::Busy {
             path: place.work.display().to_string(),
-        };
-        match disk.create_dir(&place.work) {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(Error::io(&place.work, "create the directory", e)),
-        }
-        let path = place.journal.clone();
+        })
+    }
+
+    /// Opens and locks a journal, creating the file where it does not exist; `None` if another process holds it.
+    pub(crate) fn take(disk: &dyn Disk, path: &Path) -> Result<Option<Self>, Error> {
         let open = |create| {
-            disk.open_file(&path, create)
-                .map_err(|e| Error::io(&path, "open the journal", e))
+            disk.open_file(path, create)
+                .map_err(|e| Error::io(path, "open the journal", e))
         };
         let lock = |file: &dyn DiskFile| {
             file.try_lock()
-                .map_err(|e| Error::io(&path, "lock the journal", e))
+                .map_err(|e| Error::io(path, "lock the journal", e))
         };
         let file = open(true)?;
         if !lock(file.as_ref())? {
-            return Err(busy());
+            return Ok(None);
         }
         // If a job that just finished removed the file that we opened, its name is gone or stands for another file: a
         // second handle on the name is refused the lock only if it is the file that we hold.
         if lock(open(false)?.as_ref())? {
-            return Err(busy());
+            return Ok(None);
         }
-        Ok(Self {
+        Ok(Some(Self {
             len_bytes: file.len_bytes(),
-            path,
+            path: path.to_owned(),
             file,
             unsynced_bytes: 0,
-        })
+        }))
+    }
+
+    /// What a journal says that another process may hold; `None` if there is none, or an empty one.
+    ///
+    /// # Errors
+    /// [`Error::ResumeDiffers`] if it is of another job.
+    pub(crate) fn peek(
+        disk: &dyn Disk,
+        path: &Path,
+        now: &Fingerprint,
+        steps: &[Step],
+    ) -> Result<Option<Earlier>, Error> {
+        match disk.open_file(path, false) {
+            Ok(file) => read(path, file.as_ref(), file.len_bytes(), now, steps),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(path, "open the journal", e)),
+        }
     }
 
     /// What an earlier run of the same job left; `None` if the journal is empty.
@@ -266,35 +305,7 @@ impl Journal {
         now: &Fingerprint,
         steps: &[Step],
     ) -> Result<Option<Earlier>, Error> {
-        // Steps may be listed twice, if they had to be done twice; what goes beyond that is not read, and done again.
-        let bound = now.journal_bound(steps).saturating_mul(2);
-        let len = usize::try_from(self.len_bytes.min(bound)).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; len];
-        let read = self.file.read_exact_at(0, &mut bytes);
-        read.map_err(|e| Error::io(&self.path, "read the journal", e))?;
-        let mut earlier = Earlier::default();
-        // Every whole line ends in a line feed; a torn last one, and all after it, never happened.
-        for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
-            let whole = line.ends_with(b"\n");
-            let Some(value) = whole
-                .then(|| serde_json::from_slice::<Value>(line).ok())
-                .flatten()
-            else {
-                break;
-            };
-            if i == 0 {
-                now.check(&value["fingerprint"])?;
-                earlier.is_replacing = value["replacing"] == true;
-            } else if let Some(digest) = value["sealed"].as_str() {
-                earlier.sealed = Some(digest.to_owned());
-            } else if let Some(record) = Record::from_json(&value) {
-                earlier.records.push(record);
-            } else {
-                break;
-            }
-            earlier.len_bytes += line.len() as u64;
-        }
-        Ok((earlier.len_bytes > 0).then_some(earlier))
+        read(&self.path, self.file.as_ref(), self.len_bytes, now, steps)
     }
 
     /// Begins anew: the fingerprint is the first line.
@@ -325,13 +336,39 @@ impl Journal {
     }
 
     /// Adds a finished step. The journal is made durable now and then only: a resumed job verifies what it lists.
-    pub(crate) fn record(&mut self, record: &Record, output_bytes: u64) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, record: &Record, output_bytes: u64) -> Result<(), Error> {
         self.append(&record.to_json())?;
         self.unsynced_bytes = self.unsynced_bytes.saturating_add(output_bytes);
         if self.unsynced_bytes >= SYNC_BYTES {
             self.sync()?;
         }
         Ok(())
+    }
+
+    /// The file that this journal is about is complete and durable, and now the journal is, too.
+    pub(crate) fn add_complete(&mut self) -> Result<(), Error> {
+        self.append(&json!({"complete": true}))?;
+        self.sync()
+    }
+
+    /// From now on others may carry on the job in parts.
+    pub(crate) fn open_to_parts(&mut self) -> Result<(), Error> {
+        self.append(&json!({"in_parts": true}))?;
+        self.sync()
+    }
+
+    /// From now on nobody may begin a part. Gives what [`Journal::reopen_to_parts`] takes.
+    pub(crate) fn close_to_parts(&mut self) -> Result<u64, Error> {
+        let before = self.len_bytes;
+        self.append(&json!({"in_parts": false}))?;
+        self.sync()?;
+        Ok(before)
+    }
+
+    /// Takes [`Journal::close_to_parts`] back.
+    pub(crate) fn reopen_to_parts(&mut self, before: u64) -> Result<(), Error> {
+        self.truncate(before)?;
+        self.sync()
     }
 
     /// Everything is written and durable; what is left is the publication.
@@ -342,10 +379,72 @@ impl Journal {
         self.sync()
     }
 
-    fn sync(&mut self) -> Result<(), Error> {
+    pub(crate) fn sync(&mut self) -> Result<(), Error> {
         self.unsynced_bytes = 0;
         self.file
             .sync()
             .map_err(|e| Error::io(&self.path, "sync the journal", e))
+    }
+}
+
+/// Reads a journal as far as it is understood.
+fn read(
+    path: &Path,
+    file: &dyn DiskFile,
+    len_bytes: u64,
+    now: &Fingerprint,
+    steps: &[Step],
+) -> Result<Option<Earlier>, Error> {
+    // Steps may be listed twice, if they had to be done twice; what goes beyond that is not read, and done again.
+    let bound = now.journal_bound(steps).saturating_mul(2);
+    let len = usize::try_from(len_bytes.min(bound)).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; len];
+    let read = file.read_exact_at(0, &mut bytes);
+    read.map_err(|e| Error::io(path, "read the journal", e))?;
+    let mut earlier = Earlier::default();
+    // Every whole line ends in a line feed; a torn last one, and all after it, never happened.
+    for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
+        let whole = line.ends_with(b"\n");
+        let Some(value) = whole
+            .then(|| serde_json::from_slice::<Value>(line).ok())
+            .flatten()
+        else {
+            break;
+        };
+        if i == 0 {
+            now.check(&value["fingerprint"])?;
+            earlier.is_replacing = value["replacing"] == true;
+        } else if !earlier.take(&value) {
+            break;
+        }
+        earlier.len_bytes += line.len() as u64;
+    }
+    Ok((earlier.len_bytes > 0).then_some(earlier))
+}
+
+impl Earlier {
+    /// Takes a line after the first one; `false` if it is not understood.
+    fn take(&mut self, value: &Value) -> bool {
+        if let Some(digest) = value["sealed"].as_str() {
+            self.sealed = Some(digest.to_owned());
+        } else if let Some(in_parts) = value["in_parts"].as_bool() {
+            self.in_parts = in_parts;
+        } else if value["complete"] == true {
+            self.is_complete = true;
+        } else if let Some(record) = Record::from_json(value) {
+            self.records.push(record);
+        } else {
+            return false;
+        }
+        true
+    }
+}
+
+/// Creates a directory that may exist.
+pub(crate) fn make_dir(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
+    match disk.create_dir(path) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(Error::io(path, "create the directory", e)),
     }
 }

@@ -10,6 +10,8 @@ mod error;
 pub mod events;
 mod journal;
 mod metadata;
+mod outputs;
+pub mod parts;
 mod pipeline;
 mod place;
 pub mod plan;

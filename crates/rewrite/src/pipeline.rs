@@ -11,13 +11,13 @@ use safequant_container::FileWriter;
 use safequant_quantize::{Loss, Quantizer, Statistics};
 
 use crate::budget::SIDE_BUFFER_BYTES;
-use crate::journal::Record;
+use crate::journal::{Book, Record};
+use crate::outputs::{Outputs, file_of};
 use crate::read_ahead::ReadAhead;
 use crate::scratch::Scratches;
 use crate::steps::{Step, Work};
 use crate::subtree::{Digest, Segment};
 use crate::tile::{Done, StepContext};
-use crate::workspace::Workspace;
 use crate::{CancelToken, Error, Event, Plan, recipe};
 
 /// Bytes of an output that are handed to the disk at once: large enough to lie together there, small enough that it is never
@@ -85,7 +85,8 @@ impl Coming {
 /// The state of a run. Lives on the caller's thread.
 pub(crate) struct Pipeline<'w, 'p> {
     plan: &'p Plan<'p>,
-    workspace: &'w mut Workspace<'p>,
+    outputs: &'w mut Outputs<'p>,
+    book: &'w mut dyn Book,
     pool: &'w rayon::ThreadPool,
     cancel: &'w CancelToken,
     quantizer: Option<&'static dyn Quantizer>,
@@ -108,11 +109,12 @@ pub(crate) struct Pipeline<'w, 'p> {
 
 impl<'w, 'p> Pipeline<'w, 'p> {
     pub(crate) fn new(
-        plan: &'p Plan<'p>,
-        workspace: &'w mut Workspace<'p>,
+        outputs: &'w mut Outputs<'p>,
+        book: &'w mut dyn Book,
         pool: &'w rayon::ThreadPool,
         cancel: &'w CancelToken,
     ) -> Result<Self, Error> {
+        let plan = outputs.plan;
         let is_quantizing =
             |step: &Step| matches!(step.work, Work::Quantize(_) | Work::Transcode(_));
         let quantizer = if plan.job.steps.iter().any(is_quantizing) {
@@ -125,20 +127,16 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             writer: None,
             n_steps: 0,
         });
-        for (i, step) in plan.job.steps.iter().enumerate() {
-            if workspace.record(i).is_none()
-                && let Some(output) = step.outputs.first()
-            {
-                shards[output.at.0].n_steps += 1;
-            }
+        let to_do = || (outputs.steps()).filter(|(i, step)| outputs.is_to_do(*i, step));
+        for file in to_do().filter_map(|(_, step)| file_of(step)) {
+            shards[file].n_steps += 1;
         }
-        let to_do = plan.job.steps.iter().enumerate();
-        let to_do = to_do.filter(|(i, step)| is_to_do(workspace, *i, step));
-        let read_ahead = ReadAhead::new(plan.checkpoint, to_do.map(|(_, step)| step));
+        let read_ahead = ReadAhead::new(plan.checkpoint, to_do().map(|(_, step)| step));
         let (sender, receiver) = channel();
         Ok(Self {
             plan,
-            workspace,
+            outputs,
+            book,
             pool,
             cancel,
             quantizer,
@@ -164,8 +162,8 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         'p: 'scope,
     {
         // Files that an interrupted job completed, or that hold no tensor, need their durability only.
-        for file in 0..self.shards.len() {
-            if self.shards[file].n_steps == 0 {
+        for file in self.outputs.files() {
+            if self.shards[file].n_steps == 0 && !self.outputs.is_complete(file) {
                 self.seal(file)?;
             }
         }
@@ -220,7 +218,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         loop {
             let i = self.cursor.0;
             let step = self.plan.job.steps.get(i)?;
-            if is_to_do(self.workspace, i, step) {
+            if self.outputs.is_to_do(i, step) {
                 return Some(step);
             }
             self.cursor = (i + 1, 0);
@@ -245,7 +243,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             self.quantizer,
             statistics,
         )?;
-        self.workspace.event(Event::Module { name: &step.name });
+        self.outputs.event(Event::Module { name: &step.name });
         let context = Arc::new(context);
         self.context = Some(Arc::clone(&context));
         Ok(Some(context))
@@ -255,7 +253,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         if let Some(writer) = &self.shards[file].writer {
             return Ok(Arc::clone(writer));
         }
-        let writer = Arc::new(self.workspace.open_shard(file)?);
+        let writer = Arc::new(self.outputs.open_shard(file)?);
         self.shards[file].writer = Some(Arc::clone(&writer));
         Ok(writer)
     }
@@ -348,7 +346,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         current.n_rows += answer.span.end - answer.span.start;
         let read = |rows: u64| share(step, rows);
         let source_bytes = read(current.n_rows) - read(before);
-        self.workspace.event(Event::Advance { source_bytes });
+        self.outputs.event(Event::Advance { source_bytes });
         if answer.is_last {
             self.finish(answer.context, current)
         } else {
@@ -386,16 +384,16 @@ impl<'w, 'p> Pipeline<'w, 'p> {
                 "{}: {} scales underflow to zero in the stored dtype, and with them the weights of their groups",
                 step.name, current.n_zero_scales
             );
-            self.workspace.event(Event::Note { text: &text });
+            self.outputs.event(Event::Note { text: &text });
         }
         let record = Record {
             name: step.outputs[0].tensor.name.clone(),
             digests,
             loss: current.loss,
         };
-        self.workspace
-            .add_record(context.index, record, step.output_bytes())?;
         let file = step.outputs[0].at.0;
+        self.book.record(file, &record, step.output_bytes())?;
+        self.outputs.add_record(context.index, record);
         drop(context);
         self.shards[file].n_steps -= 1;
         if self.shards[file].n_steps == 0 {
@@ -411,8 +409,9 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         self.shards[file].writer = None;
         let writer = Arc::into_inner(writer).expect("every tile of a complete file came back");
         writer.seal()?;
+        self.book.complete(file)?;
         let plan = &self.plan.job.shards[file];
-        self.workspace.event(Event::Shard {
+        self.outputs.event(Event::Shard {
             name: &plan.name,
             len_bytes: plan.len_bytes,
         });
@@ -473,11 +472,6 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         }
         Ok(merged)
     }
-}
-
-/// Whether a step writes something that is not there yet.
-fn is_to_do(workspace: &Workspace<'_>, i: usize, step: &Step) -> bool {
-    workspace.record(i).is_none() && !step.outputs.is_empty()
 }
 
 /// Starts a step on the side of what comes back: the parts that no tile fills come first.

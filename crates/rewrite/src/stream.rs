@@ -6,9 +6,11 @@
 use safequant_container::Disk;
 use safequant_quantize::Loss;
 
+use crate::journal::Book;
+use crate::outputs::Outputs;
 use crate::pipeline::Pipeline;
 use crate::workspace::Workspace;
-use crate::{Action, CancelToken, Error, Events, Plan};
+use crate::{Action, CancelToken, Error, Events, Plan, parts};
 
 /// What a finished job did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,6 +44,9 @@ pub struct ModuleSummary {
 
 /// Runs a plan to its end, or leaves a resumable state.
 ///
+/// With [`crate::Destination::Resume`] a job that was begun in parts ([`crate::parts`]) is continued, too, and is one in parts no
+/// more.
+///
 /// # Errors
 /// Any; the destination is then untouched.
 pub fn run(
@@ -50,28 +55,33 @@ pub fn run(
     events: &dyn Events,
     cancel: &CancelToken,
 ) -> Result<Summary, Error> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(plan.job.budget.threads)
-        .build()
-        .map_err(|source| Error::Threads {
-            threads: plan.job.budget.threads,
-            source,
-        })?;
-    let mut workspace = Workspace::open(plan, disk, events, &pool)?;
-    let worked = work(plan, &mut workspace, &pool, cancel);
+    let pool = pool(plan)?;
+    let mut workspace = Workspace::open(plan, disk, events, |workspace, earlier| {
+        let of_parts = parts::take_over(workspace)?;
+        let records = earlier.records.iter().chain(&of_parts);
+        workspace.outputs.verify(records, &pool);
+        Ok(workspace.outputs.done_bytes())
+    })?;
+    let worked = work(&mut workspace, &pool, cancel);
     match worked {
         Ok(peak_buffer_bytes) => {
             workspace.clean_up();
-            Ok(summary(plan, &workspace, peak_buffer_bytes))
+            Ok(summary(&workspace.outputs, peak_buffer_bytes))
         }
         Err(error) => Err(workspace.abandon(error)),
     }
 }
 
+/// The threads of a job.
+pub(crate) fn pool(plan: &Plan<'_>) -> Result<rayon::ThreadPool, Error> {
+    let threads = plan.job.budget.threads;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|source| Error::Threads { threads, source })
+}
+
 /// Everything between opening the workspace and its end; gives the peak of the buffers.
-fn work<'p>(
-    plan: &'p Plan<'p>,
-    workspace: &mut Workspace<'p>,
+fn work(
+    workspace: &mut Workspace<'_>,
     pool: &rayon::ThreadPool,
     cancel: &CancelToken,
 ) -> Result<u64, Error> {
@@ -79,10 +89,8 @@ fn work<'p>(
         return Ok(0);
     }
     workspace.prepare()?;
-    let peak = pool.in_place_scope(|scope| {
-        let mut pipeline = Pipeline::new(plan, workspace, pool, cancel)?;
-        pipeline.drive(scope)
-    })?;
+    workspace.outputs.announce();
+    let peak = drive(&mut workspace.outputs, &mut workspace.journal, pool, cancel)?;
     if cancel.is_canceled() {
         return Err(Error::Canceled);
     }
@@ -90,24 +98,36 @@ fn work<'p>(
     Ok(peak)
 }
 
-fn summary(plan: &Plan<'_>, workspace: &Workspace<'_>, peak_buffer_bytes: u64) -> Summary {
-    let modules = plan
-        .job
-        .steps
-        .iter()
-        .enumerate()
-        .map(|(i, step)| ModuleSummary {
-            name: step.name.clone(),
-            action: step.action.clone(),
-            n_weights: step.n_weights(),
-            source_bytes: step.source_bytes,
-            output_bytes: step.output_bytes(),
-            loss: workspace.record(i).and_then(|r| r.loss),
-        });
+/// Writes what is not there yet; gives the peak of the buffers.
+pub(crate) fn drive(
+    outputs: &mut Outputs<'_>,
+    book: &mut dyn Book,
+    pool: &rayon::ThreadPool,
+    cancel: &CancelToken,
+) -> Result<u64, Error> {
+    pool.in_place_scope(|scope| Pipeline::new(outputs, book, pool, cancel)?.drive(scope))
+}
+
+/// What was done, of the steps that write to these files.
+pub(crate) fn summary(outputs: &Outputs<'_>, peak_buffer_bytes: u64) -> Summary {
+    let plan = outputs.plan;
     Summary {
-        modules: modules.collect(),
+        modules: modules(outputs),
         files: plan.files.clone(),
         peak_buffer_bytes,
-        resumed_modules: workspace.n_resumed(),
+        resumed_modules: outputs.n_resumed(),
     }
+}
+
+/// What became of the modules whose outputs lie in these files.
+pub(crate) fn modules(outputs: &Outputs<'_>) -> Vec<ModuleSummary> {
+    let summary = |(i, step): (usize, &crate::steps::Step)| ModuleSummary {
+        name: step.name.clone(),
+        action: step.action.clone(),
+        n_weights: step.n_weights(),
+        source_bytes: step.source_bytes,
+        output_bytes: step.output_bytes(),
+        loss: outputs.record(i).and_then(|r| r.loss),
+    };
+    outputs.steps().map(summary).collect()
 }

@@ -1,39 +1,35 @@
 //! The hidden directory in which a result grows: locked, journaled, resumable (specs/journal.md).
 
-use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-use safequant_container::{Disk, FileWriter};
+use safequant_container::Disk;
 
-use crate::journal::{Earlier, Journal, Record, hex};
-use crate::steps::Step;
-use crate::tile::digest_tensor;
+use crate::journal::{Earlier, Journal};
+use crate::outputs::Outputs;
+use crate::place::Place;
 use crate::{Destination, Error, ErrorGroup, Event, Events, Plan, commit};
 
 /// An open workspace: this process, and no other, works on the destination.
 pub(crate) struct Workspace<'p> {
     pub(crate) plan: &'p Plan<'p>,
     pub(crate) disk: &'p dyn Disk,
-    events: &'p dyn Events,
+    pub(crate) outputs: Outputs<'p>,
     pub(crate) journal: Journal,
     /// How the result will be published.
     pub(crate) mode: Destination,
-    /// For each step what is known once it is done.
-    records: Vec<Option<Record>>,
-    n_resumed: usize,
     is_published: bool,
     is_fresh: bool,
 }
 
 impl<'p> Workspace<'p> {
-    /// Takes the lock, and takes up or discards what an earlier run left.
+    /// Takes the lock, and takes up or discards what an earlier run left. What is done with the records of a job that can be
+    /// continued is the caller's matter: `go_on` gives how many bytes of output are there.
     pub(crate) fn open(
         plan: &'p Plan<'p>,
         disk: &'p dyn Disk,
         events: &'p dyn Events,
-        pool: &rayon::ThreadPool,
+        go_on: impl FnOnce(&mut Self, &Earlier) -> Result<u64, Error>,
     ) -> Result<Self, Error> {
         let place = &plan.job.place;
         place.check(disk, plan.checkpoint, plan.job.mode)?;
@@ -50,18 +46,8 @@ impl<'p> Workspace<'p> {
                 let _ = disk.remove_dir_all(&place.work);
             }
         })?;
-        let mut workspace = Self {
-            plan,
-            disk,
-            events,
-            journal,
-            mode: plan.job.mode,
-            records: vec![None; plan.job.steps.len()],
-            n_resumed: 0,
-            is_published: false,
-            is_fresh: true,
-        };
-        match workspace.take_up(had_work, pool) {
+        let mut workspace = Self::locked(plan, disk, events, journal);
+        match workspace.take_up(had_work, go_on) {
             Ok(()) => Ok(workspace),
             Err(error) => {
                 if !had_work {
@@ -72,10 +58,33 @@ impl<'p> Workspace<'p> {
         }
     }
 
-    fn take_up(&mut self, had_work: bool, pool: &rayon::ThreadPool) -> Result<(), Error> {
+    /// A workspace whose journal this process holds, and of which nothing is known yet.
+    pub(crate) fn locked(
+        plan: &'p Plan<'p>,
+        disk: &'p dyn Disk,
+        events: &'p dyn Events,
+        journal: Journal,
+    ) -> Self {
+        Self {
+            plan,
+            disk,
+            outputs: Outputs::new(plan, disk, events, 0..plan.job.shards.len()),
+            journal,
+            mode: plan.job.mode,
+            is_published: false,
+            is_fresh: true,
+        }
+    }
+
+    fn take_up(
+        &mut self,
+        had_work: bool,
+        go_on: impl FnOnce(&mut Self, &Earlier) -> Result<u64, Error>,
+    ) -> Result<(), Error> {
         let name = self.plan.job.place.work.display();
         if self.mode != Destination::Resume {
             if had_work {
+                self.shut_out_all()?;
                 let text = format!("the partial work of an earlier run in {name} is discarded");
                 self.event(Event::Note { text: &text });
             }
@@ -83,104 +92,80 @@ impl<'p> Workspace<'p> {
         }
         let job = &self.plan.job;
         let Some(earlier) = self.journal.earlier(&job.fingerprint, &job.steps)? else {
+            self.shut_out_all()?;
             let text = "there is nothing to resume: the job starts anew";
             self.event(Event::Note { text });
             self.mode = Destination::New;
             self.plan.job.place.check_free(self.disk)?;
             return check_room(self.plan, self.disk, 0);
         };
+        self.recognize(&earlier)?;
+        if self.is_published {
+            self.outputs.take_all(&earlier.records);
+            return Ok(());
+        }
+        let present_bytes = go_on(self, &earlier)?;
+        check_room(self.plan, self.disk, present_bytes)
+    }
+
+    /// Takes up a job that can be continued, or finds that it was published.
+    pub(crate) fn recognize(&mut self, earlier: &Earlier) -> Result<(), Error> {
         self.is_fresh = false;
         self.mode = if earlier.is_replacing {
             Destination::Replace
         } else {
             Destination::New
         };
-        self.is_published = commit::is_published(self, &earlier)?;
+        self.is_published = commit::is_published(self, earlier)?;
         if self.is_published {
-            self.n_resumed = self.plan.job.steps.len();
-            self.take_all(&earlier);
             return Ok(());
         }
         match self.mode {
             Destination::Replace => self.plan.job.place.check_kind(self.disk)?,
             Destination::New | Destination::Resume => self.plan.job.place.check_free(self.disk)?,
         }
-        self.journal.continue_after(&earlier)?;
-        self.verify(&earlier, pool);
-        let done = |(step, record): (&Step, &Option<Record>)| {
-            record.as_ref().map_or(0, |_| step.output_bytes())
-        };
-        let present = self
-            .plan
-            .job
-            .steps
-            .iter()
-            .zip(&self.records)
-            .map(done)
-            .sum();
-        check_room(self.plan, self.disk, present)
+        self.journal.continue_after(earlier)
     }
 
-    /// Which step a record is about: the name of its first tensor is unique.
-    fn steps_by_name(&self) -> HashMap<&'p str, usize> {
-        let steps = self.plan.job.steps.iter().enumerate();
-        let named =
-            steps.filter_map(|(i, s)| s.outputs.first().map(|o| (o.tensor.name.as_str(), i)));
-        named.collect()
-    }
-
-    fn take_all(&mut self, earlier: &Earlier) {
-        let by_name = self.steps_by_name();
-        for record in &earlier.records {
-            if let Some(&i) = by_name.get(record.name.as_str()) {
-                self.records[i] = Some(record.clone());
+    /// Nobody may begin a part any more; refused, with all as it was, if somebody is at one.
+    ///
+    /// Whoever works on a part first locks the journals of its files and then reads the journal of the job. Hence, once that
+    /// says that parts are over, it is enough to have had each lock for a moment. Gives what
+    /// [`Journal::reopen_to_parts`] takes.
+    pub(crate) fn shut_out(&mut self, journals: &[PathBuf]) -> Result<u64, Error> {
+        let before = self.journal.close_to_parts()?;
+        for path in journals {
+            if Journal::take(self.disk, path)?.is_none() {
+                self.journal.reopen_to_parts(before)?;
+                return Err(Error::Busy {
+                    path: self.plan.job.place.work.display().to_string(),
+                });
             }
         }
+        Ok(before)
     }
 
-    /// Takes over the steps whose outputs still have the digests that the journal lists.
-    fn verify(&mut self, earlier: &Earlier, pool: &rayon::ThreadPool) {
-        let by_name = self.steps_by_name();
-        // A step that was done twice is listed twice; the last line is about what the file holds now.
-        let mut listed: BTreeMap<usize, &Record> = BTreeMap::new();
-        for record in &earlier.records {
-            if let Some(&i) = by_name.get(record.name.as_str()) {
-                listed.insert(i, record);
-            }
+    /// [`Workspace::shut_out`] for what may have been another job in parts, whose files are not known.
+    pub(crate) fn shut_out_all(&mut self) -> Result<(), Error> {
+        let parts = parts_dir(&self.plan.job.place);
+        if !exists(self.disk, &parts)? {
+            return Ok(());
         }
-        let mut by_file: BTreeMap<usize, Vec<(usize, &Record)>> = BTreeMap::new();
-        for (i, record) in listed {
-            let file = self.plan.job.steps[i].outputs[0].at.0;
-            by_file.entry(file).or_default().push((i, record));
-        }
-        let mut n_listed = 0;
-        for (file, listed) in by_file {
-            n_listed += listed.len();
-            let Ok(writer) = self.resume_shard(file) else {
-                continue;
-            };
-            let steps = &self.plan.job.steps;
-            let holds = |(i, record): &(usize, &Record)| is_intact(&writer, &steps[*i], record);
-            let intact: Vec<bool> = pool.install(|| listed.par_iter().map(holds).collect());
-            for ((i, record), _) in listed.into_iter().zip(intact).filter(|(_, ok)| *ok) {
-                self.records[i] = Some(record.clone());
-                self.n_resumed += 1;
-            }
-        }
-        let text = format!(
-            "{} of {n_listed} finished tensors and modules are taken over",
-            self.n_resumed
-        );
-        self.event(Event::Note { text: &text });
+        let names = self.disk.list(&parts);
+        let names = names.map_err(|e| Error::io(&parts, "list", e))?;
+        let journals: Vec<_> = names.into_iter().map(|name| parts.join(name)).collect();
+        self.shut_out(&journals).map(drop)
     }
 
-    /// Makes the directory for the output ready, and says that the job begins.
+    /// Makes the directory for the output ready.
     pub(crate) fn prepare(&mut self) -> Result<(), Error> {
         let place = &self.plan.job.place;
         if self.is_fresh {
-            if exists(self.disk, &place.out)? {
-                let removed = self.disk.remove_dir_all(&place.out);
-                removed.map_err(|e| Error::io(&place.out, "remove the directory", e))?;
+            for old in [&place.out, &parts_dir(place)] {
+                if exists(self.disk, old)? {
+                    let removed = self.disk.remove_dir_all(old);
+                    removed.map_err(|e| Error::io(old, "remove the directory", e))?;
+                }
             }
             self.journal
                 .restart(&self.plan.job.fingerprint, self.mode)?;
@@ -189,45 +174,7 @@ impl<'p> Workspace<'p> {
             let created = self.disk.create_dir(&place.out);
             created.map_err(|e| Error::io(&place.out, "create the directory", e))?;
         }
-        let steps = &self.plan.job.steps;
-        self.event(Event::Start {
-            source_bytes: steps.iter().map(|s| s.source_bytes).sum(),
-            modules: steps.len(),
-        });
-        let taken = steps
-            .iter()
-            .zip(&self.records)
-            .filter(|(_, record)| record.is_some());
-        let source_bytes = taken.map(|(step, _)| step.source_bytes).sum();
-        if source_bytes > 0 {
-            self.event(Event::Advance { source_bytes });
-        }
         Ok(())
-    }
-
-    /// Opens an output file: one that holds finished steps is taken up, any other begun anew.
-    pub(crate) fn open_shard(&self, file: usize) -> Result<FileWriter, Error> {
-        let steps = self.plan.job.steps.iter().zip(&self.records);
-        let in_file = |step: &Step| step.outputs.first().is_some_and(|o| o.at.0 == file);
-        let has_finished = steps
-            .into_iter()
-            .any(|(s, record)| record.is_some() && in_file(s));
-        if has_finished {
-            return self.resume_shard(file);
-        }
-        let plan = self.plan.job.shards[file].clone();
-        let path = self.plan.job.place.out.join(&plan.name);
-        let opened = self.disk.open_file(&path, true);
-        let opened = opened.map_err(|e| Error::io(&path, "create the file", e))?;
-        Ok(FileWriter::create(plan, opened)?)
-    }
-
-    fn resume_shard(&self, file: usize) -> Result<FileWriter, Error> {
-        let plan = self.plan.job.shards[file].clone();
-        let path = self.plan.job.place.out.join(&plan.name);
-        let opened = self.disk.open_file(&path, false);
-        let opened = opened.map_err(|e| Error::io(&path, "open the file", e))?;
-        Ok(FileWriter::resume(plan, opened)?)
     }
 
     /// Publishes the finished result.
@@ -283,32 +230,12 @@ impl<'p> Workspace<'p> {
     }
 
     /// Removes the workspace after a failure; the failure is what counts, so nothing is said if that fails too.
-    fn discard(&self) {
+    pub(crate) fn discard(&self) {
         let _ = self.disk.remove_dir_all(&self.plan.job.place.work);
     }
 
     pub(crate) fn event(&self, event: Event<'_>) {
-        self.events.event(event);
-    }
-
-    pub(crate) fn record(&self, step: usize) -> Option<&Record> {
-        self.records.get(step).and_then(Option::as_ref)
-    }
-
-    /// Notes a finished step, in memory and in the journal.
-    pub(crate) fn add_record(
-        &mut self,
-        step: usize,
-        record: Record,
-        output_bytes: u64,
-    ) -> Result<(), Error> {
-        self.journal.record(&record, output_bytes)?;
-        self.records[step] = Some(record);
-        Ok(())
-    }
-
-    pub(crate) fn n_resumed(&self) -> usize {
-        self.n_resumed
+        self.outputs.event(event);
     }
 
     pub(crate) fn is_published(&self) -> bool {
@@ -316,15 +243,9 @@ impl<'p> Workspace<'p> {
     }
 }
 
-/// Whether every output of a step has the digest that the journal lists; an output that cannot be read has not.
-fn is_intact(writer: &FileWriter, step: &Step, record: &Record) -> bool {
-    let mut buffer = vec![0; 64 << 10];
-    let is_equal = |(output, expected): (&crate::steps::Output, &String)| {
-        let mut hasher = blake3::Hasher::new();
-        digest_tensor(writer, output, &mut buffer, &mut hasher).is_ok() && hex(&hasher) == *expected
-    };
-    record.digests.len() == step.outputs.len()
-        && step.outputs.iter().zip(&record.digests).all(is_equal)
+/// Where the journals of a job in parts lie.
+pub(crate) fn parts_dir(place: &Place) -> PathBuf {
+    place.work.join("parts")
 }
 
 /// Whether something has this name.
