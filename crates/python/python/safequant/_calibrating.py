@@ -155,6 +155,8 @@ class Calibrator:
             if self.options.device is not None and not is_rest:
                 stack.enter_context(_placed([block], self.options.device))
             put_out = [self._pass(index, name, at, layers) for at in range(len(self.batches))]
+            if index == 0 and not is_rest:
+                self._probe(put_out[0])
             found = _finish(layers, writer)
             if writer is None:
                 self.kept.update(found)
@@ -183,18 +185,44 @@ class Calibrator:
                 observer = stack.enter_context(Observer(layers, self.masks[at]))
             if index < len(self.blocks):
                 stack.enter_context(_ending(self.blocks[index][1], end))
-            device = self._input_device()
-            arguments = _map((positional, dict(keywords)), torch.Tensor, lambda tensor: tensor.to(device))
-            with suppress(_BlockDone):
-                self.model(*arguments[0], **arguments[1])
-        if order != list(range(min(index + 1, len(self.blocks)))):
-            raise UsageError(f"{name}: expected blocks to run once, in the order of their list, found {order}; see `blocks`")
+            self._call(positional, keywords)
+        self._check_order(order, min(index + 1, len(self.blocks)))
         if observer is not None:
             observer.check()
             if self.tokens[at] == 0:
                 self.tokens[at] = observer.most_rows
             self._tell(name)
         return end[0] if end else None
+
+    def _check_order(self, order: list[int], n_blocks: int) -> None:
+        if order != list(range(n_blocks)):
+            found = ", ".join(map(str, order[: n_blocks + 1])) or "none"
+            raise UsageError(
+                f"expected the blocks {self.blocks[0][0]} and so on to run once each, in the order of their list, found: {found}; "
+                "name others with `blocks`, or run the model as a whole (blocks='')"
+            )
+
+    def _probe(self, put_out: Any) -> None:
+        """That a whole pass runs each block once: with all of them standing still, and without the head's product."""
+        order: list[int] = []
+        positional, keywords = self.batches[0]
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for number, (_, block) in enumerate(self.blocks):
+                stack.enter_context(_standing(block, number, order, put_out))
+            find: Any = getattr(self.model, "get_output_embeddings", None)
+            head = None if find is None else find()
+            if isinstance(head, torch.nn.Module):
+                stack.enter_context(_stopping(head))
+            self._call(positional, keywords)
+        self._check_order(order, len(self.blocks))
+
+    def _call(self, positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        """Runs the model until it ends, or is ended."""
+        device = self._input_device()
+        arguments = _map((positional, dict(keywords)), torch.Tensor, lambda tensor: tensor.to(device))
+        with suppress(_BlockDone):
+            self.model(*arguments[0], **arguments[1])
 
     def _tell(self, name: str) -> None:
         self.steps_done += 1
@@ -378,6 +406,20 @@ def _ending(block: torch.nn.Module, end: list[Any]) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def _stopping(module: torch.nn.Module) -> Iterator[None]:
+    """Ends the pass before a module."""
+
+    def stop(_module: torch.nn.Module, _arguments: Any) -> None:
+        raise _BlockDone
+
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _outside(model: torch.nn.Module, blocks: Sequence[tuple[str, torch.nn.Module]]) -> list[torch.nn.Module]:
     """Every module that lies in no block, taken by itself."""
     inside = {id(module) for _, block in blocks for module in block.modules()}
@@ -433,11 +475,11 @@ class Observer(TorchFunctionMode):
         for stack in self.layers.stacks:
             memory = stack.parameter.untyped_storage().data_ptr()
             self._stacks.setdefault(memory, []).append(stack)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
@@ -490,7 +532,8 @@ class Observer(TorchFunctionMode):
     def _product(self, inputs: torch.Tensor, weight: torch.Tensor, transposed: bool) -> None:
         for stack in self._stacks.get(weight.untyped_storage().data_ptr(), ()):
             parameter = stack.parameter
-            number, rest = divmod(weight.storage_offset() - parameter.storage_offset(), parameter.stride(0))
+            offset = int(weight.storage_offset()) - int(parameter.storage_offset())
+            number, rest = divmod(offset, parameter.stride(0))
             if rest != 0 or not 0 <= number < parameter.shape[0] or weight.numel() != parameter[0].numel():
                 continue
             layer = stack.members[number]

@@ -38,7 +38,7 @@ class Sums:
             self.vectors = torch.zeros(3, self.width, dtype=torch.float64, device=rows.device)
         if self.detail == "full" and self.products is None:
             self.products = torch.zeros(self.width, self.width, dtype=self.dtype, device=rows.device)
-        for chunk in rows.split(max(1, _CHUNK_VALUES // self.width)):
+        for chunk in torch.split(rows, max(1, _CHUNK_VALUES // self.width)):
             wide = chunk.to(torch.float64)
             self.vectors[0] += wide.square().sum(0)
             self.vectors[1] += wide.abs().sum(0)
@@ -143,7 +143,8 @@ def namer(model: torch.nn.Module) -> Namer:
     def saved(name: str, shape: torch.Size) -> list[str]:
         # The function is no public one: what it cannot do, or no longer does, is answered with the model's own name.
         try:
-            found = revert_weight_conversion(model, {name: torch.empty(shape, device="meta")})
+            revert: Callable[..., dict[str, torch.Tensor]] = revert_weight_conversion
+            found = revert(model, {name: torch.empty(shape, device="meta")})
         except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
             return [name]
         keep = [key for key, value in found.items() if value.shape[-1] in shape[1:]]
@@ -171,8 +172,8 @@ def find_layers(
         name = ".".join(filter(None, (prefix, inner)))
         width = _linear_width(module)
         if width is not None:
-            weight: torch.Tensor = module.weight  # type: ignore[assignment]
-            names = [_without_suffix(saved) for saved in naming(f"{name}.weight", weight.shape)]
+            shape: torch.Size = getattr(module, "weight").shape  # noqa: B009 - a weight may be no parameter
+            names = [_without_suffix(saved) for saved in naming(f"{name}.weight", shape)]
             if wanted(name) or any(map(wanted, names)):
                 found.linear.append((module, Layer(tuple(names), width, new(width))))
             continue

@@ -52,14 +52,15 @@ class ModuleStatistics:
     """What a linear layer saw of ``token_count`` tokens ``x``; ``K`` stands for its in_features.
 
     Attributes:
-        token_count: How many tokens; 0 means that nothing is known, and everything else is zeros.
+        token_count: How many tokens; 0 means that nothing is known, and everything else is zeros. ``None`` only for what comes from
+            an importance matrix in its old form, which does not count them.
         hessian: ``X^T X / n``, F32 ``[K, K]``, exactly symmetric; ``None`` if only its diagonal was kept.
         hessian_diagonal: The mean of ``x^2``, F32 ``[K]``.
         mean_abs_input: The mean of ``|x|``, F32 ``[K]``; ``None`` where a file lacks it.
         mean_input: The mean of ``x``, F32 ``[K]``; ``None`` where a file lacks it.
     """
 
-    token_count: int
+    token_count: int | None
     hessian: F32 | None
     hessian_diagonal: F32
     mean_abs_input: F32 | None
@@ -221,7 +222,9 @@ class StatisticsWriter:
         return own
 
     def write(self, module: str, statistics: ModuleStatistics) -> None:
-        """Writes what is known of a module. ``hessian`` must be there if the file is ``full``."""
+        """Writes what is known of a module. ``hessian`` must be there if the file is ``full``, and the token count."""
+        if statistics.token_count is None:
+            raise UsageError(f"{module}: its token count is not known")
         for part in self._parts:
             array = statistics.part(part)
             name = f"{module}.{part}"
@@ -235,7 +238,7 @@ class StatisticsWriter:
     def _write_at(self, offset: int, array: npt.NDArray[Any]) -> None:
         file = self._open()
         file.seek(8 + self._header_bytes + offset)
-        file.write(memoryview(array.reshape(-1)).cast("B"))
+        file.write(array.reshape(-1).view(np.uint8).data)
 
     def _open(self) -> IO[bytes]:
         if self._file is None:
@@ -345,28 +348,26 @@ def _read_header(path: str) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
 
 def _view(path: str, name: str, statistic: str, entry: Any, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     dtype, width = ("I64", 8) if statistic == "token_count" else ("F32", 4)
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     dims = {"token_count": 0, "hessian": 2}.get(statistic, 1)
-    if (
-        not isinstance(entry, dict)
-        or entry.get("dtype") != dtype
-        or not _are_counts(shape, dims)
-        or len(set(shape)) > 1
-        or 0 in shape
-    ):
+    fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+    shape = _counts(fields.get("shape"), dims)
+    if fields.get("dtype") != dtype or shape is None or len(set(shape)) > 1 or 0 in shape:
         raise MalformedError(f"{path}: {name!r}: expected {dtype} of {dims} equal dimensions, found {entry!r:.200}")
     size = width
     for dim in shape:
         size *= dim
-    if not _are_counts(offsets, 2) or offsets[1] - offsets[0] != size or offsets[1] > data.size:
+    offsets = _counts(fields.get("data_offsets"), 2)
+    if offsets is None or offsets[1] - offsets[0] != size or offsets[1] > data.size:
         raise MalformedError(f"{path}: {name!r}: expected {size} bytes within the file, found {entry!r:.200}")
-    bytes_of = data[offsets[0] : offsets[1]]
-    return bytes_of.view(f"<{'i' if width == 8 else 'f'}{width}").reshape(shape)
+    values: npt.NDArray[Any] = data[offsets[0] : offsets[1]].view(f"<{'i' if width == 8 else 'f'}{width}")
+    return values.reshape(shape)
 
 
-def _are_counts(values: Any, n: int) -> bool:
-    return isinstance(values, list) and len(values) == n and all(type(v) is int and v >= 0 for v in values)
+def _counts(values: Any, n: int) -> list[int] | None:
+    """The value of a header's key, if it is a list of ``n`` numbers that are not negative."""
+    if isinstance(values, list) and len(values) == n and all(type(value) is int and value >= 0 for value in values):
+        return values
+    return None
 
 
 def _module(path: str, module: str, found: Mapping[str, npt.NDArray[Any]], full: bool) -> ModuleStatistics:

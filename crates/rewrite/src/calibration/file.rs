@@ -57,7 +57,7 @@ impl Statistic {
 }
 
 /// A file, its layout validated.
-pub(super) struct File {
+pub(super) struct Stored {
     file: String,
     checkpoint: Checkpoint,
     metadata: Vec<(String, String)>,
@@ -81,7 +81,7 @@ struct Own {
     has_mean: bool,
 }
 
-impl File {
+impl Stored {
     pub(super) fn open(
         file: &str,
         source: Arc<dyn ReadAt>,
@@ -123,6 +123,7 @@ impl File {
         Some(Module {
             name: name.to_owned(),
             in_features: Some(own.in_features),
+            n_values: own.in_features,
             token_count: Some(own.token_count),
             detail: own.detail,
         })

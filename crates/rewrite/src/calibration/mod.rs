@@ -27,7 +27,7 @@ pub struct Calibration {
 /// Where statistics come from.
 enum Source {
     /// Our own format.
-    File(file::File),
+    File(Box<file::Stored>),
     /// llama.cpp's, in either form.
     Imatrix(Imatrix),
 }
@@ -40,6 +40,8 @@ pub struct Module {
     /// Its input features. `None` for a stack of experts in the old binary form of an importance matrix, which holds them one
     /// after the other and does not say how many they are.
     pub in_features: Option<u64>,
+    /// Values of the diagonal: `in_features`, or in that stack those of all experts.
+    pub n_values: u64,
     /// The tokens that it saw; `None` where the file does not count them (the same form).
     pub token_count: Option<u64>,
     /// How much of the second moment there is.
@@ -130,7 +132,7 @@ impl Calibration {
         limits: &Limits,
     ) -> Result<Self, Error> {
         let source = match Form::of(file, source.as_ref())? {
-            Form::Safetensors => Source::File(file::File::open(file, source, limits)?),
+            Form::Safetensors => Source::File(Box::new(file::Stored::open(file, source, limits)?)),
             Form::Gguf => Source::Imatrix(Imatrix::open_gguf(file, source, limits)?),
             Form::Binary => Source::Imatrix(Imatrix::open_binary(file, source)?),
         };
@@ -190,10 +192,13 @@ impl Calibration {
                 return Ok(found);
             }
         }
-        match member_of(stack, expert) {
-            Some(member) => self.statistics(&member, in_features),
-            None => Ok(None),
+        for member in members_of(stack, expert) {
+            let found = self.statistics(&member, in_features)?;
+            if found.is_some() {
+                return Ok(found);
+            }
         }
+        Ok(None)
     }
 
     /// Keys and values that say how the statistics came about, as the file spells them; for people and reports.
@@ -205,16 +210,18 @@ impl Calibration {
     }
 }
 
-/// What a member of a stack is called where experts are stored one by one.
-fn member_of(stack: &str, expert: u64) -> Option<String> {
-    const EXPERTS: &str = "experts.";
-    let at = stack.rfind(EXPERTS)?.checked_add(EXPERTS.len())?;
-    let (before, projection) = stack.split_at_checked(at)?;
-    let projection = match projection {
-        "gate_up_proj" => "gate_proj",
-        other => other,
+/// What a member of a stack may be called where experts are modules of their own: its number stands before the last part.
+fn members_of(stack: &str, expert: u64) -> Vec<String> {
+    let Some((before, projection)) = stack.rsplit_once('.') else {
+        return Vec::new();
     };
-    Some(format!("{before}{expert}.{projection}"))
+    let projections = match projection {
+        // Fused where a model is loaded, and often two where it is saved; their inputs are the same.
+        "gate_up_proj" => &["gate_up_proj", "gate_proj"][..],
+        other => &[other],
+    };
+    let member = |projection| format!("{before}.{expert}.{projection}");
+    projections.iter().map(member).collect()
 }
 
 /// The forms of a file.

@@ -89,11 +89,7 @@ fn read_all(bytes: &[u8]) -> Result<usize, Error> {
     let calibration = open(bytes)?;
     let mut n_read = 0;
     for module in calibration.modules() {
-        let found = match module.in_features {
-            Some(width) => calibration.statistics(&module.name, width)?,
-            // The old binary form, where the first of a stack stands for all of it.
-            None => calibration.expert_statistics(&module.name, 0, 8)?,
-        };
+        let found = calibration.statistics(&module.name, module.n_values)?;
         let found = found.unwrap_or_else(|| panic!("{} is listed", module.name));
         assert!(
             found
@@ -170,32 +166,38 @@ fn each_rule_is_refused_by_name() {
     let breaks: &[Break] = &[
         (
             "calibration_kind",
-            |t| drop(t.metadata.remove("format")),
+            |t| {
+                t.metadata.remove("format");
+            },
             "without `format`",
         ),
         (
             "calibration_metadata",
-            |t| drop(t.metadata.insert("format_version".into(), "2".into())),
+            |t| {
+                t.metadata.insert("format_version".into(), "2".into());
+            },
             "format_version: expected 1, found \"2\"",
         ),
         (
             "calibration_metadata",
-            |t| drop(t.metadata.remove("accumulation")),
+            |t| {
+                t.metadata.remove("accumulation");
+            },
             "accumulation: expected F32 or F64, found nothing",
         ),
         (
             "calibration_metadata",
             |t| {
-                drop(
-                    t.metadata
-                        .insert("shares".into(), r#"{"a.c": "a.d"}"#.into()),
-                )
+                t.metadata
+                    .insert("shares".into(), r#"{"a.c": "a.d"}"#.into());
             },
             "shares: expected a JSON object",
         ),
         (
             "calibration_metadata",
-            |t| drop(t.metadata.insert("shares".into(), "[[".into())),
+            |t| {
+                t.metadata.insert("shares".into(), "[[".into());
+            },
             "shares: expected a JSON object",
         ),
         (
@@ -230,12 +232,16 @@ fn each_rule_is_refused_by_name() {
         ),
         (
             "calibration_layout",
-            |t| drop(t.tensors.remove("a.b.hessian")),
+            |t| {
+                t.tensors.remove("a.b.hessian");
+            },
             "a.b.hessian: expected a tensor",
         ),
         (
             "calibration_layout",
-            |t| drop(t.tensors.remove("a.b.token_count")),
+            |t| {
+                t.tensors.remove("a.b.token_count");
+            },
             "a.b.token_count: expected a tensor",
         ),
         (

@@ -63,10 +63,12 @@ impl Entry {
 
     /// What is known of a matrix without reading it.
     fn module(&self, name: String, matrix: Option<u64>) -> Module {
-        let n_matrices = self.n_matrices();
+        let in_features = self.n_matrices();
+        let in_features = in_features.and_then(|n| self.n_values.checked_div(n));
         Module {
             name,
-            in_features: n_matrices.and_then(|n| self.n_values.checked_div(n)),
+            in_features,
+            n_values: in_features.unwrap_or(self.n_values),
             token_count: self.tokens(matrix.unwrap_or(0)),
             detail: Detail::Diagonal,
         }
@@ -176,7 +178,9 @@ impl Imatrix {
         };
         subject.not_negative("in_sum2", &sums)?;
         if let Some(divisor) = divisor(entry, token_count) {
-            sums.iter_mut().for_each(|sum| *sum /= divisor);
+            for sum in &mut sums {
+                *sum /= divisor;
+            }
         }
         Ok(Statistics {
             in_features: sums.len(),
