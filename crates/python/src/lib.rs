@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod audits;
+mod calibration;
 mod checkpoint;
 mod errors;
 mod jobs;
@@ -17,6 +18,8 @@ mod work;
 mod native {
     #[pymodule_export]
     use crate::audits::{audit, diff, explain, tp_plan};
+    #[pymodule_export]
+    use crate::calibration::{Calibration, write_imatrix};
     #[pymodule_export]
     use crate::checkpoint::{Checkpoint, Part, Weight};
     #[pymodule_export]

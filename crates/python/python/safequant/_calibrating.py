@@ -129,7 +129,8 @@ class Calibrator:
             writer = self._writer(stack, metadata)
             stack.enter_context(_quiet(self.model))
             if self.options.device is not None:
-                stack.enter_context(_placed(_outside(self.model, self.blocks), self.options.device))
+                own = (_tensors(module, recurse=False) for module in _outside(self.model, self.blocks))
+                stack.enter_context(_placed([tensor for tensors in own for tensor in tensors], self.options.device))
             for index, (name, block, layers) in enumerate(self.parts):
                 self._part(index, name, block, layers, writer)
             metadata["tokens"] = str(sum(self.tokens))
@@ -142,8 +143,8 @@ class Calibrator:
     def _writer(self, stack: ExitStack, metadata: Mapping[str, str]) -> StatisticsWriter | None:
         if self.options.path is None:
             return None
-        listed = [(layer.names, layer.width) for _, _, layers in self.parts for layer in layers]
-        writer = StatisticsWriter(self.options.path, listed, self.options.hessian, metadata=metadata)
+        widths = {name: layer.width for _, _, layers in self.parts for layer in layers for name in layer.names}
+        writer = StatisticsWriter(self.options.path, widths, self.options.hessian, metadata=metadata)
         return stack.enter_context(writer)
 
     def _part(self, index: int, name: str, block: torch.nn.Module, layers: Layers, writer: StatisticsWriter | None) -> None:
@@ -153,7 +154,7 @@ class Calibrator:
             return
         with ExitStack() as stack:
             if self.options.device is not None and not is_rest:
-                stack.enter_context(_placed([block], self.options.device))
+                stack.enter_context(_placed(_tensors(block), self.options.device))
             put_out = [self._pass(index, name, at, layers) for at in range(len(self.batches))]
             if index == 0 and not is_rest:
                 self._probe(put_out[0])
@@ -267,13 +268,37 @@ class Calibrator:
 
 
 def _finish(layers: Layers, writer: StatisticsWriter | None) -> dict[str, ModuleStatistics]:
-    found: dict[str, ModuleStatistics] = {}
+    """The statistics of all layers. Those that saw the same inputs (queries, keys and values) get one object, and share in the
+    file."""
+    groups: dict[object, list[tuple[list[str], ModuleStatistics]]] = {}
     for layer in layers:
         statistics = layer.sums.statistics(layer.names[0])
+        alike = groups.setdefault(_fingerprint(statistics), [])
+        twin = next((names for names, other in alike if _are_equal(other, statistics)), None)
+        if twin is None:
+            alike.append((list(layer.names), statistics))
+        else:
+            twin.extend(layer.names)
+    found: dict[str, ModuleStatistics] = {}
+    for names, statistics in (entry for alike in groups.values() for entry in alike):
         if writer is not None:
-            writer.write(layer.names[0], statistics)
-        found.update(dict.fromkeys(layer.names, statistics))
-    return found
+            writer.write(names, statistics)
+        found.update(dict.fromkeys(names, statistics))
+    return {name: found[name] for layer in layers for name in layer.names}
+
+
+def _fingerprint(statistics: ModuleStatistics) -> object:
+    vectors = (statistics.hessian_diagonal, statistics.mean_abs_input, statistics.mean_input)
+    digest = hashlib.sha256()
+    for vector in vectors:
+        if vector is not None:
+            digest.update(vector.tobytes())
+    return statistics.token_count, statistics.in_features, digest.digest()
+
+
+def _are_equal(a: ModuleStatistics, b: ModuleStatistics) -> bool:
+    """Of two with one fingerprint."""
+    return a.hessian is None or b.hessian is None or bool((a.hessian == b.hessian).all())
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -426,24 +451,21 @@ def _outside(model: torch.nn.Module, blocks: Sequence[tuple[str, torch.nn.Module
     return [module for module in model.modules() if id(module) not in inside]
 
 
-@contextmanager
-def _placed(modules: Sequence[torch.nn.Module], device: torch.device) -> Iterator[None]:
-    """Parameters and buffers on a device, and back where they were.
+def _tensors(module: torch.nn.Module, *, recurse: bool = True) -> list[torch.Tensor]:
+    return [*module.parameters(recurse=recurse), *module.buffers(recurse=recurse)]
 
-    A single module is moved with all that it holds; of several, each one's own, so that what they hold and is not listed stays.
-    """
-    whole = len(modules) == 1
-    tensors: dict[int, tuple[torch.Tensor, torch.device]] = {}
-    for module in modules:
-        for tensor in (*module.parameters(recurse=whole), *module.buffers(recurse=whole)):
-            tensors[id(tensor)] = (tensor, tensor.device)
-    for tensor, _ in tensors.values():
+
+@contextmanager
+def _placed(tensors: Sequence[torch.Tensor], device: torch.device) -> Iterator[None]:
+    """Parameters and buffers on a device, and back where they were."""
+    before = {id(tensor): (tensor, tensor.device) for tensor in tensors}
+    for tensor, _ in before.values():
         tensor.data = tensor.data.to(device)
     try:
         yield
     finally:
-        for tensor, before in tensors.values():
-            tensor.data = tensor.data.to(before)
+        for tensor, place in before.values():
+            tensor.data = tensor.data.to(place)
 
 
 class Observer(TorchFunctionMode):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -110,13 +110,12 @@ class Statistics(Mapping[str, ModuleStatistics]):
         groups: dict[int, list[str]] = {}
         for name, module in self._modules.items():
             groups.setdefault(id(module), []).append(name)
-        listed = [(names, self._modules[names[0]].in_features) for names in groups.values()]
-        full = self.provenance.get("hessian") == "full"
+        widths = {name: module.in_features for name, module in self._modules.items()}
         vectors = [v for v in _VECTORS if all(m.part(v) is not None for m in self._modules.values())]
-        detail: Detail = "full" if full else "diagonal"
-        with StatisticsWriter(path, listed, detail, vectors, self.provenance) as writer:
+        detail: Detail = "full" if self.provenance.get("hessian") == "full" else "diagonal"
+        with StatisticsWriter(path, widths, detail, vectors, self.provenance) as writer:
             for names in groups.values():
-                writer.write(names[0], self._modules[names[0]])
+                writer.write(names, self._modules[names[0]])
             writer.commit(self.provenance)
 
     @classmethod
@@ -134,86 +133,64 @@ class Statistics(Mapping[str, ModuleStatistics]):
 class StatisticsWriter:
     """Writes a file module by module, so that only one module's statistics have to be in memory.
 
-    The file is complete from the start, with zeros (holes, where the file system has them) for what is not written. It gets its
-    name in :meth:`commit`; leaving the ``with`` block without that removes it.
+    The file gets its name in :meth:`commit`; leaving the ``with`` block without that removes it.
 
     Args:
         path: The file's name in the end.
-        modules: Names of modules that share statistics, and their in_features; the first name is the one to be written.
+        modules: Every module that will be written, and its in_features: there must be room for all of them in the header, which
+            comes first and is written last.
         detail: What is kept of the second moment.
         vectors: Which vectors are kept beside it.
-        metadata: What is known of the metadata beforehand, so that there is room for it in the header.
+        metadata: What is known of the metadata beforehand, so that there is room for it too.
 
     Raises:
-        UsageError: A name occurs twice, or in_features are 0.
+        UsageError: In_features are 0, or the header would be longer than readers take.
         OSError: The system refused.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        modules: Iterable[tuple[Sequence[str], int]],
+        modules: Mapping[str, int],
         detail: Detail,
         vectors: Sequence[str] = _VECTORS,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._shares: dict[str, str] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._counts: dict[str, int] = {}
+        self._widths = dict(modules)
         self._detail = detail
-        matrix = "hessian" if detail == "full" else "hessian_diagonal"
-        self._parts = (matrix, *vectors)
-        for names, width in modules:
-            self._add(names, width)
-        self._offsets, self._data_bytes = self._layout()
-        self._header_bytes = len(self._header(metadata or {})) + _HEADER_SLACK_BYTES
+        self._parts = ("hessian" if detail == "full" else "hessian_diagonal", *vectors)
+        self._shares: dict[str, str] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._counts: dict[str, int] = {}
+        self._data_bytes = 0
+        for name, width in modules.items():
+            if width < 1:
+                raise UsageError(f"{name}: expected at least one input feature")
+        self._header_bytes = self._room(metadata or {})
         if self._header_bytes > _MAX_HEADER_BYTES:
             raise UsageError(f"{self.path}: a header of {self._header_bytes} bytes; readers take {_MAX_HEADER_BYTES}")
         folder, name = os.path.split(self.path)
         self._folder = folder or "."
         self._partial = os.path.join(self._folder, f".{name}.safequant-partial")
         self._file: IO[bytes] | None = open(self._partial, "wb")
-        try:
-            self._file.truncate(8 + self._header_bytes + self._data_bytes)
-        except OSError:
-            self.__exit__(None, None, None)
-            raise
+        self._file.seek(8 + self._header_bytes)
 
-    def _add(self, names: Sequence[str], width: int) -> None:
-        first = names[0]
-        if width < 1:
-            raise UsageError(f"{first}: expected at least one input feature")
-        for name in names:
-            if name in self._counts or name in self._shares:
-                raise UsageError(f"{name}: two modules have this name")
-            if name == first:
-                self._counts[name] = 0
-            else:
-                self._shares[name] = first
-        for part in self._parts:
-            self._shapes[f"{first}.{part}"] = (width, width) if part == "hessian" else (width,)
+    def _room(self, metadata: Mapping[str, str]) -> int:
+        """The length of the longest header that can come of this: every module with tensors of its own, far away.
 
-    def _layout(self) -> tuple[dict[str, tuple[int, int]], int]:
-        """Byte ranges of all tensors: the counts first, which have the widest elements, then in the order of the modules."""
-        offsets: dict[str, tuple[int, int]] = {}
-        at = 0
-        for module in self._counts:
-            offsets[f"{module}.token_count"] = (at, at + 8)
-            at += 8
-        for name, shape in self._shapes.items():
-            end = at + 4 * int(np.prod(shape, dtype=np.int64))
-            offsets[name] = (at, end)
-            at = end
-        return offsets, at
+        (One that shares takes less: its name once more instead of four entries.)
+        """
+        far = [10**18, 10**18]
+        entries: dict[str, Any] = {}
+        for module, width in self._widths.items():
+            for part in (*self._parts, "token_count"):
+                entries[f"{module}.{part}"] = {"dtype": "F32", "shape": [width, width], "data_offsets": far}
+        return len(self._header(metadata, entries)) + _HEADER_SLACK_BYTES
 
-    def _header(self, metadata: Mapping[str, str]) -> bytes:
-        entries: dict[str, Any] = {"__metadata__": dict(sorted({**self._own_metadata(), **metadata}.items()))}
-        for name, (start, end) in self._offsets.items():
-            shape = self._shapes.get(name)
-            dtype = "I64" if shape is None else "F32"
-            entries[name] = {"dtype": dtype, "shape": list(shape or ()), "data_offsets": [start, end]}
-        return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    def _header(self, metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
+        own = {"__metadata__": dict(sorted({**metadata, **self._own_metadata()}.items()))}
+        return json.dumps({**own, **entries}, separators=(",", ":"), ensure_ascii=False).encode()
 
     def _own_metadata(self) -> dict[str, str]:
         own = {"format": FORMAT, "format_version": VERSION, "hessian": self._detail}
@@ -221,24 +198,37 @@ class StatisticsWriter:
             own["shares"] = json.dumps(self._shares, separators=(",", ":"), ensure_ascii=False)
         return own
 
-    def write(self, module: str, statistics: ModuleStatistics) -> None:
-        """Writes what is known of a module. ``hessian`` must be there if the file is ``full``, and the token count."""
+    def write(self, names: Sequence[str], statistics: ModuleStatistics) -> None:
+        """Writes what is known of a module, under the first of its names; the others share it.
+
+        Raises:
+            UsageError: A name was written before or not announced, an array is missing or has another shape, the token count is
+                not known.
+            OSError: The system refused.
+        """
+        first = names[0]
+        for name in names:
+            if name not in self._widths or name in self._counts or name in self._shares:
+                raise UsageError(f"{name}: expected a module that was announced, once")
+            if name != first:
+                self._shares[name] = first
         if statistics.token_count is None:
-            raise UsageError(f"{module}: its token count is not known")
+            raise UsageError(f"{first}: its token count is not known")
         for part in self._parts:
             array = statistics.part(part)
-            name = f"{module}.{part}"
-            if array is None or array.shape != self._shapes[name]:
+            dims = 2 if part == "hessian" else 1
+            expected = (self._widths[first],) * dims
+            if array is None or array.shape != expected:
                 found = None if array is None else array.shape
-                raise UsageError(f"{name}: expected an array of {self._shapes[name]}, found {found}")
-            if statistics.token_count > 0:
-                self._write_at(self._offsets[name][0], np.ascontiguousarray(array, dtype="<f4"))
-        self._counts[module] = statistics.token_count
+                raise UsageError(f"{first}.{part}: expected an array of {expected}, found {found}")
+            self._append(f"{first}.{part}", np.ascontiguousarray(array, dtype="<f4"), "F32")
+        self._counts[first] = statistics.token_count
 
-    def _write_at(self, offset: int, array: npt.NDArray[Any]) -> None:
-        file = self._open()
-        file.seek(8 + self._header_bytes + offset)
-        file.write(array.reshape(-1).view(np.uint8).data)
+    def _append(self, name: str, array: npt.NDArray[Any], dtype: str) -> None:
+        start, end = self._data_bytes, self._data_bytes + array.nbytes
+        self._entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+        self._open().write(array.reshape(-1).view(np.uint8).data)
+        self._data_bytes = end
 
     def _open(self) -> IO[bytes]:
         if self._file is None:
@@ -255,20 +245,23 @@ class StatisticsWriter:
             UsageError: The metadata lacks what every file has, or contradicts the file.
             OSError: The system refused.
         """
+        missing = [name for name in self._widths if name not in self._counts and name not in self._shares]
+        if missing:
+            raise UsageError(f"{self.path}: {missing[0]} was announced, and not written")
         own = self._own_metadata()
         given = {key: value for key, value in metadata.items() if key != "shares"}
         for key, value in own.items():
-            if given.get(key, value) != value:
+            if key != "shares" and given.get(key, value) != value:
                 raise UsageError(f"{self.path}: {key}: expected {value!r}, found {given[key]!r}")
         _check_metadata(self.path, {**given, **own}, UsageError)
-        header = self._header(given)
+        for module, count in self._counts.items():
+            self._append(f"{module}.token_count", np.array(count, dtype="<i8"), "I64")
+        header = self._header(given, self._entries)
         if len(header) > self._header_bytes:
             raise UsageError(f"{self.path}: metadata that grew by more than {_HEADER_SLACK_BYTES} bytes")
         file = self._open()
         file.seek(0)
         file.write(self._header_bytes.to_bytes(8, "little") + header.ljust(self._header_bytes))
-        if self._counts:
-            self._write_at(0, np.array(list(self._counts.values()), dtype="<i8"))
         file.flush()
         os.fsync(file.fileno())
         file.close()

@@ -264,14 +264,19 @@ class TinyModels(Comparing):
         error = np.abs(found.hessian - expected)
         self.assertTrue(bool((error <= 1e-4 * np.outer(norms, norms) + 1e-30).all()), name)
 
-    def test_gate_and_up_of_an_expert_share_their_statistics(self) -> None:
+    def test_modules_with_the_same_inputs_share_their_statistics(self) -> None:
+        """Gate and up of each expert, and queries, keys and values."""
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "statistics.safetensors")
-            found = calibrate(tiny("mixtral"), batches(), path=path)
-            shares = json.loads(found.provenance["shares"])
-            self.assertEqual(len(shares), 3 * 5)
-            for name, of in shares.items():
-                self.assertIs(found[name], found[of])
+            for kind, n_shares in (("mixtral", 3 * (5 + 2)), ("llama", 3 * (1 + 2))):
+                found = calibrate(tiny(kind), batches(), path=path)
+                shares = json.loads(found.provenance["shares"])
+                self.assertEqual(len(shares), n_shares)
+                for name, of in shares.items():
+                    self.assertIs(found[name], found[of])
+                kept = calibrate(tiny(kind), batches())
+                self.assert_same(found, kept)
+                self.assertEqual(len({id(module) for module in kept.values()}), len(kept) - n_shares)
 
     def test_stacks_that_stay_stacks_are_numbered(self) -> None:
         """gpt-oss: matrices ``[in_features, out_features]``, multiplied by ``@``, stored as stacks."""

@@ -119,9 +119,10 @@ impl Stored {
     }
 
     pub(super) fn module(&self, name: &str) -> Option<Module> {
-        let (_, own) = self.own(name)?;
+        let (owner, own) = self.own(name)?;
         Some(Module {
             name: name.to_owned(),
+            owner: owner.to_owned(),
             in_features: Some(own.in_features),
             n_values: own.in_features,
             token_count: Some(own.token_count),

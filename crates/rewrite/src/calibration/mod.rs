@@ -37,6 +37,9 @@ enum Source {
 pub struct Module {
     /// Its name, as [`Calibration::statistics`] takes it.
     pub name: String,
+    /// The module whose statistics these are: itself, or the one that it shares them with because both saw the same inputs. What a
+    /// quantizer derives from them need be derived once for each.
+    pub owner: String,
     /// Its input features. `None` for a stack of experts in the old binary form of an importance matrix, which holds them one
     /// after the other and does not say how many they are.
     pub in_features: Option<u64>,

@@ -109,6 +109,8 @@ fn what_the_file_says_is_what_is_read() {
     let calibration = open(&Tiny::new().bytes()).unwrap();
     let names: Vec<String> = calibration.modules().map(|m| m.name).collect();
     assert_eq!(names, ["a.b", "a.c", "a.idle"]);
+    let owners: Vec<String> = calibration.modules().map(|m| m.owner).collect();
+    assert_eq!(owners, ["a.b", "a.b", "a.idle"]);
     for name in ["a.b", "a.c"] {
         let found = calibration.statistics(name, 2).unwrap().unwrap();
         let h = vec![2.0, 0.5, 0.5, 1.0];

@@ -66,6 +66,7 @@ impl Entry {
         let in_features = self.n_matrices();
         let in_features = in_features.and_then(|n| self.n_values.checked_div(n));
         Module {
+            owner: name.clone(),
             name,
             in_features,
             n_values: in_features.unwrap_or(self.n_values),
