@@ -10,6 +10,8 @@ mod checkpoint;
 mod errors;
 mod jobs;
 mod memory;
+mod parallel;
+mod parts;
 mod program;
 mod registries;
 mod work;
@@ -26,6 +28,10 @@ mod native {
     use crate::jobs::{plan, run};
     #[pymodule_export]
     use crate::memory::Memory;
+    #[pymodule_export]
+    use crate::parallel::shares;
+    #[pymodule_export]
+    use crate::parts::{begin_parts, discard_parts, finish_parts, run_part};
     #[pymodule_export]
     use crate::program::main;
     #[pymodule_export]

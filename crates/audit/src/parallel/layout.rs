@@ -50,15 +50,15 @@ pub(super) enum Share {
 
 /// How a part of a model is cut.
 #[derive(Clone, Copy)]
-enum Way {
+pub(super) enum Way {
     Columns,
     Rows,
     Vocabulary,
     Not,
 }
 
-fn way(name: ModuleName<'_>) -> Way {
-    match name.part {
+pub(super) fn way(part: Part) -> Way {
+    match part {
         Part::Query
         | Part::Key
         | Part::Value
@@ -99,44 +99,51 @@ impl Layout {
         if tensor.convention == "mxfp4" {
             return Share::Uneven { ranks: degree };
         }
+        let shape = [tensor.out_features(), tensor.in_features()];
+        self.share_of(shape, name.part, degree)
+    }
+
+    /// What one rank has of a weight of `[out_features, in_features]`.
+    pub(super) fn share_of(&self, shape: [u64; 2], part: Part, degree: u64) -> Share {
+        let [rows, columns] = shape;
         let all = |features, ranks| vec![Size { features, ranks }];
-        let (axis, sizes) = match (way(name), name.part) {
+        let (axis, sizes) = match (way(part), part) {
             (Way::Not, _) => return Share::Whole,
             (Way::Vocabulary, _) => return Share::Vocabulary { ranks: degree },
-            (Way::Rows, _) => (Axis::In, all(tensor.in_features(), degree)),
+            (Way::Rows, _) => (Axis::In, all(columns, degree)),
             (Way::Columns, Part::Key | Part::Value) => {
                 let ranks = self.key_value_ranks(degree);
-                (Axis::Out, all(tensor.out_features(), ranks))
+                (Axis::Out, all(rows, ranks))
             }
             (Way::Columns, Part::GateUp) => {
-                let half = tensor.out_features() / 2;
+                let half = rows / 2;
                 let size = Size {
                     features: half,
                     ranks: degree,
                 };
-                if half.checked_mul(2) != Some(tensor.out_features()) {
+                if half.checked_mul(2) != Some(rows) {
                     return Share::Whole;
                 }
                 (Axis::Out, vec![size, size])
             }
-            (Way::Columns, Part::QueryKeyValue) => match self.fused(tensor, degree) {
+            (Way::Columns, Part::QueryKeyValue) => match self.fused(rows, degree) {
                 Some(sizes) => (Axis::Out, sizes),
                 None => return Share::Whole,
             },
-            (Way::Columns, _) => (Axis::Out, all(tensor.out_features(), degree)),
+            (Way::Columns, _) => (Axis::Out, all(rows, degree)),
         };
         Share::Cut { axis, sizes }
     }
 
     /// The sizes of q, k and v in one matrix; `None` where the configuration does not explain its rows.
-    fn fused(&self, tensor: &QuantizedTensor, degree: u64) -> Option<Vec<Size>> {
+    fn fused(&self, rows: u64, degree: u64) -> Option<Vec<Size>> {
         let (dim, ranks) = (self.head_dim?, self.key_value_ranks(degree));
         let query = self.heads?.checked_mul(dim)?;
         let key = self.key_value_heads?.checked_mul(dim)?;
         let sum = key.checked_mul(2)?.checked_add(query)?;
         let size = |features, ranks| Size { features, ranks };
         let sizes = vec![size(query, degree), size(key, ranks), size(key, ranks)];
-        (sum == tensor.out_features()).then_some(sizes)
+        (sum == rows).then_some(sizes)
     }
 
     /// Ranks that keys and values are shared among: where there are more ranks than heads, ranks hold copies.
@@ -189,7 +196,7 @@ impl Layout {
             "weight" | "bias" => ModuleName::parse(module),
             _ => ModuleName::parse(name),
         };
-        let ranks = match (way(parsed), parsed.part) {
+        let ranks = match (way(parsed.part), parsed.part) {
             (Way::Not, _) => 1,
             (Way::Rows, _) if ending == "bias" => 1,
             (Way::Columns, Part::Key | Part::Value) => self.key_value_ranks(degree),

@@ -6,6 +6,7 @@
 
 mod cut;
 mod layout;
+mod shares;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,8 @@ use crate::{ModuleName, Part, Subject};
 
 use cut::Cutter;
 use layout::{Layout, Share};
+
+pub use shares::{Cut, RankShare, ShareError, shares};
 
 /// What stands in the way of a degree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,226 @@
+"""transformers: any checkpoint that the engine opens as a dense model, and packed ones where transformers knows how.
+
+Importing this module imports torch and transformers (5 or later).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+
+from .audits import audit
+from .checkpoint import Checkpoint, open
+from .errors import UnsupportedError
+from .torch import StateDict, state_dict
+
+__all__ = ["from_packed", "from_quantized"]
+
+#: Where configurations say how weights are quantized; a dense model has none of it.
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+
+#: transformers reads a switch of the process: one load at a time turns it.
+_SWITCH = "HF_DEACTIVATE_ASYNC_LOAD"
+_LOCK = threading.Lock()
+
+
+def from_quantized(
+    path: str | os.PathLike[str] | Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    config: transformers.PreTrainedConfig | None = None,
+    model_class: type[transformers.PreTrainedModel] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Loads a checkpoint of any convention as a dense model.
+
+    Weights are decoded one by one into the model that transformers builds: nothing is written, and beside the model there is one
+    weight at a time (all experts of a layer where transformers stacks them). Names are converted by transformers' own rules.
+
+    Args:
+        path: What ``safequant.open`` takes, or what it gave.
+        dtype: The model's dtype. ``None``: that of the configuration, else that of the weights. Weights are dequantized to the
+            dtype of their reference, and cast as transformers casts what it loads.
+        device: Where the model goes; the CPU, unless torch's default device is another.
+        config: The configuration, where there is no ``config.json`` or another one is wanted.
+        model_class: The model's class, where ``architectures`` in the configuration does not name one of transformers'.
+        kwargs: As ``PreTrainedModel.from_pretrained`` takes them (``attn_implementation=...``).
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        UnsupportedError: transformers does not know the architecture, or weights and model do not go together: the message names
+            what is missing, what is left over and what has another shape.
+        MalformedError, StorageError: As ``safequant.open``.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else open(path)
+    dense = _dense_config(checkpoint) if config is None else config
+    build = _class_of(dense, checkpoint) if model_class is None else model_class
+    weights = state_dict(checkpoint, device="cpu" if device is None else device)
+    chosen = dtype or getattr(dense, "dtype", None) or _dtype_of(weights)
+    if device is not None:
+        kwargs.setdefault("device_map", {"": torch.device(device)})
+    with _one_by_one():
+        try:
+            model, told = build.from_pretrained(
+                None,
+                config=dense,
+                state_dict=_lazy(weights, build, dense),
+                dtype=chosen,
+                output_loading_info=True,
+                **kwargs,
+            )
+        except RuntimeError as error:
+            raise UnsupportedError(f"{checkpoint.path}: transformers cannot load it: {error}", "transformers") from error
+    _check(checkpoint, told)
+    model.config.name_or_path = str(checkpoint.path)
+    _read_generation_config(checkpoint, model)
+    return model
+
+
+def from_packed(path: str | os.PathLike[str], *, auto_class: Any = None, **kwargs: Any) -> Any:
+    """Loads a checkpoint with its weights packed, by transformers itself, where the engine's profile says that it can.
+
+    Args:
+        path: A directory in the Hugging Face layout.
+        auto_class: One of transformers' ``Auto`` classes; ``AutoModelForCausalLM`` by default.
+        kwargs: As its ``from_pretrained`` takes them.
+
+    Raises:
+        UnsupportedError: transformers does not load it: the message has the reasons. ``from_quantized`` loads it as a dense model.
+        MalformedError, StorageError: As ``safequant.audit``.
+    """
+    verdict = audit(path, depth="headers", runtimes=["transformers"]).runtimes[0]
+    if not verdict.loads:
+        reasons = "; ".join(verdict.reasons)
+        raise UnsupportedError(
+            f"{os.fspath(path)}: transformers does not load it packed: {reasons}",
+            "transformers",
+            "safequant.transformers.from_quantized loads it as a dense model",
+        )
+    build = transformers.AutoModelForCausalLM if auto_class is None else auto_class
+    kwargs.setdefault("dtype", "auto")
+    return build.from_pretrained(os.fspath(path), **kwargs)
+
+
+def _dense_config(checkpoint: Checkpoint) -> transformers.PreTrainedConfig:
+    told = checkpoint.config
+    model_type = told.get("model_type")
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"{checkpoint.path}: transformers {transformers.__version__} has no model of the type {model_type!r}",
+            "transformers",
+            "pass config= and model_class=",
+        )
+    config_class: Any = transformers.CONFIG_MAPPING[model_type]
+    made: transformers.PreTrainedConfig = config_class.from_dict(_stripped(told))
+    return made
+
+
+def _stripped(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what says how weights are quantized, its sub-configurations likewise."""
+    kept = {key: value for key, value in config.items() if key not in _QUANTIZATION}
+    return {key: _stripped(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _class_of(config: transformers.PreTrainedConfig, checkpoint: Checkpoint) -> type[transformers.PreTrainedModel]:
+    names = getattr(config, "architectures", None) or []
+    found = getattr(transformers, str(names[0]), None) if names else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise UnsupportedError(
+            f"{checkpoint.path}: transformers {transformers.__version__} has no model called {names}",
+            "transformers",
+            "pass model_class=",
+        )
+    return found
+
+
+def _dtype_of(weights: StateDict) -> torch.dtype:
+    """The dtype of the first weight that a model can be built in."""
+    for name in weights.keys():
+        dtype, _ = weights.describe(name)
+        if dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            return dtype
+    return torch.get_default_dtype()
+
+
+class _Lazy:
+    """A weight that is decoded when transformers takes ``[...]`` of it, as it does with safetensors' slices."""
+
+    def __init__(self, weights: StateDict, name: str, transposed: bool) -> None:
+        self._weights, self._name, self._transposed = weights, name, transposed
+        dtype, shape = weights.describe(name)
+        self.dtype = dtype
+        self.shape = torch.Size((*shape[:-2], shape[-1], shape[-2]) if transposed else shape)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        tensor = self._weights[self._name]
+        if self._transposed:
+            tensor = tensor.transpose(-1, -2).contiguous()
+        taken: torch.Tensor = tensor[index]
+        return taken
+
+
+def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config: Any) -> dict[str, _Lazy]:
+    """All weights, none of them read.
+
+    Stacks of quantized matrices are ``[experts, out_features, in_features]`` for the engine; some of transformers' models hold them
+    transposed, and say so (``is_transposed``). Dense stacks lie in the file as the model wants them.
+    """
+    modules = weights.checkpoint.modules.values()
+    stacks = {module.weight for module in modules if len(module.shape) > 2}
+    transposed = bool(stacks) and _holds_transposed(build, config)
+    return {name: _Lazy(weights, name, transposed and name in stacks) for name in weights.keys()}
+
+
+def _holds_transposed(build: Any, config: Any) -> bool:
+    with torch.device("meta"):
+        skeleton = build(config)
+    return any(getattr(module, "is_transposed", False) for module in skeleton.modules())
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Keeps transformers from loading on threads of its own, which hold weights that nobody has asked for yet: decoding one weight
+    takes all cores already."""
+    with _LOCK:
+        before = os.environ.get(_SWITCH)
+        os.environ[_SWITCH] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_SWITCH]
+            else:
+                os.environ[_SWITCH] = before
+
+
+def _check(checkpoint: Checkpoint, told: dict[str, Any]) -> None:
+    """That every weight found its place, and every place its weight."""
+    kinds = {
+        "missing_keys": "missing from the checkpoint",
+        "unexpected_keys": "unknown to the model",
+        "mismatched_keys": "of another shape",
+        "error_msgs": "not loaded",
+    }
+    faults = []
+    for kind, words in kinds.items():
+        names = sorted(map(str, told.get(kind) or []))
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            faults.append(f"{words}: {', '.join(names[:8])}{more}")
+    if faults:
+        raise UnsupportedError(f"{checkpoint.path}: weights and model do not go together: {'; '.join(faults)}", "transformers")
+
+
+def _read_generation_config(checkpoint: Checkpoint, model: Any) -> None:
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(os.fspath(folder))
