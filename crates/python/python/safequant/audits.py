@@ -14,6 +14,8 @@ __all__ = ["AuditReport", "DiffReport", "Finding", "RuntimeVerdict", "audit", "d
 
 Severity = Literal["error", "warning", "note"]
 
+_WORST_FIRST = ("error", "warning", "note")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -83,7 +85,7 @@ class AuditReport:
         return self.count("error") == 0
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{self.count(s)} {s}s" for s in ("error", "warning", "note"))  # type: ignore[arg-type]
+        counts = ", ".join(f"{self.count(s)} {s}s" for s in ("error", "warning", "note"))
         return f"AuditReport({self.source!r}, {self.depth}: {counts})"
 
     def _repr_html_(self) -> str:
@@ -164,6 +166,7 @@ def audit(
         for verdict in record["runtimes"]
     ]
     findings = [Finding(**finding) for finding in record["findings"]]
+    findings.sort(key=lambda finding: _WORST_FIRST.index(finding.severity))
     return AuditReport(record["source"], record["depth"], findings, verdicts, record, page)
 
 
