@@ -51,10 +51,10 @@ BESIDE = (".scale", ".input_scale")
 #: Where the profile is known to say something else than llama.cpp does.
 KNOWN = {
     "gptqmodel/gptq-dynamic": "modules of several widths, which are all read at the one of `bits`: no line of a profile can say so",
-    "gptqmodel/gptq-lm_head": "the same",
+    "gptqmodel/gptq-lm_head": "the same: the head is wider than the rest",
     "gptqmodel/gptq-odd-shapes": "some zero point is 0, as the data tells and no header; of asymmetric ones the profile says that llama.cpp stumbles",
-    "gptqmodel/gptq-w2g64-asym": "the same",
-    "gptqmodel/gptq-w4g128-asym": "the same",
+    "gptqmodel/gptq-w2g64-asym": "some zero point is 0, as above",
+    "gptqmodel/gptq-w4g128-asym": "some zero point is 0, as above",
     "llm-compressor/ct-w8a16-channel": "8 bits per channel load in bytes and not packed in words: no line can say both at once",
     "transformers/fgfp8-moe": "modules of experts whose scales are stacks, by a fault of transformers, which does not read them either",
     "transformers/fgfp8-ue8m0": "scales left beside two weights that were not quantized, of which llama.cpp takes account",
@@ -62,7 +62,6 @@ KNOWN = {
 #: Whole models that the converter does not know even dense, and so refuses for more than one reason.
 NO_MODEL = {
     "mlx/mlx-moe-4bit": "experts are called switch_mlp",
-    "modelopt/modelopt-int4-awq": "factors of input features have no place in a dense model; ours has two copies of such weights",
 }
 
 Tensors = dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]
@@ -152,8 +151,7 @@ def does(binary: Path, model: Path, scratch: Path) -> tuple[str, str]:
     dense = scratch / "dense"
     tool(binary, "dequantize", model, "-o", dense, "--dtype", "f32", "--quiet")
     shutil.copy(model / "tokenizer.model", dense)
-    if '"gpt_oss"' in (dense / "config.json").read_text():
-        transpose_experts(dense)
+    as_model(dense)
     refused = attempt(dense, scratch / "dense.gguf")
     fault = attempt(model, scratch / "converted.gguf")
     if refused:
@@ -186,16 +184,18 @@ def runs(model: Path) -> str | None:
     return (lines or [f"status {done.returncode}"])[-1][:300] if done.returncode else None
 
 
-def transpose_experts(dense: Path) -> None:
-    """Turns the stacks of gpt-oss as transformers and the converter want them dense. Ours keep the order that they have in MXFP4,
-    `out_features` first (specs/conventions/mxfp4.md, X4)."""
+def as_model(dense: Path) -> None:
+    """Makes of a dense copy the model that others load. Some weights expect inputs that are multiplied by a factor per feature: the
+    copy with the factors applied takes their place (specs/conventions/modelopt.md). Stacks of gpt-oss, which keep the order that they
+    have in MXFP4, are turned to the order of transformers (specs/conventions/mxfp4.md, X4)."""
     from safetensors.torch import load_file, save_file
 
     path = dense / "model.safetensors"
     stored = load_file(path)
-    for name in stored:
-        if name.endswith((".experts.down_proj", ".experts.gate_up_proj")):
-            stored[name] = stored[name].transpose(1, 2).contiguous()
+    for name in [name for name in stored if name.endswith("_effective")]:
+        stored[name.removesuffix("_effective")] = stored.pop(name)
+    for name in [name for name in stored if name.endswith((".experts.down_proj", ".experts.gate_up_proj"))]:
+        stored[name] = stored[name].transpose(1, 2).contiguous()
     save_file(stored, path, {"format": "pt"})
 
 

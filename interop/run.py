@@ -9,13 +9,17 @@ registries) and compares what the other reader makes of it with what `safequant 
 per comparison; 1 if a row fails or if a promised comparison was not made. `--all` adds readers that are too heavy for every
 run, in environments of their own (each option is the path of an interpreter): GPTQModel; those of HEAVY, which read what every
 fixture is converted to and what the tiny Llamas are quantized to (some of them also quantize the tiny Llamas themselves, and must
-write what we write); and gguf-py with llama.cpp, which reads small models with tokenizers in every GGUF scheme.
+write what we write); gguf-py with llama.cpp, which reads small models with tokenizers in every GGUF scheme; llama.cpp's own converter,
+by which the profile of llama.cpp is judged (`check_llama_cpp.py`; LLAMA_CPP_TREE in the environment names a checkout); and candle, by
+way of our example (`check_candle.py`, built with cargo).
 """
 
 import argparse
 import json
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -233,6 +237,32 @@ def check_gguf(table, binary, only, python):
     table.row("-", "all", "gguf", "gguf-py", f"{compared} models read, {len(schemes)} schemes", not compared)
 
 
+def check_by_script(table, runtime, script, python, *args):
+    """One of the scripts that print a line per fixture and end with a verdict; all of it is shown if it fails."""
+    done = subprocess.run([python, ROOT / "interop" / script, *args], capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).strip().splitlines() or ["no message"]
+    for line in lines[:-1] if done.returncode else [line for line in lines if line.startswith("NOT CHECKED")]:
+        print(f"     {line}")
+    table.row("fixture", "all", "all", runtime, lines[-1][:300], done.returncode != 0)
+
+
+def check_by_llama_cpp(table, binary, python):
+    """The profile of llama.cpp against its converter, if there is a checkout."""
+    tree = os.environ.get("LLAMA_CPP_TREE")
+    if tree:
+        check_by_script(table, "llama.cpp", "check_llama_cpp.py", python, binary, tree)
+    else:
+        table.row("fixture", "all", "all", "llama.cpp", "NOT CHECKED: LLAMA_CPP_TREE does not name a checkout of llama.cpp")
+
+
+def check_by_candle(table, binary):
+    """Whole Llamas in candle, if there is a cargo to build the example with."""
+    if os.environ.get("CARGO") or shutil.which("cargo"):
+        check_by_script(table, "candle", "check_candle.py", sys.executable, binary)
+    else:
+        table.row("fixture", "all", "all", "candle", "NOT CHECKED: there is no cargo")
+
+
 def check_fixtures(table, binary):
     """The repository's own fixtures, as `cargo xtask test` does."""
     for path in sorted((ROOT / "fixtures").rglob("fixture.json")):
@@ -307,6 +337,10 @@ def main():
             check_conversions(table, args.binary, convention, python)
     if args.gguf:
         check_gguf(table, args.binary, args.only, args.gguf)
+        if args.only in "runtime/llama.cpp":
+            check_by_llama_cpp(table, args.binary, args.gguf)
+    if args.all and args.only in "runtime/candle":
+        check_by_candle(table, args.binary)
     if not args.only:
         check_fixtures(table, args.binary)
         with tempfile.TemporaryDirectory() as folder:
