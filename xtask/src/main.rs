@@ -28,10 +28,13 @@ usage: cargo xtask TASK
 
   check [--no-test] [--only STEP]   everything CI runs: fmt, clippy, tests, docs, generated files, import table, tidy,
                                     fixtures, deny
-  test [ARGS]                       cargo test --workspace, then Python's safetensors over what we write
+  test [ARGS]                       cargo test --workspace, then Python's safetensors over what we write, then the Python package:
+                                    its wheel in a fresh environment, its stubs, its notebook
+  stubs                             writes the stubs of the Python package's native module
   generate [--check]                docs/conventions.md, docs/conversions.md and docs/rules.md
   fixtures [--update]               fixtures/MANIFEST.toml against the files; --update recomputes the digests
-  interop [--all] [--venv PATH]     what we write, read by compressed-tensors and transformers
+  interop [--all] [--venv PATH]     what we write, read by compressed-tensors and transformers; the Python package beside torch,
+                                    transformers and Ray; its types
   mutate [--seed N]                 plants every fault in every fixture, and counts what the auditor finds
   fuzz [--seconds N] [--target T] [--prepare]   the fuzz targets, one after the other
 ";

@@ -43,7 +43,13 @@ fn make(place: &Path) -> Outcome {
 
 fn install(python: &Path, what: impl FnOnce(&mut Command) -> &mut Command) -> Outcome {
     let mut pip = command(python);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
     run(what(&mut pip))
 }
 

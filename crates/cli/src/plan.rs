@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use safequant::audit::diff::Level;
 use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::kernels::Float;
+use safequant::options;
 use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
 use safequant::rewrite::repair::{RepairOptions, Weights};
@@ -12,7 +13,6 @@ use safequant::rewrite::{
     ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, OutputDtype,
     QuantizeRecipe, Verb,
 };
-use safequant::options;
 use safequant::schemes::pattern::Pattern;
 
 use crate::args::{

@@ -117,7 +117,9 @@ pub(crate) fn diff(
         })
     };
     let levels = levels.iter().map(level).collect::<Result<Vec<_>, _>>()?;
-    let select = filter.as_deref().map(|text| options::pattern("filter", text));
+    let select = filter
+        .as_deref()
+        .map(|text| options::pattern("filter", text));
     let options = compare::Options {
         levels,
         select: select.transpose().map_err(Failure::from)?,

@@ -20,6 +20,9 @@ fn failed(error: calibration::Error) -> Failure {
     Failure::from(rewrite::Error::from(error))
 }
 
+/// What `Calibration::modules` says of one.
+type Row = (String, Option<u64>, u64, Option<u64>, &'static str);
+
 #[pymethods]
 impl Calibration {
     #[new]
@@ -30,8 +33,8 @@ impl Calibration {
         })
     }
 
-    /// Name, in_features (or `None`), values of the diagonal, token count (or `None`) and `"full"` or `"diagonal"` of each.
-    fn modules(&self) -> Vec<(String, Option<u64>, u64, Option<u64>, &'static str)> {
+    /// Name, `in_features` (or `None`), values of the diagonal, token count (or `None`) and `"full"` or `"diagonal"` of each.
+    fn modules(&self) -> Vec<Row> {
         let listed = self.inner.modules();
         let row = |m: calibration::Module| {
             let detail = match m.detail {

@@ -1,8 +1,4 @@
 //! An open checkpoint: its tensors as bytes, its weights as what they mean.
-#![expect(
-    unsafe_code,
-    reason = "a mapping is opened, and memory of the caller's is filled: both are promises of the caller (docs/adr/0010-python.md)"
-)]
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,11 +10,12 @@ use safequant::container::MappedCheckpoint;
 use safequant::schemes::{Axis, DenseTensor, OutputDtype, Selection, dtype_of, slice};
 use safequant::views::{SlicedPart, slice_parts};
 use safequant::{
-    AlignedBuffer, Backend, CancelToken, Decoder, Float, Limits, Model, QuantizedTensor, parallel,
+    AlignedBuffer, Backend, CancelToken, Decoder, Float, Limits, Model, QuantizedTensor, TensorRef,
+    parallel,
 };
 
 use crate::errors::Failure;
-use crate::memory::Memory;
+use crate::memory::{Memory, open_mapped};
 use crate::work;
 
 /// Outputs of so many bytes are worth a thread that can be interrupted.
@@ -118,6 +115,10 @@ pub(crate) struct Part {
 }
 
 /// A quantized weight, described.
+#[expect(
+    clippy::struct_field_names,
+    reason = "the dense tensor is called a weight"
+)]
 #[pyclass(frozen, get_all, module = "safequant._native")]
 pub(crate) struct Weight {
     /// The module.
@@ -177,14 +178,11 @@ impl Checkpoint {
     fn new(py: Python<'_>, path: PathBuf, mapped: bool, strict: bool) -> PyResult<Self> {
         let bind = if strict { Bind::All } else { Bind::WhatBinds };
         let open = || -> Result<Opened, Failure> {
-            let limits = Limits::default();
             let is_gguf = path.extension().is_some_and(|e| e == "gguf");
             let files = if mapped && !is_gguf {
-                // SAFETY: that nobody cuts the files short or writes to them is what `safequant.open(mmap=True)` asks of
-                // its caller, as every reader of mapped files in Python does.
-                Files::Mapped(unsafe { MappedCheckpoint::open(&path, &limits)? })
+                Files::Mapped(open_mapped(&path)?)
             } else {
-                Files::Read(safequant::Checkpoint::open(&path, &limits)?)
+                Files::Read(safequant::Checkpoint::open(&path, &Limits::default())?)
             };
             Opened::new(files, bind)
         };
@@ -193,7 +191,7 @@ impl Checkpoint {
 
     /// The names of all stored tensors, in the order of the files.
     fn tensor_names(&self) -> Vec<&str> {
-        self.0.checkpoint().tensors().map(|t| t.name()).collect()
+        self.0.checkpoint().tensors().map(TensorRef::name).collect()
     }
 
     /// Dtype, shape, bytes and file of a stored tensor.
@@ -291,7 +289,8 @@ impl Checkpoint {
         let n_rows = rows.end - rows.start;
         let needed = n_rows.checked_mul(tensor.row_bytes());
         let needed = needed.and_then(|n| usize::try_from(n).ok());
-        let needed = needed.ok_or_else(|| Failure::usage(format!("{name} is larger than memory")))?;
+        let needed =
+            needed.ok_or_else(|| Failure::usage(format!("{name} is larger than memory")))?;
         let Some(out) = out else {
             let mut fresh = py
                 .detach(|| AlignedBuffer::zeroed(needed as u64, name))
@@ -303,9 +302,8 @@ impl Checkpoint {
             let text = format!("out has {} bytes, {name} needs {needed}", out.get().len());
             return Err(Failure::usage(text).into());
         }
-        // SAFETY: the caller gave this memory to be filled, and waits until it is.
-        let bytes = unsafe { out.get().bytes_mut() };
-        fill(py, &tensor, rows, bytes, threads)?;
+        out.get()
+            .fill(|bytes| fill(py, &tensor, rows, bytes, threads))?;
         Ok(None)
     }
 

@@ -169,25 +169,25 @@ pub(crate) fn teller(
 
 /// Plans a request: what would be written. Nothing is touched.
 #[pyfunction]
-pub(crate) fn plan<'py>(py: Python<'py>, request: Request) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn plan(py: Python<'_>, request: Request) -> PyResult<Bound<'_, PyDict>> {
     let (verb, options) = (request.verb()?, request.options()?);
     let planned = py.detach(|| -> Result<Planned, Failure> {
         let checkpoint = Checkpoint::open(&request.source, &Limits::default())?;
         let plan = safequant::plan(&checkpoint, &verb, &request.output, &options)?;
         Ok(Planned::new(&plan))
     })?;
-    planned.to_dict(py)
+    planned.into_dict(py)
 }
 
 /// Carries a request out. `progress` is called with each event; what it raises cancels the job, and so does Ctrl-C: what is done
 /// then is kept, and a request with `destination="resume"` goes on.
 #[pyfunction]
 #[pyo3(signature = (request, progress=None))]
-pub(crate) fn run<'py>(
-    py: Python<'py>,
+pub(crate) fn run(
+    py: Python<'_>,
     request: Request,
     progress: Option<Py<PyAny>>,
-) -> PyResult<Bound<'py, PyDict>> {
+) -> PyResult<Bound<'_, PyDict>> {
     let (verb, options) = (request.verb()?, request.options()?);
     let cancel = CancelToken::default();
     let work = |sender| -> Result<Summary, Failure> {
@@ -223,7 +223,7 @@ impl Planned {
         }
     }
 
-    fn to_dict(self, py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    fn into_dict(self, py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         let modules = self.modules.into_iter().map(|module| {
             let dict = action_dict(py, module.name, &module.action)?;
             dict.set_item("shape", module.shape)?;

@@ -3,6 +3,10 @@
 //! It holds no rule of any format. Names, defaults and results are given their Python form in `python/safequant/*.py`; what
 //! is here moves bytes, releases the interpreter's lock around work, and turns errors into exceptions.
 #![deny(unsafe_code)]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "what Python passes is converted, and handed over"
+)]
 
 mod audits;
 mod calibration;

@@ -1,17 +1,22 @@
-//! Bytes that Python may see, and the one place of this crate with `unsafe` (docs/adr/0010-python.md).
+//! Bytes that Python may see, and the one place of this crate with `unsafe` (this file and its folder; docs/adr/0010-python.md).
 //!
 //! A [`Memory`] is an address and a length, with the owner that keeps them valid: a mapping, a buffer of ours, or an object
 //! of Python's. NumPy takes it by `__array_interface__`, every other library by `DLPack`.
-#![expect(unsafe_code, reason = "addresses cross the border between two languages")]
+#![expect(
+    unsafe_code,
+    reason = "addresses cross the border between two languages"
+)]
 
 mod dlpack;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use safequant::AlignedBuffer;
+use safequant::container::{self, MappedCheckpoint};
+use safequant::{AlignedBuffer, Limits};
 
 use crate::checkpoint::Opened;
 
@@ -50,24 +55,30 @@ impl Memory {
         }
     }
 
-    /// The bytes, to be written.
-    ///
-    /// # Safety
-    /// Nobody else may write to or hold a Rust reference to these bytes as long as the slice lives. Objects of Python's that
-    /// share them are no Rust references; that no other thread of Python's touches an array which it has just handed over to be
-    /// filled is the caller's side of `out=`, as it is in NumPy.
-    #[expect(clippy::mut_from_ref, reason = "the memory is not the object's, which only knows where it is")]
-    pub(crate) unsafe fn bytes_mut(&self) -> &mut [u8] {
+    /// Lets `write` fill the bytes. That no other thread of Python's touches an array which it has just handed over to be filled is
+    /// the caller's side of `out=`, as it is in NumPy.
+    pub(crate) fn fill<T>(&self, write: impl FnOnce(&mut [u8]) -> T) -> T {
         let start = std::ptr::with_exposed_provenance_mut(self.address);
-        // SAFETY: the owner keeps `len` bytes at this address, `borrow` checked that it is not null, and the caller promises
-        // that nobody else writes.
-        unsafe { std::slice::from_raw_parts_mut(start, self.len) }
+        // SAFETY: the owner keeps `len` writable bytes at this address, which is not null (`borrow`). Rust holds no other
+        // reference to them: views of a mapping are read by address, and buffers of ours are only moved.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start, self.len) };
+        write(bytes)
     }
 
     /// Bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
+}
+
+/// Opens a checkpoint and maps its files.
+///
+/// # Errors
+/// As [`MappedCheckpoint::open`].
+pub(crate) fn open_mapped(path: &Path) -> Result<MappedCheckpoint, container::Error> {
+    // SAFETY: that nobody cuts the files short or writes to them is what `safequant.open(mmap=True)` asks of its caller, as
+    // every reader of mapped files in Python does.
+    unsafe { MappedCheckpoint::open(path, &Limits::default()) }
 }
 
 #[pymethods]

@@ -46,10 +46,18 @@ fn listen<M>(
     loop {
         match receiver.recv_timeout(PATIENCE) {
             Ok(message) => Python::attach(|py| tell(py, message))?,
-            Err(RecvTimeoutError::Timeout) => Python::attach(|py| py.check_signals())?,
+            Err(RecvTimeoutError::Timeout) => ask_for_signals()?,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
     }
+}
+
+#[expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method alone is not general enough in its lifetime"
+)]
+fn ask_for_signals() -> PyResult<()> {
+    Python::attach(|py| py.check_signals())
 }
 
 /// As [`run`], for work that tells nothing.

@@ -41,8 +41,7 @@ impl OptionError {
 /// # Errors
 /// No such scheme; a group size that it does not take.
 pub fn preset(name: &str, group_size: Option<i64>) -> Result<Preset, OptionError> {
-    let refused =
-        |error: safequant_schemes::Error, help| OptionError::new(error.to_string(), help);
+    let refused = |error: safequant_schemes::Error, help| OptionError::new(error.to_string(), help);
     let preset =
         Preset::by_name(name).map_err(|e| refused(e, "see `safequant quantize --help`"))?;
     preset.with_group_size(group_size).map_err(|e| {

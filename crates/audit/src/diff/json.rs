@@ -26,8 +26,8 @@ pub fn json(found: &Diff, sources: [&str; 2], filter: Option<&str>) -> Value {
     });
     let [only_a, only_b] = &found.only;
     let weights = |list: &[Weight]| -> Value { list.iter().map(of_weight).collect() };
-    let [a, b] = [0, 1]
-        .map(|at| json!({ "source": sources[at], "conventions": found.conventions[at] }));
+    let [a, b] =
+        [0, 1].map(|at| json!({ "source": sources[at], "conventions": found.conventions[at] }));
     json!({
         "schema_version": SCHEMA_VERSION,
         "command": "diff",

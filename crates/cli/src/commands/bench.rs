@@ -125,7 +125,10 @@ impl Plan {
 
 /// The formats that `--only` asks for.
 fn chosen(args: &BenchArgs) -> Result<Vec<Subject>, Failure> {
-    let compiled = args.only.iter().map(|text| options::pattern("--only", text));
+    let compiled = args
+        .only
+        .iter()
+        .map(|text| options::pattern("--only", text));
     let patterns = compiled.collect::<Result<Vec<Pattern>, _>>()?;
     let mut subjects = Vec::new();
     for subject in Subject::all() {

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _native
+from ._native import registries as _registries
 from .array import Array
 from .audits import AuditReport, DiffReport, Finding, RuntimeVerdict, audit, diff, explain, tp_plan
 from .checkpoint import Checkpoint, Dense, DenseView, Module, Part, Slice, open
@@ -95,7 +95,7 @@ __all__ = [
 def registries() -> dict[str, Any]:
     """What there is: names of ``dtypes``, ``conventions``, ``written_conventions``, ``schemes``, ``methods``, ``rules`` and
     ``runtimes``, and the engine's ``version``."""
-    return _native.registries()
+    return _registries()
 
 
 __version__: str = registries()["version"]
