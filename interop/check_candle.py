@@ -51,7 +51,7 @@ Continued = list[tuple[int, float]]
 
 def build() -> Path:
     """The example, built in release mode."""
-    target = ROOT / "target/candle"
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target/candle")
     command = [os.environ.get("CARGO", "cargo"), "build", "--release", "--quiet", "--manifest-path",
                str(ROOT / "examples/candle/Cargo.toml"), "--target-dir", str(target)]
     subprocess.run(command, check=True)
