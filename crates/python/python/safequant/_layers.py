@@ -231,7 +231,7 @@ def find_blocks(model: torch.nn.Module, name: str | None) -> list[tuple[str, tor
             raise UsageError(f"blocks: expected the name of a list of modules, found {name!r}; there are {', '.join(lists)}")
         return [(f"{name}.{key}", block) for key, block in lists[name].named_children()]
     # Sequences run by themselves and often hold a whole model's parts; a list is what a model's code goes through.
-    candidates = {n: m for n, m in lists.items() if isinstance(m, torch.nn.ModuleList) and len(m) >= 2}
+    candidates = {n: m for n, m in lists.items() if isinstance(m, torch.nn.ModuleList) and len(m) > 0}
     if not candidates:
         return []
     best = max(candidates, key=lambda n: sum(p.numel() for p in candidates[n].parameters()))

@@ -281,7 +281,8 @@ class TinyModels(Comparing):
     def test_stacks_that_stay_stacks_are_numbered(self) -> None:
         """gpt-oss: matrices ``[in_features, out_features]``, multiplied by ``@``, stored as stacks."""
         found = calibrate(tiny("gpt_oss"), batches())
-        names = [f"model.layers.{i}.mlp.experts.{e}.{p}" for i in range(3) for e in range(4) for p in ("gate_up_proj", "down_proj")]
+        stacks = ("gate_up_proj", "down_proj")
+        names = [f"model.layers.{i}.mlp.experts.{e}.{stack}" for i in range(3) for e in range(4) for stack in stacks]
         self.assertTrue(set(names) <= set(found))
         for at in range(3):
             counts = [found[f"model.layers.{at}.mlp.experts.{e}.down_proj"].token_count for e in range(4)]
@@ -471,7 +472,8 @@ class Files(Comparing):
     def test_every_truncation_and_flipped_bytes_are_errors_or_answers(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "statistics.safetensors")
-            calibrate(tiny("llama", layers=2), batches(), modules=["*.1.mlp.down_proj", "*.0.mlp.up_proj"], path=path, hessian="diagonal")
+            some = ["*.1.mlp.down_proj", "*.0.mlp.up_proj"]
+            calibrate(tiny("llama", layers=2), batches(), modules=some, path=path, hessian="diagonal")
             whole = path.read_bytes()
             refused = 0
             cases = [whole[:n] for n in range(0, len(whole), 7)]
@@ -492,6 +494,10 @@ LISTED = {
     ".w2": ".down_proj",
     ".w3": ".up_proj",
 }
+
+#: The sentence of the text that ``fixtures/llama.cpp-imatrix`` was made with, by the tokenizer of ``hf-mixtral-spm``.
+PANGRAM = [24, 58, 5, 24, 63, 43, 33, 60, 62, 24, 46, 31, 29, 35, 28, 17, 23, 24, 61, 43, 47, 48, 34, 19, 7, 24, 41, 30, 51, 50]
+PANGRAM += [18, 37, 39]
 
 FIXTURES = Path(__file__).resolve().parents[4] / "fixtures" / "llama.cpp-imatrix"
 
@@ -514,6 +520,7 @@ class Engine(Comparing):
                 self.assertEqual(dict(opened.provenance()), found.provenance)
                 for name, module in found.items():
                     read = opened.statistics(name, module.in_features)
+                    assert read is not None, name
                     self.assertEqual(read.pop("token_count"), module.token_count, name)
                     wanted = {"hessian" if detail == "full" else "hessian_diagonal", "mean_abs_input", "mean_input"}
                     self.assertEqual(set(read), wanted, name)
@@ -522,6 +529,7 @@ class Engine(Comparing):
                         assert array is not None
                         self.assertEqual(data, array.tobytes(), (name, part))
             stack = opened.statistics("model.layers.1.block_sparse_moe.experts.w2", 48, 3)
+            assert stack is not None
             self.assertEqual(stack["token_count"], found["model.layers.1.block_sparse_moe.experts.3.w2"].token_count)
             with self.assertRaisesRegex(RefusedError, "expected statistics of 7 input features, found 48"):
                 opened.statistics("model.layers.1.block_sparse_moe.experts.3.w2", 7)
@@ -588,11 +596,38 @@ class Engine(Comparing):
         from safequant.imatrix import read_imatrix
 
         found = {path.name: read_imatrix(path) for path in sorted(FIXTURES.iterdir())}
-        self.assertEqual({name: len(modules) for name, modules in found.items()}, {
-            "idle.dat": 8, "idle.gguf": 14, "mixtral.dat": 8, "mixtral.gguf": 14,
-        })
+        n_modules = {name: len(modules) for name, modules in found.items()}
+        self.assertEqual(n_modules, {"idle.dat": 8, "idle.gguf": 14, "mixtral.dat": 8, "mixtral.gguf": 14})
         experts = [found["idle.gguf"][f"model.layers.0.mlp.experts.{e}.up_proj"].token_count for e in range(3)]
         self.assertEqual(experts, [288, 288, 0])
+
+
+class LlamaCpp(unittest.TestCase):
+    """The same model and text in two programs."""
+
+    def test_the_diagonal_is_that_of_llama_imatrix(self) -> None:
+        """``llama-imatrix`` on the GGUF of ``hf-mixtral-spm``, and here the model that it was converted from: the same tokens
+        reach the same experts, and the sums agree within what llama.cpp rounds (BF16 weights, F16 in its attention)."""
+        from safequant.imatrix import read_imatrix
+
+        maker: Any = transformers.AutoModelForCausalLM
+        model = maker.from_pretrained(FIXTURES.parent / "llama.cpp" / "hf-mixtral-spm", dtype=torch.float32)
+        # The sentence of the fixture's text, twelve times over, by the model's own tokenizer; chunks begin with a BOS.
+        tokens = [1, *PANGRAM * 12]
+        chunks = [[1, *tokens[at + 1 : at + 32]] for at in range(0, len(tokens) - 31, 32)]
+        self.assertEqual(len(chunks), 12)
+        given = [{"input_ids": torch.tensor([chunk])} for chunk in chunks]
+        found = calibrate(model, given, hessian="diagonal")
+        expected = read_imatrix(FIXTURES / "mixtral.gguf")
+        self.assertEqual(len(found), 4 + 3 * 3)
+        for name, module in found.items():
+            listed = name
+            for ours, theirs in LISTED.items():
+                listed = listed.replace(ours, theirs)
+            self.assertEqual(module.token_count, expected[listed].token_count, name)
+            diagonal = expected[listed].hessian_diagonal
+            error = np.abs(module.hessian_diagonal - diagonal) / diagonal
+            self.assertLess(float(error.max()), 2e-6 if name.endswith("q_proj") else 5e-3, name)
 
 
 class RealModel(Comparing):

@@ -163,106 +163,107 @@ fn a_diagonal_is_read_too_and_experts_are_found_by_their_stack() {
 /// A change to a file that makes it wrong, and what the error says.
 type Break = (&'static str, fn(&mut Tiny), &'static str);
 
+const BREAKS: &[Break] = &[
+    (
+        "calibration_kind",
+        |t| {
+            t.metadata.remove("format");
+        },
+        "without `format`",
+    ),
+    (
+        "calibration_metadata",
+        |t| {
+            t.metadata.insert("format_version".into(), "2".into());
+        },
+        "format_version: expected 1, found \"2\"",
+    ),
+    (
+        "calibration_metadata",
+        |t| {
+            t.metadata.remove("accumulation");
+        },
+        "accumulation: expected F32 or F64, found nothing",
+    ),
+    (
+        "calibration_metadata",
+        |t| {
+            t.metadata
+                .insert("shares".into(), r#"{"a.c": "a.d"}"#.into());
+        },
+        "shares: expected a JSON object",
+    ),
+    (
+        "calibration_metadata",
+        |t| {
+            t.metadata.insert("shares".into(), "[[".into());
+        },
+        "shares: expected a JSON object",
+    ),
+    (
+        "calibration_layout",
+        |t| t.float("a.b.weight", &[1], &[0.0]),
+        "a.b.weight: expected a module",
+    ),
+    (
+        "calibration_layout",
+        |t| t.float("a.b.mean_input", &[3], &[0.0; 3]),
+        "expected [2], found [3]",
+    ),
+    (
+        "calibration_layout",
+        |t| t.float("a.b.hessian", &[2, 3], &[0.0; 6]),
+        "expected [2, 2], found [2, 3]",
+    ),
+    (
+        "calibration_layout",
+        |t| t.float("a.b.hessian", &[0, 0], &[]),
+        "at least one input feature",
+    ),
+    (
+        "calibration_layout",
+        |t| t.float("a.b.token_count", &[], &[0.0]),
+        "expected I64, found F32",
+    ),
+    (
+        "calibration_layout",
+        |t| t.float("a.b.hessian_diagonal", &[2], &[0.0; 2]),
+        "only hessian",
+    ),
+    (
+        "calibration_layout",
+        |t| {
+            t.tensors.remove("a.b.hessian");
+        },
+        "a.b.hessian: expected a tensor",
+    ),
+    (
+        "calibration_layout",
+        |t| {
+            t.tensors.remove("a.b.token_count");
+        },
+        "a.b.token_count: expected a tensor",
+    ),
+    (
+        "calibration_value",
+        |t| t.count("a.b", -1),
+        "token_count: expected no negative number, found -1",
+    ),
+    (
+        "calibration_value",
+        |t| t.float("a.b.hessian", &[2, 2], &[2.0, 0.5, 0.6, 1.0]),
+        "a.b: hessian: expected a symmetric matrix",
+    ),
+    (
+        "calibration_value",
+        |t| t.float("a.b.mean_abs_input", &[2], &[f32::NAN, 0.0]),
+        "a.b: mean_abs_input: expected finite numbers",
+    ),
+];
+
 #[test]
 fn each_rule_is_refused_by_name() {
-    let breaks: &[Break] = &[
-        (
-            "calibration_kind",
-            |t| {
-                t.metadata.remove("format");
-            },
-            "without `format`",
-        ),
-        (
-            "calibration_metadata",
-            |t| {
-                t.metadata.insert("format_version".into(), "2".into());
-            },
-            "format_version: expected 1, found \"2\"",
-        ),
-        (
-            "calibration_metadata",
-            |t| {
-                t.metadata.remove("accumulation");
-            },
-            "accumulation: expected F32 or F64, found nothing",
-        ),
-        (
-            "calibration_metadata",
-            |t| {
-                t.metadata
-                    .insert("shares".into(), r#"{"a.c": "a.d"}"#.into());
-            },
-            "shares: expected a JSON object",
-        ),
-        (
-            "calibration_metadata",
-            |t| {
-                t.metadata.insert("shares".into(), "[[".into());
-            },
-            "shares: expected a JSON object",
-        ),
-        (
-            "calibration_layout",
-            |t| t.float("a.b.weight", &[1], &[0.0]),
-            "a.b.weight: expected a module",
-        ),
-        (
-            "calibration_layout",
-            |t| t.float("a.b.mean_input", &[3], &[0.0; 3]),
-            "expected [2], found [3]",
-        ),
-        (
-            "calibration_layout",
-            |t| t.float("a.b.hessian", &[2, 3], &[0.0; 6]),
-            "expected [2, 2], found [2, 3]",
-        ),
-        (
-            "calibration_layout",
-            |t| t.float("a.b.hessian", &[0, 0], &[]),
-            "at least one input feature",
-        ),
-        (
-            "calibration_layout",
-            |t| t.float("a.b.token_count", &[], &[0.0]),
-            "expected I64, found F32",
-        ),
-        (
-            "calibration_layout",
-            |t| t.float("a.b.hessian_diagonal", &[2], &[0.0; 2]),
-            "only hessian",
-        ),
-        (
-            "calibration_layout",
-            |t| {
-                t.tensors.remove("a.b.hessian");
-            },
-            "a.b.hessian: expected a tensor",
-        ),
-        (
-            "calibration_layout",
-            |t| {
-                t.tensors.remove("a.b.token_count");
-            },
-            "a.b.token_count: expected a tensor",
-        ),
-        (
-            "calibration_value",
-            |t| t.count("a.b", -1),
-            "token_count: expected no negative number, found -1",
-        ),
-        (
-            "calibration_value",
-            |t| t.float("a.b.hessian", &[2, 2], &[2.0, 0.5, 0.6, 1.0]),
-            "a.b: hessian: expected a symmetric matrix",
-        ),
-        (
-            "calibration_value",
-            |t| t.float("a.b.mean_abs_input", &[2], &[f32::NAN, 0.0]),
-            "a.b: mean_abs_input: expected finite numbers",
-        ),
-    ];
-    for (code, change, text) in breaks {
+    for (code, change, text) in BREAKS {
         let mut tiny = Tiny::new();
         change(&mut tiny);
         let error = read_all(&tiny.bytes()).expect_err(text);
