@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 use safequant::rewrite::calibration::imatrix::{self, ImatrixForm, ImatrixModule, ImatrixOptions};
 use safequant::rewrite::calibration::{self, Detail, SecondMoment, Statistics};
@@ -103,7 +104,7 @@ fn as_bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyBytes
 pub(crate) fn write_imatrix(
     py: Python<'_>,
     path: PathBuf,
-    modules: Vec<(String, u64, Vec<u8>)>,
+    modules: Vec<(String, u64, PyBackedBytes)>,
     form: &str,
     datasets: Vec<String>,
     chunk_tokens: u32,
@@ -122,7 +123,7 @@ pub(crate) fn write_imatrix(
         chunk_tokens,
     };
     let written = py.detach(|| {
-        let module = |(name, token_count, bytes): (String, u64, Vec<u8>)| ImatrixModule {
+        let module = |(name, token_count, bytes): (String, u64, PyBackedBytes)| ImatrixModule {
             name,
             token_count,
             mean_squares: floats(&bytes),
