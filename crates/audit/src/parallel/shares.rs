@@ -330,7 +330,8 @@ fn uneven(part: Part, shape: [u64; 2], rank: u64, ranks: u64) -> (Axis, Vec<Rang
         Way::Rows => (Axis::In, vec![run(shape[1])]),
         Way::Columns | Way::Vocabulary | Way::Not => {
             let Range { start, end } = run(shape[0] / 2);
-            (Axis::Out, vec![start * 2..end * 2])
+            let both = start * 2..end * 2;
+            (Axis::Out, vec![both])
         }
     }
 }

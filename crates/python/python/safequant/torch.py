@@ -14,6 +14,7 @@ from typing import Any, Literal, overload
 
 import numpy.typing as npt
 import torch
+import torch.utils.dlpack
 
 from . import _native
 from .array import _ELEMENTS, Array
@@ -77,7 +78,8 @@ def as_tensor(array: Array) -> torch.Tensor:
         UnsupportedError: This version of torch lacks the dtype; ``array.view_bytes()`` is a way around.
     """
     dtype = dtype_of(array.dtype)
-    return _typed(torch.from_dlpack(array.view_bytes()), dtype, array.shape)
+    flat = torch.utils.dlpack.from_dlpack(array.view_bytes())
+    return flat.reshape(-1).view(dtype).reshape(array.shape)
 
 
 def numpy_view(tensor: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
@@ -94,11 +96,6 @@ def numpy_view(tensor: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
         raise UsageError(f"the tensor is {tensor.dtype}: expected {dtype_of(dtype)}", "out")
     flat: npt.NDArray[Any] = tensor.detach().reshape(-1).view(torch.uint8).numpy()
     return flat.view(_ELEMENTS[dtype].numpy).reshape(tuple(tensor.shape))
-
-
-def _typed(flat: torch.Tensor, dtype: torch.dtype, shape: Iterable[int]) -> torch.Tensor:
-    """Bytes as elements of a shape, without a copy."""
-    return flat.reshape(-1).view(dtype).reshape(tuple(shape))
 
 
 @overload
@@ -130,7 +127,9 @@ def state_dict(
     """The weights of a checkpoint as torch tensors, one at a time: what a loader's ``load_weights`` iterates.
 
     A tensor is decoded when it is asked for and belongs to the caller; the state dict keeps none. Names are those of the dense
-    checkpoint, in the order of their layers. Headers are read and judged at once, so that what cannot be given is refused here.
+    checkpoint, in the order of their layers; a weight whose runtime multiplies its inputs by factors is given with the factors
+    applied, so that a dense model computes what the quantized one does. Headers are read and judged at once, so that what cannot
+    be given is refused here.
 
     Args:
         path: What ``safequant.open`` takes, or what it gave.
@@ -249,10 +248,14 @@ class _Dense:
         self._dense = checkpoint.dense(dtype)
         # What is not quantized is a stored tensor, of which there is a view.
         self._quantized = {module.weight for module in checkpoint.modules.values()}
+        # Derived weights: those with the factors of their inputs applied stand in the place of those without.
+        self._applied = {name: name + "_effective" for name in self._quantized if name + "_effective" in self._dense}
+        derived = set(self._applied.values())
         shares: dict[str, _Cut | None] = {}
         if world > 1:
             shares = dict(_native.shares(os.fspath(checkpoint.path), rank, world))
-        self.cuts = {name: shares.get(name) for name in sorted(self._dense, key=_natural)}
+        names = sorted((name for name in self._dense if name not in derived), key=_natural)
+        self.cuts = {name: shares.get(name) for name in names}
         self._stage = _Pinned(device) if device.type == "cuda" else _Plain()
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
@@ -261,9 +264,9 @@ class _Dense:
 
     def read(self, name: str) -> torch.Tensor:
         cut = self.cuts[name]
-        if name not in self._quantized and name in self.checkpoint.tensors:
+        if name not in self._quantized:
             return _narrowed(as_tensor(self.checkpoint.tensors[name]), cut)
-        dense = self._dense[name]
+        dense = self._dense[self._applied.get(name, name)]
         if cut is None and isinstance(self._stage, _Plain):
             return as_tensor(dense.read())
         rows = _Rows.of(dense.shape, cut)
@@ -335,8 +338,9 @@ class _Pinned:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
-        self._free = [torch.cuda.Event(), torch.cuda.Event()]
+        # torch does not annotate what makes these two.
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._free: list[torch.cuda.Event] = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self._buffers = [torch.empty(0, dtype=torch.uint8)] * 2
         self._turn = 0
 

@@ -67,16 +67,12 @@ def from_quantized(
     chosen = dtype or getattr(dense, "dtype", None) or _dtype_of(weights)
     if device is not None:
         kwargs.setdefault("device_map", {"": torch.device(device)})
+    # Of another shape is told like all the rest, by name.
+    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    load: Any = build.from_pretrained
     with _one_by_one():
         try:
-            model, told = build.from_pretrained(
-                None,
-                config=dense,
-                state_dict=_lazy(weights, build, dense),
-                dtype=chosen,
-                output_loading_info=True,
-                **kwargs,
-            )
+            model, told = load(None, config=dense, state_dict=_lazy(weights, build, dense), dtype=chosen, **kwargs)
         except RuntimeError as error:
             raise UnsupportedError(f"{checkpoint.path}: transformers cannot load it: {error}", "transformers") from error
     _check(checkpoint, told)
@@ -154,22 +150,31 @@ def _dtype_of(weights: StateDict) -> torch.dtype:
 class _Lazy:
     """A weight that is decoded when transformers takes ``[...]`` of it, as it does with safetensors' slices."""
 
-    def __init__(self, weights: StateDict, name: str, transposed: bool) -> None:
+    def __init__(self, weights: StateDict, name: str, *, transposed: bool) -> None:
         self._weights, self._name, self._transposed = weights, name, transposed
-        dtype, shape = weights.describe(name)
-        self.dtype = dtype
-        self.shape = torch.Size((*shape[:-2], shape[-1], shape[-2]) if transposed else shape)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         tensor = self._weights[self._name]
-        if self._transposed:
-            tensor = tensor.transpose(-1, -2).contiguous()
-        taken: torch.Tensor = tensor[index]
+        taken: torch.Tensor = tensor.transpose(-1, -2).contiguous()[index] if self._transposed else tensor[index]
         return taken
 
 
-def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config: Any) -> dict[str, _Lazy]:
-    """All weights, none of them read.
+class _Expert:
+    """One matrix of a stack. The stack that was asked for last is kept: its experts are asked for one after the other."""
+
+    def __init__(self, weights: StateDict, name: str, expert: int, last: dict[str, torch.Tensor]) -> None:
+        self._weights, self._name, self._expert, self._last = weights, name, expert, last
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        if self._name not in self._last:
+            self._last.clear()
+            self._last[self._name] = self._weights[self._name]
+        # A copy: what is handed out must not keep the whole stack alive.
+        return self._last[self._name][self._expert][index].clone()
+
+
+def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config: Any) -> dict[str, _Lazy | _Expert]:
+    """All weights under transformers' names, none of them read.
 
     Stacks of quantized matrices are ``[experts, out_features, in_features]`` for the engine; some of transformers' models hold them
     transposed, and say so (``is_transposed``). Dense stacks lie in the file as the model wants them.
@@ -177,7 +182,24 @@ def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config:
     modules = weights.checkpoint.modules.values()
     stacks = {module.weight for module in modules if len(module.shape) > 2}
     transposed = bool(stacks) and _holds_transposed(build, config)
-    return {name: _Lazy(weights, name, transposed and name in stacks) for name in weights.keys()}
+    lazy: dict[str, _Lazy | _Expert] = {}
+    last: dict[str, torch.Tensor] = {}
+    for name in weights.keys():
+        parent, mlx, projection = name.partition(".switch_mlp.")
+        if mlx:
+            _, shape = weights.describe(name)
+            lazy |= {f"{parent}.experts.{i}.{_of_expert(parent, projection)}": _Expert(weights, name, i, last) for i in range(shape[0])}
+        else:
+            lazy[name] = _Lazy(weights, name, transposed=transposed and name in stacks)
+    return lazy
+
+
+def _of_expert(parent: str, projection: str) -> str:
+    """The name within an expert, as it was before mlx_lm stacked it (``sanitize`` in its mixtral.py and qwen3_moe.py)."""
+    if not parent.endswith("block_sparse_moe"):
+        return projection
+    word, _, ending = projection.partition(".")
+    return f"{ {'gate_proj': 'w1', 'down_proj': 'w2', 'up_proj': 'w3'}.get(word, word)}.{ending}"
 
 
 def _holds_transposed(build: Any, config: Any) -> bool:
@@ -212,12 +234,20 @@ def _check(checkpoint: Checkpoint, told: dict[str, Any]) -> None:
     }
     faults = []
     for kind, words in kinds.items():
-        names = sorted(map(str, told.get(kind) or []))
+        names = sorted(_named(entry) for entry in told.get(kind) or [])
         if names:
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             faults.append(f"{words}: {', '.join(names[:8])}{more}")
     if faults:
         raise UnsupportedError(f"{checkpoint.path}: weights and model do not go together: {'; '.join(faults)}", "transformers")
+
+
+def _named(entry: Any) -> str:
+    """A name; with both shapes where those differ."""
+    if isinstance(entry, tuple) and len(entry) == 3:
+        name, found, wanted = entry
+        return f"{name} ({list(found)} for {list(wanted)})"
+    return str(entry)
 
 
 def _read_generation_config(checkpoint: Checkpoint, model: Any) -> None:
