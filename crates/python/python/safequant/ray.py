@@ -145,7 +145,8 @@ def run(
         request: What ``safequant.quantize_request`` and its siblings make. Relative paths are taken from here. Without
             ``threads`` a task uses as many as it has CPUs; ``memory`` is the budget of *one* task.
         num_parts: At most so many parts. By default twice as many as tasks fit the cluster at once, so that nodes of
-            different speed end together, and little is lost with one of them.
+            different speed end together, and little is lost with one of them; a cluster that grows on demand does not know
+            yet how many those are.
         ray_options: Passed to ``.options(...)`` of every task: ``num_cpus`` (1), ``max_retries`` (3), ``resources``,
             ``scheduling_strategy``, ``runtime_env`` ...
         progress: Called here with an ``Event`` when the job starts, and as parts are completed (``"advance"`` by the part's
