@@ -32,7 +32,10 @@ pub(crate) fn commit(workspace: &mut Workspace<'_>) -> Result<(), Error> {
         copy_file(disk, &out.join(name), source.as_ref(), *len_bytes)?;
     }
     let digest = |step, output: usize| {
-        let record = workspace.outputs.record(step).and_then(|r| r.digests.get(output));
+        let record = workspace
+            .outputs
+            .record(step)
+            .and_then(|r| r.digests.get(output));
         record.cloned().unwrap_or_default()
     };
     let manifest = manifest(&job.steps, digest).to_json();
