@@ -67,6 +67,23 @@ pub(crate) fn install(python: &Path, wheel: &Path) -> Outcome {
     run_command(command(python).args(pip).args(how).arg(wheel))
 }
 
+/// `mypy --strict` over the package and the examples, with the types of the libraries that an environment has.
+pub(crate) fn check_types(python: &Path) -> Outcome {
+    let build = python::environment("venv-build", BUILD)?;
+    let mut mypy = command(build.with_file_name("mypy"));
+    mypy.env("MYPYPATH", root().join("crates/python/python"))
+        .args(["--strict", "--python-executable"])
+        .arg(python)
+        .args(["--package", "safequant"]);
+    run_command(&mut mypy)?;
+    let mut mypy = command(build.with_file_name("mypy"));
+    mypy.env("MYPYPATH", root().join("crates/python/python"))
+        .args(["--strict", "--python-executable"])
+        .arg(python)
+        .arg("examples/python");
+    run_command(&mut mypy)
+}
+
 /// The tests of a folder, away from the sources: what is imported is what was installed.
 pub(crate) fn unittest(python: &Path, folder: &str) -> std::process::Command {
     let mut command = command(python);

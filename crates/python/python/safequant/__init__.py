@@ -21,6 +21,7 @@ from typing import Any
 from ._native import registries as _registries
 from .array import Array
 from .audits import AuditReport, DiffReport, Finding, RuntimeVerdict, audit, diff, explain, tp_plan
+from .calibrate import calibrate
 from .checkpoint import Checkpoint, Dense, DenseView, Module, Part, Slice, open
 from .errors import (
     LimitError,
@@ -32,6 +33,7 @@ from .errors import (
     UnsupportedError,
     UsageError,
 )
+from .imatrix import read_imatrix, write_imatrix
 from .jobs import (
     Event,
     ModuleSummary,
@@ -48,6 +50,7 @@ from .jobs import (
     quantize_request,
     run,
 )
+from .statistics import ModuleStatistics, Statistics
 
 __all__ = [
     "Array",
@@ -62,6 +65,7 @@ __all__ = [
     "MalformedError",
     "MissingError",
     "Module",
+    "ModuleStatistics",
     "ModuleSummary",
     "Part",
     "Plan",
@@ -71,11 +75,13 @@ __all__ = [
     "RuntimeVerdict",
     "SafequantError",
     "Slice",
+    "Statistics",
     "StorageError",
     "Summary",
     "UnsupportedError",
     "UsageError",
     "audit",
+    "calibrate",
     "convert",
     "convert_request",
     "dequantize",
@@ -86,9 +92,11 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_request",
+    "read_imatrix",
     "registries",
     "run",
     "tp_plan",
+    "write_imatrix",
 ]
 
 
