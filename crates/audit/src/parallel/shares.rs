@@ -241,16 +241,8 @@ fn cut(
     if degree <= 1 || !is_cut(tensor) {
         return Ok(None);
     }
-    let n = tensor.shape.len();
-    let (out_axis, shape) = match (tensor.kind, tensor.shape.as_slice()) {
-        (Kind::Bias | Kind::BiasOfGroups, [.., out]) => (n - 1, [*out, 1]),
-        (Kind::PlainWeight, [out, inner]) => (0, [*out, *inner]),
-        (Kind::Weight | Kind::Groups, [.., out, inner]) => (n - 2, [*out, *inner]),
-        (Kind::PlainWeight, _) => {
-            let name = tensor.name.to_owned();
-            return Err(ShareError::Stack { name });
-        }
-        (Kind::Weight | Kind::Groups | Kind::Bias | Kind::BiasOfGroups, _) => return Ok(None),
+    let Some((out_axis, shape)) = matrix(tensor)? else {
+        return Ok(None);
     };
     let share = match tensor.kind {
         Kind::Groups | Kind::BiasOfGroups => Share::Uneven { ranks: degree },
@@ -258,32 +250,54 @@ fn cut(
             layout.share_of(shape, tensor.part, degree)
         }
     };
+    let name = || tensor.name.to_owned();
     let (axis, ranges) = match share {
         // The part is one that is cut, so that it is the sizes which are not known.
         Share::Whole => {
-            let (name, [rows, _]) = (tensor.name.to_owned(), shape);
+            let (name, [rows, _]) = (name(), shape);
             return Err(ShareError::Fused { name, rows });
         }
         Share::Vocabulary { ranks } => {
             let run = shape[0].div_ceil(ranks.max(1));
-            (Axis::Out, vec![run_of(run, rank, shape[0])])
+            let ours = run_of(run, rank, shape[0]);
+            (Axis::Out, vec![ours])
         }
-        Share::Uneven { ranks } => uneven(tensor.part, shape, rank, ranks),
-        Share::Cut { axis, sizes } => {
-            let ranges = even(&sizes, rank, degree);
-            let ranges = ranges.map_err(|size| ShareError::Features {
-                name: tensor.name.to_owned(),
-                features: size.features,
-                ranks: size.ranks,
-            })?;
-            (axis, ranges)
+        Share::Uneven { ranks } => {
+            let (axis, ours) = uneven(tensor.part, shape, rank, ranks);
+            (axis, vec![ours])
         }
+        Share::Cut { axis, sizes } => match even(&sizes, rank, degree) {
+            Ok(ranges) => (axis, ranges),
+            Err(Size { features, ranks }) => {
+                let name = name();
+                return Err(ShareError::Features {
+                    name,
+                    features,
+                    ranks,
+                });
+            }
+        },
     };
     let dimension = match axis {
         Axis::Out => out_axis,
-        Axis::In => n - 1,
+        Axis::In => tensor.shape.len() - 1,
     };
     Ok(Some(Cut { dimension, ranges }))
+}
+
+/// The dimension of the output features, and `[out_features, in_features]`; `None` for what is no matrix.
+fn matrix(tensor: &Dense<'_>) -> Result<Option<(usize, [u64; 2])>, ShareError> {
+    let n = tensor.shape.len();
+    match (tensor.kind, tensor.shape.as_slice()) {
+        (Kind::Bias | Kind::BiasOfGroups, [.., out]) => Ok(Some((n - 1, [*out, 1]))),
+        (Kind::PlainWeight, [out, inner]) => Ok(Some((0, [*out, *inner]))),
+        (Kind::Weight | Kind::Groups, [.., out, inner]) => Ok(Some((n - 2, [*out, *inner]))),
+        (Kind::PlainWeight, _) => {
+            let name = tensor.name.to_owned();
+            Err(ShareError::Stack { name })
+        }
+        (Kind::Weight | Kind::Groups | Kind::Bias | Kind::BiasOfGroups, _) => Ok(None),
+    }
 }
 
 /// Whether ranks hold different pieces of it: norms, routers and what is added behind the last matrix of a block are whole.
@@ -321,17 +335,16 @@ fn even(sizes: &[Size], rank: u64, degree: u64) -> Result<Vec<Range<u64>>, Size>
 }
 
 /// Whole groups of 32 of the experts' inner features, whose rows for gate and up alternate.
-fn uneven(part: Part, shape: [u64; 2], rank: u64, ranks: u64) -> (Axis, Vec<Range<u64>>) {
+fn uneven(part: Part, shape: [u64; 2], rank: u64, ranks: u64) -> (Axis, Range<u64>) {
     let run = |features: u64| {
         let groups = features.div_ceil(32).div_ceil(ranks.max(1));
         run_of(groups.saturating_mul(32), rank, features)
     };
     match way(part) {
-        Way::Rows => (Axis::In, vec![run(shape[1])]),
+        Way::Rows => (Axis::In, run(shape[1])),
         Way::Columns | Way::Vocabulary | Way::Not => {
             let Range { start, end } = run(shape[0] / 2);
-            let both = start * 2..end * 2;
-            (Axis::Out, vec![both])
+            (Axis::Out, start * 2..end * 2)
         }
     }
 }
@@ -385,4 +398,164 @@ fn pair(seen: [Option<&str>; 2], names: [&'static str; 2]) -> Result<(), ShareEr
         [None, Some(name)] => (name.to_owned(), names[0]),
     };
     Err(ShareError::Unpaired { name, without })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::tests::checkpoint;
+    use super::*;
+    use crate::Wanted;
+
+    fn config() -> Value {
+        json!({"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 8, "head_dim": 2})
+    }
+
+    /// Shares of BF16 tensors, by name behind `model.layers.0.`.
+    fn shared(
+        tensors: &[(&str, &[u64])],
+        rank: u64,
+        degree: u64,
+    ) -> Result<Vec<RankShare>, ShareError> {
+        let names = tensors.iter().map(|(name, shape)| {
+            let name = format!("model.layers.0.{name}");
+            (name, *shape)
+        });
+        let names: Vec<_> = names.collect();
+        let listed: Vec<_> = names
+            .iter()
+            .map(|(n, s)| (n.as_str(), "BF16", *s))
+            .collect();
+        let checkpoint = checkpoint(&config(), &listed);
+        let subject = Subject::new(&checkpoint, Vec::new(), Wanted::default());
+        shares(&subject, rank, degree)
+    }
+
+    fn cut_of(shares: &[RankShare], name: &str) -> Option<(usize, Vec<(u64, u64)>)> {
+        let name = format!("model.layers.0.{name}");
+        let share = shares.iter().find(|share| share.name == name).unwrap();
+        let ends = |range: &Range<u64>| (range.start, range.end);
+        let cut = share.cut.as_ref()?;
+        Some((cut.dimension, cut.ranges.iter().map(ends).collect()))
+    }
+
+    #[test]
+    fn fused_weights_are_cut_by_their_parts_and_keys_are_copied() {
+        let tensors: [(&str, &[u64]); 8] = [
+            ("self_attn.qkv_proj.weight", &[16, 8]),
+            ("self_attn.qkv_proj.bias", &[16]),
+            ("self_attn.o_proj.weight", &[8, 8]),
+            ("self_attn.o_proj.bias", &[8]),
+            ("mlp.gate_up_proj.weight", &[12, 8]),
+            ("mlp.down_proj.weight", &[8, 6]),
+            ("self_attn.q_norm.weight", &[2]),
+            ("self_attn.k_proj.k_scale", &[1]),
+        ];
+        let second = shared(&tensors, 1, 2).unwrap();
+        let qkv = Some((0, vec![(4, 8), (10, 12), (14, 16)]));
+        assert_eq!(cut_of(&second, "self_attn.qkv_proj.weight"), qkv);
+        assert_eq!(cut_of(&second, "self_attn.qkv_proj.bias"), qkv);
+        let row = |start, end| Some((1, vec![(start, end)]));
+        assert_eq!(cut_of(&second, "self_attn.o_proj.weight"), row(4, 8));
+        assert_eq!(cut_of(&second, "mlp.down_proj.weight"), row(3, 6));
+        let gate_up = Some((0, vec![(3, 6), (9, 12)]));
+        assert_eq!(cut_of(&second, "mlp.gate_up_proj.weight"), gate_up);
+        for whole in [
+            "self_attn.o_proj.bias",
+            "self_attn.q_norm.weight",
+            "self_attn.k_proj.k_scale",
+        ] {
+            assert_eq!(cut_of(&second, whole), None, "{whole}");
+        }
+        // Ranks 2 and 3 of 4 hold the second head of keys and values.
+        let attention = &tensors[..4];
+        let last = shared(attention, 3, 4).unwrap();
+        let qkv = Some((0, vec![(6, 8), (10, 12), (14, 16)]));
+        assert_eq!(cut_of(&last, "self_attn.qkv_proj.weight"), qkv);
+        assert!(
+            shared(&tensors, 0, 1)
+                .unwrap()
+                .iter()
+                .all(|s| s.cut.is_none())
+        );
+    }
+
+    #[test]
+    fn the_last_rank_has_fewer_groups_and_fewer_rows_of_the_vocabulary() {
+        // 96 inner features are 3 groups of 32.
+        let rows = |rank| uneven(Part::GateUp, [192, 64], rank, 2);
+        let columns = |rank| uneven(Part::Down, [64, 96], rank, 2);
+        assert_eq!(
+            (rows(0), rows(1)),
+            ((Axis::Out, 0..128), (Axis::Out, 128..192))
+        );
+        assert_eq!(
+            (columns(0), columns(1)),
+            ((Axis::In, 0..64), (Axis::In, 64..96))
+        );
+        assert_eq!([0, 1, 2].map(|rank| run_of(2, rank, 3)), [0..2, 2..3, 3..3]);
+        let shares = shared(&[("embed_tokens.weight", &[5, 8])], 1, 2).unwrap();
+        assert_eq!(
+            cut_of(&shares, "embed_tokens.weight"),
+            Some((0, vec![(3, 5)]))
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_shared_is_named() {
+        let q: (&str, &[u64]) = ("self_attn.q_proj.weight", &[8, 8]);
+        let o: (&str, &[u64]) = ("self_attn.o_proj.weight", &[8, 8]);
+        let code = |tensors: &[(&str, &[u64])], rank, degree| {
+            let error = shared(tensors, rank, degree).unwrap_err();
+            (error.code(), error.to_string())
+        };
+        let cases = [
+            (code(&[q, o], 2, 2), "rank", "rank 2 of 2"),
+            (code(&[q, o], 0, 3), "heads_do_not_divide", "3 ranks"),
+            (
+                code(&[q], 0, 2),
+                "block_not_known",
+                "self_attn.q_proj.weight",
+            ),
+            (
+                code(&[o], 0, 2),
+                "block_not_known",
+                "self_attn.o_proj.weight",
+            ),
+            (
+                code(
+                    &[
+                        ("mlp.up_proj.weight", &[7, 8]),
+                        ("mlp.down_proj.weight", &[8, 7]),
+                    ],
+                    0,
+                    2,
+                ),
+                "features_do_not_divide",
+                "7 features",
+            ),
+            (
+                code(&[("self_attn.qkv_proj.weight", &[14, 8]), o], 0, 2),
+                "fused_rows_unexplained",
+                "14 rows",
+            ),
+            (
+                code(
+                    &[
+                        ("mlp.experts.gate_up_proj", &[4, 8, 8]),
+                        ("mlp.experts.down_proj", &[4, 8, 4]),
+                    ],
+                    0,
+                    2,
+                ),
+                "dense_stack",
+                "mlp.experts.down_proj",
+            ),
+        ];
+        for ((code, message), expected, words) in cases {
+            assert_eq!(code, expected, "{message}");
+            assert!(message.contains(words), "{message}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::Wanted;
 
 /// A checkpoint of one shard: names, dtypes, shapes and bits of an element.
-fn checkpoint(config: &Value, tensors: &[(&str, &str, &[u64])]) -> Checkpoint {
+pub(super) fn checkpoint(config: &Value, tensors: &[(&str, &str, &[u64])]) -> Checkpoint {
     let (mut header, mut end) = (serde_json::Map::new(), 0_u64);
     for (name, dtype, shape) in tensors {
         let size = match *dtype {
