@@ -180,7 +180,7 @@ pub(crate) fn plan(py: Python<'_>, request: Request) -> PyResult<Bound<'_, PyDic
 }
 
 /// Carries a request out. `progress` is called with each event; what it raises cancels the job, and so does Ctrl-C: what is done
-/// then is kept, and a request with `destination="resume"` goes on.
+/// then is kept, and a request to resume goes on.
 #[pyfunction]
 #[pyo3(signature = (request, progress=None))]
 pub(crate) fn run(

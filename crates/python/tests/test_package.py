@@ -119,6 +119,17 @@ class Arrays(unittest.TestCase):
         del capsules, values
         gc.collect()
 
+    def test_dtypes_are_taken_in_every_spelling(self) -> None:
+        module = next(iter(safequant.open(W4).modules.values()))
+        for dtype in ("F16", "f16", "float16", np.float16, np.dtype("float16")):
+            self.assertEqual(module.rows(0, 1, dtype=dtype).dtype, "F16", dtype)
+        for dtype in ("BF16", "bfloat16", ml_dtypes.bfloat16, np.dtype(ml_dtypes.bfloat16)):
+            self.assertEqual(module.rows(0, 1, dtype=dtype).dtype, "BF16", dtype)
+        self.assertEqual(module.rows(0, 1, dtype=None).dtype, module.dtype)
+        for dtype in ("F64", np.int8, object()):
+            with self.assertRaises(safequant.UsageError):
+                module.dequantize(dtype=dtype)
+
     def test_out_is_filled_in_place(self) -> None:
         module = next(iter(safequant.open(W4).modules.values()))
         out = np.empty(module.shape, ml_dtypes.bfloat16)
@@ -205,6 +216,10 @@ class Checkpoints(unittest.TestCase):
         joined = np.concatenate([share.part("codes").numpy() for share in shares])
         self.assertEqual(raw(joined), raw(whole))
         self.assertIn(".safetensors", mapping_of(shares[1].part("codes").array.address))
+        self.assertEqual(raw(module.codes), raw(whole))
+        assert module.scales is not None
+        self.assertEqual(module.slice(1, 4, axis=0).shape, shares[1].shape)
+        self.assertIsNone(module.zero_points)
         columns = [module.slice(rank, 3, axis="in").part("codes").numpy() for rank in range(3)]
         self.assertEqual(raw(np.concatenate(columns, axis=1)), raw(whole))
         with self.assertRaises(safequant.SafequantError) as refused:
@@ -301,7 +316,8 @@ class Jobs(unittest.TestCase):
         with scratch() as folder:
             request = safequant.quantize_request(MINILM, folder / "out", scheme="W4A16", group_size=64)
             self.assertEqual(pickle.loads(pickle.dumps(request)), request)
-            plan = safequant.plan(request)
+            plan = safequant.plan("quantize", MINILM, folder / "out", scheme="W4A16", group_size=64)
+            self.assertEqual(plan, safequant.plan(request))
             self.assertFalse((folder / "out").exists())
             events: list[safequant.Event] = []
             summary = safequant.run(request, progress=events.append)
@@ -333,7 +349,7 @@ class Jobs(unittest.TestCase):
                 with self.assertRaises(expected):
                     safequant.quantize(MINILM, folder / "out", scheme="W4A16", group_size=64, threads=1, progress=stop)
                 self.assertFalse((folder / "out").exists())
-                safequant.quantize(MINILM, folder / "out", scheme="W4A16", group_size=64, destination="resume")
+                safequant.quantize(MINILM, folder / "out", scheme="W4A16", group_size=64, resume=True)
                 safequant.quantize(MINILM, folder / "whole", scheme="W4A16", group_size=64)
                 for path in sorted((folder / "whole").iterdir()):
                     self.assertEqual((folder / "out" / path.name).read_bytes(), path.read_bytes(), path.name)
@@ -354,7 +370,7 @@ class Jobs(unittest.TestCase):
             {"scheme": "W4A16", "method": "nothing"},
             {"scheme": "W4A16", "ignore": ["re:("]},
             {"scheme": "W4A16", "memory": "much"},
-            {"scheme": "W4A16", "destination": "elsewhere"},
+            {"scheme": "W4A16", "resume": True, "force": True},
             {"scheme": "W4A16", "division": "f64"},
         ]
         with scratch() as folder:

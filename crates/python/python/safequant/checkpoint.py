@@ -8,17 +8,52 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
+
 from . import _html, _native
 from .array import Array, into
-from .errors import MissingError
+from .errors import MissingError, UsageError
 
 __all__ = ["Checkpoint", "Dense", "Module", "Part", "Slice", "open"]
 
 #: The dtype of dense weights: the reference's own, or one that is computed in F32 and rounded once.
 DenseDtype = Literal["auto", "BF16", "F16", "F32"]
 
-#: The axis that a rank's share is cut along: rows (``out_features``) or columns (``in_features``) of the weight.
-Axis = Literal["out", "in"]
+#: What is taken for one: these and their usual spellings (``"bfloat16"``, ``"bf16"``), NumPy's, ml_dtypes' and torch's dtypes.
+DtypeLike = Any
+
+#: The axis that a rank's share is cut along: rows (``out_features``, 0) or columns (``in_features``, 1) of the weight.
+Axis = Literal["out", "in", 0, 1]
+
+_SPELLINGS: dict[str, DenseDtype] = {
+    "auto": "auto",
+    "bf16": "BF16",
+    "bfloat16": "BF16",
+    "f16": "F16",
+    "float16": "F16",
+    "f32": "F32",
+    "float32": "F32",
+}
+
+
+def dense_dtype(dtype: DtypeLike) -> DenseDtype:
+    """The dense dtype that is meant.
+
+    Raises:
+        UsageError: Weights are not computed in it.
+    """
+    if dtype is None:
+        return "auto"
+    name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    if name.lower() not in _SPELLINGS:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            pass
+    found = _SPELLINGS.get(name.lower())
+    if found is None:
+        raise UsageError(f"dtype {dtype}: weights are computed in BF16, F16 or F32, or in what \"auto\" gives", "dtype")
+    return found
 
 
 class Part:
@@ -83,6 +118,24 @@ class _Described:
         roles = ", ".join(part.role for part in self.parts)
         raise MissingError(f"{self.name} has no part with the role {role}: it has {roles}", "missing")
 
+    @property
+    def codes(self) -> Array:
+        """The stored codes, packed as they are. Of block formats (GGUF) the blocks."""
+        return self.part("codes").array
+
+    @property
+    def scales(self) -> Array | None:
+        """The stored scales; ``None`` where they are in the blocks, or there are none."""
+        return self._optional("scale")
+
+    @property
+    def zero_points(self) -> Array | None:
+        """The stored zero points, packed as they are; ``None`` where there are none."""
+        return self._optional("zero_point")
+
+    def _optional(self, role: str) -> Array | None:
+        return next((part.array for part in self.parts if part.role == role), None)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.convention}: {self.scheme}, {list(self.shape)})"
 
@@ -106,27 +159,27 @@ class Module(_Described):
         parts: The stored tensors.
     """
 
-    def dequantize(self, *, dtype: DenseDtype = "auto", out: Any = None, threads: int | None = None) -> Array:
+    def dequantize(self, *, dtype: DtypeLike = "auto", out: Any = None, threads: int | None = None) -> Array:
         """The weight as dense numbers, ``[.., out_features, in_features]``.
 
-        ``dtype="auto"`` gives the dtype and the very bits of the convention's own reference; another one is computed in F32
-        and rounded once, to nearest even. ``out``: a NumPy array or a CPU tensor of that dtype and shape, which is filled and
+        ``dtype="auto"`` gives the dtype and the very bits of the convention's own reference; BF16, F16 or F32 (in any spelling,
+        NumPy's and torch's dtypes included) is computed in F32 and rounded once, to nearest even. ``out``: a NumPy array or a CPU tensor of that dtype and shape, which is filled and
         whose memory the result is. ``threads``: as many at most; one per core otherwise. Other Python threads run meanwhile.
 
         Raises:
             UsageError: ``out`` does not fit.
             MalformedError: The parts hold what no reader accepts.
         """
-        return _dense(self._checkpoint, self.weight, dtype, None, out, threads)
+        return _dense(self._checkpoint, self.weight, dense_dtype(dtype), None, out, threads)
 
-    def rows(self, start: int, stop: int, *, dtype: DenseDtype = "auto", out: Any = None) -> Array:
+    def rows(self, start: int, stop: int, *, dtype: DtypeLike = "auto", out: Any = None) -> Array:
         """Rows ``start`` to ``stop`` of the dense weight, ``[stop - start, in_features]``; rows of a stack of matrices are counted
         through.
 
         Raises:
             UsageError: There are no such rows, or ``out`` does not fit.
         """
-        return _dense(self._checkpoint, self.weight, dtype, (start, stop), out, None)
+        return _dense(self._checkpoint, self.weight, dense_dtype(dtype), (start, stop), out, None)
 
     def slice(self, rank: int, world: int, axis: Axis = "out") -> Slice:
         """What rank ``rank`` of ``world`` holds of this weight, still packed. Parts are views where the bytes lie together.
@@ -134,7 +187,8 @@ class Module(_Described):
         Raises:
             UnsupportedError, RefusedError, UsageError: A group, a block or a packed word would be cut; the message has the numbers.
         """
-        weight, memories = self._checkpoint.slice(self.name, axis, rank, world)
+        named = {0: "out", 1: "in"}.get(axis, str(axis)) if isinstance(axis, int) else axis
+        weight, memories = self._checkpoint.slice(self.name, named, rank, world)
         arrays = [Array(m, part.dtype, part.shape) for m, part in zip(memories, weight.parts, strict=True)]
         return Slice(self._checkpoint, weight, arrays)
 
@@ -284,10 +338,10 @@ class Checkpoint(Mapping[str, "Module | Array"]):
         parsed: Any = {} if text is None else json.loads(text)
         return parsed if isinstance(parsed, dict) else {}
 
-    def dense(self, dtype: DenseDtype = "auto") -> DenseView:
+    def dense(self, dtype: DtypeLike = "auto") -> DenseView:
         """The checkpoint as the dense one that ``dequantize`` would write: weights that are quantized in ``dtype``, everything
         else as it is."""
-        return DenseView(self._native, dtype)
+        return DenseView(self._native, dense_dtype(dtype))
 
     @overload
     def __getitem__(self, name: str) -> Module | Array: ...

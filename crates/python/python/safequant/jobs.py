@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import _native
+from .checkpoint import DtypeLike, dense_dtype
+from .errors import UsageError
 
 __all__ = [
     "Event",
@@ -188,7 +190,8 @@ def quantize_request(
     memory: str | int = "1GiB",
     threads: int | None = None,
     max_shard_size: str | int = "5GB",
-    destination: Destination = "new",
+    resume: bool = False,
+    force: bool = False,
 ) -> Request:
     """The request that ``quantize`` runs."""
     return Request(
@@ -206,7 +209,7 @@ def quantize_request(
         memory=str(memory),
         threads=threads,
         max_shard_size=str(max_shard_size),
-        destination=destination,
+        destination=_destination(resume, force),
     )
 
 
@@ -220,7 +223,8 @@ def convert_request(
     memory: str | int = "1GiB",
     threads: int | None = None,
     max_shard_size: str | int = "5GB",
-    destination: Destination = "new",
+    resume: bool = False,
+    force: bool = False,
 ) -> Request:
     """The request that ``convert`` runs."""
     return Request(
@@ -233,7 +237,7 @@ def convert_request(
         memory=str(memory),
         threads=threads,
         max_shard_size=str(max_shard_size),
-        destination=destination,
+        destination=_destination(resume, force),
     )
 
 
@@ -241,22 +245,23 @@ def dequantize_request(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    dtype: Literal["auto", "BF16", "F16", "F32"] = "auto",
+    dtype: DtypeLike = "auto",
     memory: str | int = "1GiB",
     threads: int | None = None,
     max_shard_size: str | int = "5GB",
-    destination: Destination = "new",
+    resume: bool = False,
+    force: bool = False,
 ) -> Request:
     """The request that ``dequantize`` runs."""
     return Request(
         verb="dequantize",
         source=os.fspath(source),
         output=os.fspath(output),
-        dtype=dtype,
+        dtype=dense_dtype(dtype),
         memory=str(memory),
         threads=threads,
         max_shard_size=str(max_shard_size),
-        destination=destination,
+        destination=_destination(resume, force),
     )
 
 
@@ -271,14 +276,15 @@ def quantize(
 
     Keyword arguments are those of ``quantize_request``: ``scheme`` (``"W4A16"``; ``safequant.registries()["schemes"]`` lists
     them) is required; ``group_size``, ``convention``, ``method``, ``targets``, ``ignore`` (globs, or ``re:`` and a regular
-    expression, on module names), ``division``, ``nonfinite``, ``memory``, ``threads``, ``max_shard_size``, ``destination``.
+    expression, on module names), ``division``, ``nonfinite``, ``memory``, ``threads``, ``max_shard_size``, ``resume`` (continue an interrupted job), ``force``
+    (replace the output, at the end and atomically).
 
     The output appears complete or not at all. Ctrl-C stops at the next tile and raises ``KeyboardInterrupt``; what is done is
-    kept, and ``destination="resume"`` goes on.
+    kept, and ``resume=True`` goes on.
 
     Raises:
         UsageError: An option names what does not exist, or does not go with the others.
-        RefusedError: The output exists (``destination="replace"`` replaces it), or a weight is not finite.
+        RefusedError: The output exists (``force=True`` replaces it), or a weight is not finite.
         MalformedError, UnsupportedError, StorageError: About the source or the disk.
     """
     return run(quantize_request(source, output, **options), progress=progress)
@@ -294,7 +300,7 @@ def convert(
     """Writes the same codes and scales in another convention.
 
     Keyword arguments are those of ``convert_request``: ``to`` (``"gptq"``; ``safequant.registries()["written_conventions"]``
-    lists them) is required; ``allow_lossy``, ``ignore``, ``memory``, ``threads``, ``max_shard_size``, ``destination``. The
+    lists them) is required; ``allow_lossy``, ``ignore``, ``memory``, ``threads``, ``max_shard_size``, ``resume``, ``force``. The
     summary labels each module ``exact``, ``cast`` or ``lossy``.
 
     Raises:
@@ -314,7 +320,7 @@ def dequantize(
     """Writes the dense checkpoint that a quantized one stands for.
 
     Keyword arguments are those of ``dequantize_request``: ``dtype`` (``"auto"`` gives the very bits of the convention's own
-    reference), ``memory``, ``threads``, ``max_shard_size``, ``destination``.
+    reference; BF16, F16 or F32), ``memory``, ``threads``, ``max_shard_size``, ``resume``, ``force``.
 
     Raises:
         RefusedError, MalformedError, UnsupportedError, StorageError: As ``quantize``.
@@ -322,15 +328,38 @@ def dequantize(
     return run(dequantize_request(source, output, **options), progress=progress)
 
 
-def plan(request: Request) -> Plan:
-    """What a request would write. Nothing is touched.
+def plan(
+    verb: Literal["quantize", "convert", "dequantize"] | Request,
+    source: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Plan:
+    """What a verb with these options would write: ``plan("quantize", source, output, scheme="W4A16")``. Nothing is touched.
+
+    A request, as ``quantize_request`` and its siblings make one, is taken as well.
 
     Raises:
-        SafequantError: Whatever ``run`` would refuse before the first byte.
+        SafequantError: Whatever the verb would refuse before the first byte.
     """
-    planned = _native.plan(request)
+    planned = _native.plan(_request(verb, source, output, options))
     modules = [PlannedModule(**module) for module in planned.pop("modules")]
     return Plan(modules=modules, **planned)
+
+
+def _request(
+    verb: str | Request,
+    source: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str] | None,
+    options: dict[str, Any],
+) -> Request:
+    if isinstance(verb, Request):
+        return verb
+    makers = {"quantize": quantize_request, "convert": convert_request, "dequantize": dequantize_request}
+    if verb not in makers:
+        raise UsageError(f"there is no verb {verb}: there are {', '.join(makers)}", "usage")
+    if source is None or output is None:
+        raise UsageError(f"{verb} goes from a source to an output: both are needed", "usage")
+    return makers[verb](source, output, **options)
 
 
 def run(request: Request, *, progress: Progress | None = None) -> Summary:
@@ -351,3 +380,9 @@ def summary(record: dict[str, Any]) -> Summary:
 
 def _patterns(patterns: Sequence[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _destination(resume: bool, force: bool) -> Destination:
+    if resume and force:
+        raise UsageError("resume continues a job, force replaces its output: one of them", "usage")
+    return "resume" if resume else "replace" if force else "new"

@@ -14,7 +14,7 @@ A part is a run of *whole output files*: two machines never write one file. Ther
 
 What Ray does stays Ray's: it chooses nodes, and it retries the task of a node or worker that was lost (``max_retries`` in
 ``ray_options``). A part that was done is not done twice: a task that is asked again finds the files complete. Ctrl-C cancels the
-tasks; what is done is kept, and ``destination="resume"`` goes on, here or by the local verb.
+tasks; what is done is kept, and ``resume=True`` goes on, here or by the local verb.
 """
 
 from __future__ import annotations
