@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
-use safequant::container::{Checkpoint, GgufValue, Header, Limits, ReadAt};
+use safequant::container::{BytesSource, Checkpoint, GgufValue, Header, Limits, ReadAt};
 use safequant::kernels::Backend;
+use safequant::rewrite::calibration::{Calibration, SecondMoment};
 use safequant::schemes::{Decoder, Model, QuantizedTensor, RowsOut};
 use serde_json::{Map, Value, json};
 
@@ -26,6 +27,7 @@ pub const TARGETS: &[Target] = &[
     ("config", config),
     ("bind", bind),
     ("gguf", gguf),
+    ("calibration", calibration),
 ];
 
 /// A file whose first bytes are given and whose others follow a pattern: as long as its header asks for, without memory.
@@ -118,6 +120,34 @@ fn check_header(header: &Header, len_bytes: u64) {
         end = tensor.range.end;
     }
     assert_eq!(end, len_bytes, "the tensors do not cover the file");
+}
+
+/// Calibration statistics in any of their forms: what is handed out has the shapes that were asked for.
+pub fn calibration(data: &[u8]) {
+    let source = Arc::new(BytesSource(data.into()));
+    let Ok(opened) = Calibration::from_source("fuzz", source, &limits()) else {
+        return;
+    };
+    let modules: Vec<_> = opened.modules().collect();
+    for module in modules {
+        let in_features = module.in_features.unwrap_or(module.n_values);
+        if in_features > MAX_DECODED {
+            continue;
+        }
+        if let Ok(Some(found)) = opened.statistics(&module.name, in_features) {
+            assert_eq!(found.in_features as u64, in_features, "{}", module.name);
+            let (values, expected) = match &found.second_moment {
+                SecondMoment::Full(values) => (values, found.in_features * found.in_features),
+                SecondMoment::Diagonal(values) => (values, found.in_features),
+            };
+            assert_eq!(values.len(), expected, "{}", module.name);
+            assert!(
+                values.iter().all(|value| value.is_finite()),
+                "{}",
+                module.name
+            );
+        }
+    }
 }
 
 /// A GGUF file: once as it is, once as the beginning of a file that is long enough for any tensor.

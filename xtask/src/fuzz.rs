@@ -14,6 +14,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("config", "json"),
     ("bind", "header"),
     ("gguf", "gguf"),
+    ("calibration", "header"),
 ];
 
 /// Longest seed; larger ones slow the fuzzer down more than they teach it.
@@ -77,9 +78,10 @@ fn fuzz(target: &str, dictionary: &str, seconds: &str) -> Outcome {
 }
 
 /// Seeds from the fixtures. `header`: header bytes; `index` and `config`: the documents; `bind`: see `fuzz/src/lib.rs`;
-/// `gguf`: the first bytes of a file.
+/// `gguf`: the first bytes of a
+/// file; `calibration`: importance matrices.
 fn prepare() -> Outcome {
-    let mut counts = [0_usize; 5];
+    let mut counts = [0_usize; TARGETS.len()];
     for (target, _) in TARGETS {
         for folder in ["corpus", "regressions"] {
             let place = root().join("fuzz").join(folder).join(target);
@@ -112,6 +114,10 @@ fn prepare() -> Outcome {
             head.truncate(8 << 10);
             seed("gguf", &slug, &head)?;
             counts[4] += 1;
+        }
+        if name.starts_with("fixtures/llama.cpp-imatrix/") {
+            seed("calibration", &slug, &bytes_of(name)?)?;
+            counts[5] += 1;
         }
     }
     for ((target, _), count) in TARGETS.iter().zip(counts) {
