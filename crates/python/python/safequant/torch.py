@@ -145,15 +145,18 @@ def state_dict(
         UsageError: The options do not go together, or a weight cannot be shared among so many ranks; the message names it.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open(path)
+    target = torch.device(device)
+    if target.type == "cuda" and target.index is None:
+        target = torch.device("cuda", torch.cuda.current_device())
     if packed:
         if as_dtype is not None or (rank, world) != (0, 1):
             raise UsageError("packed tensors are given whole and as they are stored: leave out as_dtype, rank and world", "packed")
-        return StateDict(_Packed(checkpoint), torch.device(device))
+        return StateDict(_Packed(checkpoint), target)
     if as_dtype is not None and as_dtype not in _DENSE:
         known = ", ".join(map(str, _DENSE))
         raise UsageError(f"as_dtype is {as_dtype}: weights are computed in {known}", "as_dtype")
     dtype = "auto" if as_dtype is None else _DENSE[as_dtype]
-    return StateDict(_Dense(checkpoint, dtype, rank, world, torch.device(device)), torch.device(device))
+    return StateDict(_Dense(checkpoint, dtype, rank, world, target), target)
 
 
 class StateDict:
@@ -259,22 +262,24 @@ class _Dense:
         self._stage = _Pinned(device) if device.type == "cuda" else _Plain()
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
-        dense = self._dense[name]
+        dense = self._dense[name] if name in self._quantized else self.checkpoint.tensors[name]
         return dense.dtype, _Rows.of(dense.shape, self.cuts[name]).shape
 
     def read(self, name: str) -> torch.Tensor:
-        cut = self.cuts[name]
-        if name not in self._quantized:
+        cut, dense = self.cuts[name], self._dense[self._applied.get(name, name)]
+        on_cpu = isinstance(self._stage, _Plain)
+        # Scalars, and elements narrower than a byte, have no rows that a buffer could hold.
+        has_rows = bool(dense.shape) and dense.dtype in _NAMES
+        if name not in self._quantized and (on_cpu or not has_rows):
             return _narrowed(as_tensor(self.checkpoint.tensors[name]), cut)
-        dense = self._dense[self._applied.get(name, name)]
-        if cut is None and isinstance(self._stage, _Plain):
+        if cut is None and on_cpu:
             return as_tensor(dense.read())
         rows = _Rows.of(dense.shape, cut)
         out = torch.empty(rows.shape, dtype=dtype_of(dense.dtype), device=self._stage.device)
-        flat, width = out.view(-1, rows.shape[-1]), dense.shape[-1]
+        flat, width = out.view(rows.count, rows.shape[-1]), dense.shape[-1]
         for at, start, stop in rows.tiles(max(_TILE_BYTES // max(width * out.itemsize, 1), 1)):
             place = flat[at : at + stop - start]
-            if rows.columns is None and isinstance(self._stage, _Plain):
+            if rows.columns is None and on_cpu:
                 dense.rows(start, stop, out=place)
                 continue
             staged = self._stage.take(stop - start, width, out.dtype)
@@ -307,6 +312,11 @@ class _Rows:
         outer = range(math.prod(shape[:axis]))
         runs = [((i * shape[axis] + start) * inner, (i * shape[axis] + stop) * inner) for i in outer for start, stop in ranges]
         return cls(ours, runs, None)
+
+    @property
+    def count(self) -> int:
+        """How many rows the share has."""
+        return sum(stop - start for start, stop in self.runs)
 
     def tiles(self, n: int) -> Iterator[tuple[int, int, int]]:
         """At most ``n`` rows at a time: where they go, and the first and last of them."""

@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import unittest
+import unittest.mock
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -259,7 +260,6 @@ class Mappings(unittest.TestCase):
 
 
 class Ranks(unittest.TestCase):
-    #: Fixtures that are whole models with two or more heads of keys and values.
     WORLD = 2
 
     def test_shares_are_the_whole_behind_each_other(self) -> None:
@@ -349,6 +349,31 @@ class Devices(unittest.TestCase):
     def test_meta_tensors_have_no_bytes(self) -> None:
         weights = state_dict(FIXTURES / "all-minilm-l6-v2", device="meta")
         self.assertTrue(all(tensor.is_meta for tensor in weights.values()))
+
+    def test_staged_rows_are_the_rows(self) -> None:
+        """What fills a CUDA device, with a stage that is on the CPU: tiles, runs and columns, but no stream."""
+
+        class Stage(safequant.torch._Plain):
+            taken = 0
+
+            def take(self, n_rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+                Stage.taken += 1
+                return super().take(n_rows, width, dtype)
+
+        visited = 0
+        for fixture in fixtures():
+            if not fixture.name.startswith(("llm-compressor", "composed", "gptqmodel")):
+                continue
+            with self.subTest(fixture=fixture.name), opened(fixture) as place, unittest.mock.patch.object(safequant.torch, "_TILE_BYTES", 5000):
+                for rank, world in ((0, 1), (1, 2)):
+                    here, staged_too = state_dict(place, rank=rank, world=world), state_dict(place, rank=rank, world=world)
+                    # Not the class that lets rows be decoded where they belong.
+                    staged_too._source._stage = unittest.mock.Mock(wraps=Stage(), device=torch.device("cpu"))  # type: ignore[union-attr]
+                    for name, tensor in here:
+                        self.assertTrue(same_bits(tensor, staged_too[name]), name)
+                visited += 1
+        self.assertGreaterEqual(visited, 40)
+        self.assertGreaterEqual(Stage.taken, 1000)
 
     @unittest.skipUnless(torch.cuda.is_available(), "NO CUDA DEVICE: pinned staging is not tested here")
     def test_a_cuda_device_is_filled_through_pinned_buffers(self) -> None:
