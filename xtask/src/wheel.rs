@@ -74,13 +74,9 @@ pub(crate) fn check_types(python: &Path) -> Outcome {
     mypy.env("MYPYPATH", root().join("crates/python/python"))
         .args(["--strict", "--python-executable"])
         .arg(python)
-        .args(["--package", "safequant"]);
-    run_command(&mut mypy)?;
-    let mut mypy = command(build.with_file_name("mypy"));
-    mypy.env("MYPYPATH", root().join("crates/python/python"))
-        .args(["--strict", "--python-executable"])
-        .arg(python)
-        .arg("examples/python");
+        .arg("--cache-dir")
+        .arg(target_dir().join("mypy"))
+        .args(["crates/python/python/safequant", "examples/python"]);
     run_command(&mut mypy)
 }
 

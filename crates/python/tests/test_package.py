@@ -56,7 +56,7 @@ class EveryFixture(unittest.TestCase):
                     n_tensors += 1
             n_fixtures += 1
         self.assertGreater(n_fixtures, 110)
-        self.assertGreater(n_tensors, 2000)
+        self.assertGreater(n_tensors, 1300)
 
     def test_gives_every_part_as_it_lies_in_the_file(self) -> None:
         n_parts = 0
@@ -113,6 +113,10 @@ class Arrays(unittest.TestCase):
         self.assertEqual(values.numpy().dtype, np.float32)
         self.assertEqual(module.dequantize(dtype="BF16").numpy().dtype, ml_dtypes.bfloat16)
         self.assertEqual(len(values), module.shape[0])
+        self.assertEqual(values.data.nbytes, values.nbytes)
+        self.assertEqual(np.frombuffer(values.data, np.uint8).ctypes.data, values.address)
+        if sys.version_info >= (3, 12):
+            self.assertEqual(memoryview(values).nbytes, values.nbytes)
         with self.assertRaises(BufferError):
             values.__dlpack__(stream=None, dl_device=(2, 0))
         capsules = [values.__dlpack__(max_version=version) for version in (None, (1, 0))]

@@ -92,6 +92,14 @@ class Array:
         """The address of the first byte."""
         return self._memory.address
 
+    @property
+    def data(self) -> memoryview:
+        """The bytes, by the buffer protocol: writable, in place. From Python 3.12 on ``memoryview(array)`` is the same."""
+        return np.asarray(self._memory).data
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        return self.data
+
     def numpy(self) -> npt.NDArray[Any]:
         """The elements as a NumPy array, without a copy."""
         flat: npt.NDArray[np.uint8] = np.asarray(self._memory)
