@@ -354,7 +354,7 @@ def _request(
 ) -> Request:
     if isinstance(verb, Request):
         return verb
-    makers = {"quantize": quantize_request, "convert": convert_request, "dequantize": dequantize_request}
+    makers: dict[str, Callable[..., Request]] = {"quantize": quantize_request, "convert": convert_request, "dequantize": dequantize_request}
     if verb not in makers:
         raise UsageError(f"there is no verb {verb}: there are {', '.join(makers)}", "usage")
     if source is None or output is None:

@@ -309,7 +309,8 @@ class _Rows:
             return cls(ours, [(0, n_rows)], ranges)
         # Rows below one index of this axis lie together.
         inner = math.prod(shape[axis + 1 : -1])
-        outer = range(math.prod(shape[:axis]))
+        # A header may claim any number of matrices that have no elements.
+        outer = range(0 if 0 in shape else math.prod(shape[:axis]))
         runs = [((i * shape[axis] + start) * inner, (i * shape[axis] + stop) * inner) for i in outer for start, stop in ranges]
         return cls(ours, runs, None)
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 
 from .audits import audit
 from .checkpoint import Checkpoint, open
-from .errors import UnsupportedError
+from .errors import MalformedError, SafequantError, UnsupportedError
 from .torch import StateDict, state_dict
 
 __all__ = ["from_packed", "from_quantized"]
@@ -67,13 +68,17 @@ def from_quantized(
     chosen = dtype or getattr(dense, "dtype", None) or _dtype_of(weights)
     if device is not None:
         kwargs.setdefault("device_map", {"": torch.device(device)})
+    lazy = _lazy(weights, build, dense)
     # Of another shape is told like all the rest, by name.
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     load: Any = build.from_pretrained
     with _one_by_one():
         try:
-            model, told = load(None, config=dense, state_dict=_lazy(weights, build, dense), dtype=chosen, **kwargs)
-        except RuntimeError as error:
+            model, told = load(None, config=dense, state_dict=lazy.mapping, dtype=chosen, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a configuration can make transformers raise anything
+            # transformers sums up what went wrong with weights; what the engine said is the better answer.
+            if lazy.failures:
+                raise lazy.failures[0] from error
             raise UnsupportedError(f"{checkpoint.path}: transformers cannot load it: {error}", "transformers") from error
     _check(checkpoint, told)
     model.config.name_or_path = str(checkpoint.path)
@@ -116,7 +121,10 @@ def _dense_config(checkpoint: Checkpoint) -> transformers.PreTrainedConfig:
             "pass config= and model_class=",
         )
     config_class: Any = transformers.CONFIG_MAPPING[model_type]
-    made: transformers.PreTrainedConfig = config_class.from_dict(_stripped(told))
+    try:
+        made: transformers.PreTrainedConfig = config_class.from_dict(_stripped(told))
+    except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot read this
+        raise MalformedError(f"{checkpoint.path}: transformers cannot read config.json: {error}", "config") from error
     return made
 
 
@@ -150,31 +158,42 @@ def _dtype_of(weights: StateDict) -> torch.dtype:
 class _Lazy:
     """A weight that is decoded when transformers takes ``[...]`` of it, as it does with safetensors' slices."""
 
-    def __init__(self, weights: StateDict, name: str, *, transposed: bool) -> None:
-        self._weights, self._name, self._transposed = weights, name, transposed
+    def __init__(self, read: Callable[[], torch.Tensor], failures: list[SafequantError]) -> None:
+        self._read, self._failures = read, failures
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        tensor = self._weights[self._name]
-        taken: torch.Tensor = tensor.transpose(-1, -2).contiguous()[index] if self._transposed else tensor[index]
+        try:
+            taken: torch.Tensor = self._read()[index]
+        except SafequantError as error:
+            self._failures.append(error)
+            raise
         return taken
 
 
-class _Expert:
-    """One matrix of a stack. The stack that was asked for last is kept: its experts are asked for one after the other."""
+class _Stacks:
+    """Matrices of stacks. The stack that was asked for last is kept: its experts are asked for one after the other."""
 
-    def __init__(self, weights: StateDict, name: str, expert: int, last: dict[str, torch.Tensor]) -> None:
-        self._weights, self._name, self._expert, self._last = weights, name, expert, last
+    def __init__(self, weights: StateDict) -> None:
+        self._weights = weights
+        self._last: tuple[str, torch.Tensor] | None = None
 
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        if self._name not in self._last:
-            self._last.clear()
-            self._last[self._name] = self._weights[self._name]
+    def matrix(self, name: str, expert: int) -> torch.Tensor:
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            self._last = name, self._weights[name]
         # A copy: what is handed out must not keep the whole stack alive.
-        return self._last[self._name][self._expert][index].clone()
+        return self._last[1][expert].clone()
 
 
-def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config: Any) -> dict[str, _Lazy | _Expert]:
-    """All weights under transformers' names, none of them read.
+class _LazyWeights(NamedTuple):
+    """Weights under transformers' names, and what went wrong when they were read."""
+
+    mapping: dict[str, _Lazy]
+    failures: list[SafequantError]
+
+
+def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config: Any) -> _LazyWeights:
+    """All weights, none of them read.
 
     Stacks of quantized matrices are ``[experts, out_features, in_features]`` for the engine; some of transformers' models hold them
     transposed, and say so (``is_transposed``). Dense stacks lie in the file as the model wants them.
@@ -182,15 +201,23 @@ def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config:
     modules = weights.checkpoint.modules.values()
     stacks = {module.weight for module in modules if len(module.shape) > 2}
     transposed = bool(stacks) and _holds_transposed(build, config)
-    lazy: dict[str, _Lazy | _Expert] = {}
-    last: dict[str, torch.Tensor] = {}
+    lazy, split = _LazyWeights({}, []), _Stacks(weights)
+
+    def put(name: str, read: Callable[[], torch.Tensor]) -> None:
+        lazy.mapping[name] = _Lazy(read, lazy.failures)
+
+    def turned(name: str) -> torch.Tensor:
+        return weights[name].transpose(-1, -2).contiguous()
+
     for name in weights.keys():
         parent, mlx, projection = name.partition(".switch_mlp.")
-        if mlx:
-            _, shape = weights.describe(name)
-            lazy |= {f"{parent}.experts.{i}.{_of_expert(parent, projection)}": _Expert(weights, name, i, last) for i in range(shape[0])}
+        shape = weights.describe(name)[1] if mlx else ()
+        # A header may claim any number of matrices that have no elements.
+        if len(shape) == 3 and 0 not in shape:
+            for expert in range(shape[0]):
+                put(f"{parent}.experts.{expert}.{_of_expert(parent, projection)}", partial(split.matrix, name, expert))
         else:
-            lazy[name] = _Lazy(weights, name, transposed=transposed and name in stacks)
+            put(name, partial(turned if transposed and name in stacks else weights.__getitem__, name))
     return lazy
 
 
@@ -203,8 +230,11 @@ def _of_expert(parent: str, projection: str) -> str:
 
 
 def _holds_transposed(build: Any, config: Any) -> bool:
-    with torch.device("meta"):
-        skeleton = build(config)
+    try:
+        with torch.device("meta"):
+            skeleton = build(config)
+    except Exception:  # noqa: BLE001 - loading will say what is the matter with the configuration
+        return False
     return any(getattr(module, "is_transposed", False) for module in skeleton.modules())
 
 

@@ -42,7 +42,7 @@ import safetensors.torch
 
 import safequant.transformers
 import safequant.vllm
-from safequant.torch import state_dict
+from safequant.torch import StateDict, state_dict
 from safequant.transformers import from_packed, from_quantized
 
 #: Whole models among the fixtures.
@@ -220,6 +220,34 @@ class FromQuantized(unittest.TestCase):
                 from_quantized(place)
             self.assertIn("no-such-type", str(caught.exception))
         self.assertNotIn("HF_DEACTIVATE_ASYNC_LOAD", os.environ)
+
+
+    def test_what_the_engine_said_is_what_is_raised(self) -> None:
+        def broken(weights: StateDict, name: str) -> torch.Tensor:
+            raise safequant.MalformedError(f"{name}: no reader accepts this", "test")
+
+        with opened(named("llm-compressor/ct-fp8")) as place, unittest.mock.patch.object(StateDict, "__getitem__", broken):
+            with self.assertRaises(safequant.MalformedError) as caught:
+                from_quantized(place)
+            self.assertIn("no reader accepts this", str(caught.exception))
+
+    def test_a_hostile_configuration_is_an_error_of_ours(self) -> None:
+        changes: list[dict[str, Any]] = [
+            {"hidden_size": "large"},
+            {"num_attention_heads": 0},
+            {"num_hidden_layers": -1},
+            {"rope_parameters": 7},
+            {"architectures": "LlamaForCausalLM"},
+            {"architectures": [7]},
+            {"model_type": ["llama"]},
+            {"dtype": "nothing"},
+        ]
+        for change in changes:
+            with self.subTest(change=change), opened(named("llm-compressor/ct-fp8")) as place:
+                edit(place / "config.json", change)
+                with self.assertRaises(safequant.SafequantError) as caught:
+                    from_quantized(place)
+                self.assertIn(str(place), str(caught.exception))
 
 
 class FromPacked(unittest.TestCase):
