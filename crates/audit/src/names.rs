@@ -277,10 +277,17 @@ mod tests {
         );
         assert_eq!(layer("h.0"), Some(("h", 0, "")));
         assert_eq!(layer("experts.3.w1"), None);
+        assert_eq!(layer("a.01.b"), Some(("a", 1, "b")));
+        assert_eq!(
+            layer("a.4294967296.\u{e4}.2"),
+            Some(("a.4294967296.\u{e4}", 2, ""))
+        );
         assert_eq!(layer("lm_head"), None);
         assert_eq!(expert("a.1.experts.7.w1"), Some(("a.1.experts", 7, "w1")));
         assert_eq!(expert("experts.7"), Some(("experts", 7, "")));
         assert_eq!(expert("a.shared_experts.7.w1"), None);
         assert_eq!(expert("a.experts.gate_up_proj"), None);
+        assert_eq!(expert("a.my_experts.1.experts.2.w1"), None);
+        assert_eq!(expert("a.1.experts"), None);
     }
 }

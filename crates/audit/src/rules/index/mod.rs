@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use safequant_container::{Checkpoint, Index};
+use safequant_container::{Checkpoint, Index, TensorRef};
 
 use crate::Rule;
 
@@ -42,6 +42,6 @@ fn unlisted<'a>(checkpoint: &'a Checkpoint, index: &Index) -> HashSet<&'a str> {
         while listed.next_if(|listed| *listed < *name).is_some() {}
         listed.next_if(|listed| *listed == *name).is_none()
     };
-    let names = checkpoint.tensors().map(|tensor| tensor.name());
+    let names = checkpoint.tensors().map(TensorRef::name);
     names.filter(is_unlisted).collect()
 }

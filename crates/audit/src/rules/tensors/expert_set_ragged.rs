@@ -78,14 +78,12 @@ impl<'a> Schemes<'a> {
         };
         let key = |of: &QuantizedTensor| (of.convention, of.scheme.code, of.scheme.granularity);
         let last = self.last.take();
-        let (_, text) = match last.filter(|(other, _)| key(other) == key(tensor)) {
-            Some(same) => self.last.insert(same),
-            None => {
-                let (convention, code, granularity) = key(tensor);
-                let text = format!("{convention} {code:?} {granularity:?}");
-                self.last.insert((tensor, Rc::from(text)))
-            }
-        };
+        let same = last.filter(|(other, _)| key(other) == key(tensor));
+        let (_, text) = self.last.insert(same.unwrap_or_else(|| {
+            let (convention, code, granularity) = key(tensor);
+            let text = format!("{convention} {code:?} {granularity:?}");
+            (tensor, Rc::from(text))
+        }));
         Rc::clone(text)
     }
 }
