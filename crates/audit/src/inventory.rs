@@ -6,6 +6,7 @@ use safequant_container::TensorInfo;
 use safequant_schemes::scheme::float_of;
 use safequant_schemes::{Error, Headers};
 
+use crate::names::{around_layer, split_last};
 use crate::{ModuleName, Part, Subject, problem};
 
 /// Endings, behind a dot, of tensors that only quantized weights have beside them (`formats/*.md` of the dossiers), in order. Names
@@ -81,7 +82,11 @@ const STACKED: &[&str] = &["_blocks", "_scales", "_scale_inv", "_weight_scale"];
 
 /// The module of a tensor that belongs to a quantized weight by its name, and the ending that says so.
 pub(crate) fn companion(tensor: &str) -> Option<(&str, &'static str)> {
-    let (module, last) = tensor.rsplit_once('.')?;
+    let (module, last) = split_last(tensor)?;
+    // Most tensors are called so.
+    if matches!(last, "weight" | "bias") {
+        return None;
+    }
     if let Ok(at) = COMPANIONS.binary_search(&last) {
         return COMPANIONS.get(at).map(|ending| (module, *ending));
     }
@@ -142,13 +147,43 @@ pub(crate) fn is_partial(subject: &Subject<'_>) -> bool {
     })
 }
 
+/// A tensor, and the module that it belongs to as far as its name tells, taken apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Stored<'a> {
+    pub(crate) info: &'a TensorInfo,
+    pub(crate) module: ModuleName<'a>,
+}
+
+/// Every tensor, by name. Names are taken apart here, once for all rules.
+pub(crate) fn take_apart(headers: Headers<'_>) -> Vec<Stored<'_>> {
+    let mut all: Vec<Stored<'_>> = Vec::new();
+    for info in headers.tensors() {
+        let module = module_of(&info.name);
+        let before = all.last().map(|before| before.module);
+        let known = before.filter(|before| before.module == module);
+        let module = known.unwrap_or_else(|| ModuleName::parse(module));
+        all.push(Stored { info, module });
+    }
+    all
+}
+
+/// The tensors that are no part of a quantized weight. `plain`: their names, in order.
+pub(crate) fn find_plain<'a>(stored: &[Stored<'a>], plain: &[String]) -> Vec<&'a TensorInfo> {
+    let mut names = plain.iter().peekable();
+    let is_plain = |info: &&TensorInfo| names.next_if(|name| info.name == **name).is_some();
+    stored
+        .iter()
+        .map(|tensor| tensor.info)
+        .filter(is_plain)
+        .collect()
+}
+
 /// Plain two-dimensional float weights: module and tensor.
 pub(crate) fn dense_matrices<'a>(
-    subject: &'a Subject<'_>,
+    subject: &Subject<'a>,
 ) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
-    subject.model.plain.iter().filter_map(|name| {
-        let module = name.strip_suffix(".weight")?;
-        let info = subject.headers.tensor(name)?;
+    subject.plain.iter().filter_map(|&info| {
+        let module = info.name.strip_suffix(".weight")?;
         let is_matrix = info.shape.len() == 2 && float_of(info.dtype).is_some();
         is_matrix.then_some((module, info))
     })
@@ -170,24 +205,29 @@ const STACK_WORDS: [&str; 12] = [
     "encoder_layers",
 ];
 
-/// The layers under one name, and what each holds: names behind the layer's number.
-pub(crate) type Layers<'a> = BTreeMap<u32, BTreeSet<&'a str>>;
+/// The layers under one name, and what each holds: names behind the layer's number, in order.
+pub(crate) type Layers<'a> = BTreeMap<u32, Vec<&'a str>>;
 
 /// All numbered layers, by what they are numbered under (`model.layers`).
 pub(crate) type Stacks<'a> = BTreeMap<&'a str, Layers<'a>>;
 
 /// Those of a checkpoint.
-pub(crate) fn find_stacks(headers: Headers<'_>) -> Stacks<'_> {
+pub(crate) fn find_stacks<'a>(stored: &[Stored<'a>]) -> Stacks<'a> {
     let mut stacks = Stacks::new();
-    for info in headers.tensors() {
-        let Some((stack, layer, rest)) = ModuleName::parse(&info.name).around_layer() else {
+    for tensor in stored {
+        let Some((stack, layer, rest)) = around_layer(&tensor.info.name) else {
             continue;
         };
-        let word = stack.rsplit('.').next().unwrap_or(stack);
+        let word = split_last(stack).map_or(stack, |(_, word)| word);
         if STACK_WORDS.contains(&word) {
             let layers = stacks.entry(stack).or_default();
-            layers.entry(layer).or_default().insert(rest);
+            layers.entry(layer).or_default().push(rest);
         }
+    }
+    // A number may be spelled in two ways (`1`, `01`).
+    for rests in stacks.values_mut().flat_map(BTreeMap::values_mut) {
+        rests.sort_unstable();
+        rests.dedup();
     }
     stacks
 }
@@ -201,13 +241,11 @@ pub(crate) struct Trunk<'a> {
 }
 
 /// `None` where there is no such stack, or several (encoder and decoder, a model beside a second one).
-pub(crate) fn find_trunk<'a>(headers: Headers<'a>, stacks: &Stacks<'a>) -> Option<Trunk<'a>> {
+pub(crate) fn find_trunk<'a>(stored: &[Stored<'a>], stacks: &Stacks<'a>) -> Option<Trunk<'a>> {
     let mut embeddings = BTreeMap::new();
-    for info in headers.tensors() {
-        let module = module_of(&info.name);
-        let name = ModuleName::parse(module);
+    for Stored { module: name, .. } in stored {
         if name.part == Part::Embedding && name.layer.is_none() {
-            embeddings.insert(name.parent, module);
+            embeddings.insert(name.parent, name.module);
         }
     }
     let mut pairs = stacks.keys().filter_map(|&name| {
@@ -222,7 +260,7 @@ pub(crate) fn find_trunk<'a>(headers: Headers<'a>, stacks: &Stacks<'a>) -> Optio
 pub(crate) fn module_of(tensor: &str) -> &str {
     match companion(tensor) {
         Some((module, _)) => module,
-        None => tensor.rsplit_once('.').map_or("", |(module, _)| module),
+        None => split_last(tensor).map_or("", |(module, _)| module),
     }
 }
 

@@ -72,70 +72,66 @@ impl Part {
     }
 }
 
-/// The last words of names, and what they are. A name is looked up from its end: the first word that is listed counts.
-const WORDS: &[(&str, Part)] = &[
-    ("q_proj", Part::Query),
-    ("query", Part::Query),
-    ("wq", Part::Query),
-    ("to_q", Part::Query),
-    ("attn_q", Part::Query),
-    ("q_lin", Part::Query),
-    ("k_proj", Part::Key),
-    ("key", Part::Key),
-    ("wk", Part::Key),
-    ("to_k", Part::Key),
-    ("attn_k", Part::Key),
-    ("k_lin", Part::Key),
-    ("v_proj", Part::Value),
-    ("value", Part::Value),
-    ("wv", Part::Value),
-    ("to_v", Part::Value),
-    ("attn_v", Part::Value),
-    ("v_lin", Part::Value),
-    ("qkv_proj", Part::QueryKeyValue),
-    ("query_key_value", Part::QueryKeyValue),
-    ("c_attn", Part::QueryKeyValue),
-    ("attn_qkv", Part::QueryKeyValue),
-    ("qkv", Part::QueryKeyValue),
-    ("Wqkv", Part::QueryKeyValue),
-    ("wqkv", Part::QueryKeyValue),
-    ("o_proj", Part::Output),
-    ("out_proj", Part::Output),
-    ("wo", Part::Output),
-    ("to_out", Part::Output),
-    ("attn_output", Part::Output),
-    ("out_lin", Part::Output),
-    ("gate_proj", Part::Gate),
-    ("w1", Part::Gate),
-    ("ffn_gate", Part::Gate),
-    ("ffn_gate_exps", Part::Gate),
-    ("up_proj", Part::Up),
-    ("w3", Part::Up),
-    ("ffn_up", Part::Up),
-    ("ffn_up_exps", Part::Up),
-    ("fc1", Part::Up),
-    ("lin1", Part::Up),
-    ("dense_h_to_4h", Part::Up),
-    ("gate_up_proj", Part::GateUp),
-    ("down_proj", Part::Down),
-    ("w2", Part::Down),
-    ("ffn_down", Part::Down),
-    ("ffn_down_exps", Part::Down),
-    ("fc2", Part::Down),
-    ("lin2", Part::Down),
-    ("dense_4h_to_h", Part::Down),
-    ("router", Part::Router),
-    ("gate", Part::Router),
-    ("ffn_gate_inp", Part::Router),
-    ("shared_expert_gate", Part::Router),
-    ("embed_tokens", Part::Embedding),
-    ("wte", Part::Embedding),
-    ("token_embd", Part::Embedding),
-    ("word_embeddings", Part::Embedding),
-    ("embed_in", Part::Embedding),
-    ("lm_head", Part::Head),
-    ("embed_out", Part::Head),
-];
+/// What a word of a name says. A name is looked up from its end: the first word that is known counts.
+fn part_of(word: &[u8]) -> Option<Part> {
+    Some(match word {
+        b"q_proj" | b"query" | b"wq" | b"to_q" | b"attn_q" | b"q_lin" => Part::Query,
+        b"k_proj" | b"key" | b"wk" | b"to_k" | b"attn_k" | b"k_lin" => Part::Key,
+        b"v_proj" | b"value" | b"wv" | b"to_v" | b"attn_v" | b"v_lin" => Part::Value,
+        b"qkv_proj" | b"query_key_value" | b"c_attn" | b"attn_qkv" | b"qkv" | b"Wqkv" | b"wqkv" => {
+            Part::QueryKeyValue
+        }
+        b"o_proj" | b"out_proj" | b"wo" | b"to_out" | b"attn_output" | b"out_lin" => Part::Output,
+        b"gate_proj" | b"w1" | b"ffn_gate" | b"ffn_gate_exps" => Part::Gate,
+        b"up_proj" | b"w3" | b"ffn_up" | b"ffn_up_exps" | b"fc1" | b"lin1" | b"dense_h_to_4h" => {
+            Part::Up
+        }
+        b"gate_up_proj" => Part::GateUp,
+        b"down_proj" | b"w2" | b"ffn_down" | b"ffn_down_exps" | b"fc2" | b"lin2"
+        | b"dense_4h_to_h" => Part::Down,
+        b"router" | b"gate" | b"ffn_gate_inp" | b"shared_expert_gate" => Part::Router,
+        b"embed_tokens" | b"wte" | b"token_embd" | b"word_embeddings" | b"embed_in" => {
+            Part::Embedding
+        }
+        b"lm_head" | b"embed_out" => Part::Head,
+        _ => return None,
+    })
+}
+
+/// The words of a name, between its dots. Of bytes, because searchers in text take longer to set up than names are long.
+fn words(name: &str) -> impl DoubleEndedIterator<Item = &[u8]> {
+    name.as_bytes().split(|&byte| byte == b'.')
+}
+
+/// A word that is a number.
+fn number(word: &[u8]) -> Option<u32> {
+    let may_be = matches!(word.first()?, b'0'..=b'9' | b'+');
+    let text = may_be.then(|| str::from_utf8(word).ok())?;
+    text?.parse().ok()
+}
+
+/// A name's module and last word; `None` if there is no dot in it.
+pub(crate) fn split_last(name: &str) -> Option<(&str, &str)> {
+    let dot = name.as_bytes().iter().rposition(|&byte| byte == b'.')?;
+    Some((name.get(..dot)?, name.get(dot + 1..)?))
+}
+
+/// See [`ModuleName::around_layer`]; of a tensor's name as well.
+pub(crate) fn around_layer(name: &str) -> Option<(&str, u32, &str)> {
+    let mut start = 0;
+    for word in words(name) {
+        let end = start + word.len();
+        if let Some(number) = number(word) {
+            let before = name.get(..start)?.trim_end_matches('.');
+            if !before.ends_with("experts") {
+                let rest = name.get(end..)?;
+                return Some((before, number, rest.strip_prefix('.').unwrap_or(rest)));
+            }
+        }
+        start = end + 1;
+    }
+    None
+}
 
 /// A name, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,15 +151,15 @@ pub struct ModuleName<'a> {
 impl<'a> ModuleName<'a> {
     /// Takes a name apart; every name can be.
     pub fn parse(module: &'a str) -> Self {
-        let parent = module.rsplit_once('.').map_or("", |(parent, _)| parent);
+        let parent = split_last(module).map_or("", |(parent, _)| parent);
         let mut expert = None;
         let mut layer = None;
-        let mut before = "";
-        for word in module.split('.') {
-            if word.starts_with(|c: char| c.is_ascii_digit())
-                && let Ok(number) = word.parse()
+        let mut before: &[u8] = b"";
+        for word in words(module) {
+            if word.first().is_some_and(u8::is_ascii_digit)
+                && let Some(number) = number(word)
             {
-                if before == "experts" {
+                if before == b"experts" {
                     expert = Some(number);
                 } else if layer.is_none() {
                     layer = Some(number);
@@ -171,44 +167,37 @@ impl<'a> ModuleName<'a> {
             }
             before = word;
         }
-        let is_word = |word: &str| WORDS.iter().find(|(name, _)| *name == word);
-        let found = module.rsplit('.').take(3).find_map(is_word);
+        let found = words(module).rev().take(3).find_map(part_of);
         Self {
             module,
             parent,
             layer,
             expert,
-            part: found.map_or(Part::Other, |&(_, part)| part),
+            part: found.unwrap_or(Part::Other),
         }
     }
 
     /// The name cut at its layer's number: what stands before it (`model.layers`), the number, and what follows
     /// (`mlp.up_proj`). `None` for names without a layer.
     pub fn around_layer(self) -> Option<(&'a str, u32, &'a str)> {
-        let mut start = 0;
-        for word in self.module.split('.') {
-            let end = start + word.len();
-            let before = self.module.get(..start)?.trim_end_matches('.');
-            if let Ok(number) = word.parse()
-                && !before.ends_with("experts")
-            {
-                let rest = self.module.get(end..)?;
-                return Some((before, number, rest.strip_prefix('.').unwrap_or(rest)));
-            }
-            start = end + 1;
-        }
-        None
+        around_layer(self.module)
     }
 
     /// The name cut at its expert's number: the experts (`model.layers.0.mlp.experts`), the number, and what follows
     /// (`up_proj`).
     pub fn around_expert(self) -> Option<(&'a str, u32, &'a str)> {
-        let (before, after) = self.module.split_once("experts.")?;
-        let is_word = before.is_empty() || before.ends_with('.');
-        let (number, rest) = after.split_once('.').unwrap_or((after, ""));
-        let end = before.len() + "experts".len();
-        let experts = self.module.get(..end).filter(|_| is_word)?;
-        Some((experts, number.parse().ok()?, rest))
+        let mut end = 0;
+        for word in words(self.module) {
+            end += word.len();
+            if word.ends_with(b"experts") {
+                let after = self.module.get(end + 1..)?;
+                let (number, rest) = after.split_once('.').unwrap_or((after, ""));
+                let experts = self.module.get(..end).filter(|_| word == b"experts")?;
+                return Some((experts, number.parse().ok()?, rest));
+            }
+            end += 1;
+        }
+        None
     }
 
     /// Which parts runtimes make one matrix of together with this one, itself included; empty if none.
@@ -288,17 +277,17 @@ mod tests {
         );
         assert_eq!(layer("h.0"), Some(("h", 0, "")));
         assert_eq!(layer("experts.3.w1"), None);
+        assert_eq!(layer("a.01.b"), Some(("a", 1, "b")));
+        assert_eq!(
+            layer("a.4294967296.\u{e4}.2"),
+            Some(("a.4294967296.\u{e4}", 2, ""))
+        );
         assert_eq!(layer("lm_head"), None);
         assert_eq!(expert("a.1.experts.7.w1"), Some(("a.1.experts", 7, "w1")));
         assert_eq!(expert("experts.7"), Some(("experts", 7, "")));
         assert_eq!(expert("a.shared_experts.7.w1"), None);
         assert_eq!(expert("a.experts.gate_up_proj"), None);
-    }
-
-    #[test]
-    fn every_word_is_listed_once() {
-        for (at, (word, _)) in WORDS.iter().enumerate() {
-            assert!(WORDS[..at].iter().all(|(other, _)| other != word), "{word}");
-        }
+        assert_eq!(expert("a.my_experts.1.experts.2.w1"), None);
+        assert_eq!(expert("a.1.experts"), None);
     }
 }

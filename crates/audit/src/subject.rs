@@ -1,10 +1,13 @@
 //! What is audited: a checkpoint as far as it could be opened and bound, what stood in the way, and what is asked of it.
 
-use safequant_container::Checkpoint;
+use std::ptr;
+
+use safequant_container::{Checkpoint, TensorInfo};
 use safequant_schemes::{Error, Headers, Model, Settings, config};
 use serde_json::{Map, Value};
 
-use crate::inventory::{Stacks, Trunk, find_stacks, find_trunk};
+use crate::ModuleName;
+use crate::inventory::{Stacks, Stored, Trunk, find_plain, find_stacks, find_trunk, take_apart};
 
 /// A checkpoint on the table.
 pub struct Subject<'a> {
@@ -22,6 +25,10 @@ pub struct Subject<'a> {
     pub settings: Vec<Settings>,
     /// What it should be able to do.
     pub wanted: Wanted,
+    /// Every tensor by name, and what its name says.
+    pub(crate) stored: Vec<Stored<'a>>,
+    /// Tensors that are no part of a quantized weight, by name: those of `model.plain`.
+    pub(crate) plain: Vec<&'a TensorInfo>,
     /// The stacks of layers.
     pub(crate) stacks: Stacks<'a>,
     /// The stack of the language model.
@@ -46,15 +53,22 @@ impl<'a> Subject<'a> {
         wanted: Wanted,
     ) -> Self {
         let headers = Headers::new(checkpoint);
-        let by_name = || {
-            let stacks = find_stacks(headers);
-            (find_trunk(headers, &stacks), stacks)
-        };
-        let ((model, errors), (trunk, stacks)) = rayon::join(|| Model::survey(checkpoint), by_name);
+        let (mut stored, mut stacks) = (Vec::new(), Stacks::new());
+        // Binding stays on this thread: glibc enlarges the heaps of other threads page by page, a system call each.
+        let (model, errors) = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| {
+                stored = take_apart(headers);
+                stacks = find_stacks(&stored);
+            });
+            Model::survey(checkpoint)
+        });
         Self {
             checkpoint,
             headers,
+            plain: find_plain(&stored, &model.plain),
+            trunk: find_trunk(&stored, &stacks),
             model,
+            stored,
             problems: problems
                 .into_iter()
                 .map(Error::from)
@@ -63,9 +77,17 @@ impl<'a> Subject<'a> {
             config: object(headers, "config.json"),
             settings: headers.settings().unwrap_or_default(),
             wanted,
-            trunk,
             stacks,
         }
+    }
+
+    /// The modules that names of tensors tell, with what is stored of each. A module may come several times: its tensors need not
+    /// lie side by side.
+    pub(crate) fn modules(&self) -> impl Iterator<Item = (ModuleName<'a>, &[Stored<'a>])> {
+        // Neighbors of one module share its name.
+        let is_same = |a: &Stored<'_>, b: &Stored<'_>| ptr::eq(a.module.module, b.module.module);
+        let all = self.stored.chunk_by(is_same);
+        all.filter_map(|of_module| Some((of_module.first()?.module, of_module)))
     }
 
     /// A number of `config.json`: at the top, or in the sub-configuration of a text model.

@@ -1,11 +1,13 @@
 //! A named set of files: shards, index, and the documents beside them (specs/container/checkpoint.md).
 
+mod members;
 mod reading;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use self::members::Members;
 use self::reading::{ReadShard, open_shard, read_documents, read_index, read_shard};
 use crate::gguf::split::{self, read_gguf_shard};
 use crate::lookup::match_names;

@@ -32,7 +32,7 @@ mod tensor;
 mod writer;
 
 pub use buffer::AlignedBuffer;
-pub use checkpoint::{Checkpoint, CheckpointKind, Shard, Sidecar};
+pub use checkpoint::{Checkpoint, CheckpointKind, Members, Shard, Sidecar};
 pub use disk::{Disk, DiskFile, Entry, OsDisk};
 pub use dtype::Dtype;
 pub use error::Error;

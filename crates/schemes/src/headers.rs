@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use safequant_container::{Checkpoint, TensorInfo};
+use safequant_container::{Checkpoint, Members, TensorInfo};
 
 use crate::Error;
 use crate::config::{self, Settings};
@@ -25,6 +25,11 @@ impl<'a> Headers<'a> {
     /// What the header says of a tensor.
     pub fn tensor(self, name: &str) -> Option<&'a TensorInfo> {
         self.checkpoint.tensor(name).map(|t| t.info)
+    }
+
+    /// The tensors of a module, for whoever asks for several of them.
+    pub fn members(self, module: &str) -> Members<'a> {
+        self.checkpoint.members(module)
     }
 
     /// Every tensor, by name.

@@ -1,6 +1,7 @@
 //! The logical weights of a checkpoint: which modules are quantized and how, and which tensors are plain.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 use safequant_container::Checkpoint;
 
@@ -129,28 +130,35 @@ fn effective(tensor: &QuantizedTensor) -> Option<QuantizedTensor> {
 
 /// No two modules, and no module and dense tensor, stand for the same weight.
 fn check_weights(model: &Model) -> Result<(), Error> {
-    let mut weights = BTreeMap::new();
+    let mut weights = HashMap::new();
     for tensor in &model.quantized {
-        let me = format!("{} ({})", tensor.module, tensor.convention);
-        let other = weights.insert(tensor.weight.as_str(), me.clone());
-        let is_dense = model.plain.binary_search(&tensor.weight).is_ok();
-        let other = other.or_else(|| is_dense.then(|| "a dense tensor".to_owned()));
+        let sign = |tensor: &QuantizedTensor| signed(&tensor.module, tensor.convention);
+        let other = weights.insert(tensor.weight.as_str(), tensor).map(sign);
+        let is_dense = || model.plain.binary_search(&tensor.weight).is_ok();
+        let other = other.or_else(|| is_dense().then(|| "a dense tensor".to_owned()));
         if let Some(first) = other {
-            let tensor = tensor.weight.clone();
             return Err(Error::ClaimedTwice {
-                tensor,
+                tensor: tensor.weight.clone(),
                 first,
-                second: me,
+                second: sign(tensor),
             });
         }
     }
     Ok(())
 }
 
+/// A module, and who claims it.
+fn signed(module: &str, convention: &str) -> String {
+    format!("{module} ({convention})")
+}
+
 /// Who owns which tensor.
 #[derive(Default)]
 struct Claims {
-    owner: BTreeMap<String, (String, Sharing)>,
+    /// By tensor: the number of its owner.
+    owner: HashMap<String, (usize, Sharing)>,
+    /// The modules that own something, and their conventions.
+    owners: Vec<(String, &'static str)>,
 }
 
 /// Whether several modules may own a tensor together.
@@ -162,7 +170,8 @@ enum Sharing {
 
 impl Claims {
     fn add(&mut self, tensor: &QuantizedTensor) -> Result<(), Error> {
-        let me = format!("{} ({})", tensor.module, tensor.convention);
+        let me = self.owners.len();
+        self.owners.push((tensor.module.clone(), tensor.convention));
         for part in &tensor.parts {
             let sharing = match part.storage {
                 Storage::SharedElements { .. } => Sharing::Shared,
@@ -178,18 +187,22 @@ impl Claims {
                 | Storage::Blocks { .. }
                 | Storage::Vector => Sharing::Alone,
             };
-            match self.owner.get(&part.name) {
-                Some((first, other)) if sharing == Sharing::Alone || *other == Sharing::Alone => {
-                    return Err(Error::ClaimedTwice {
-                        tensor: part.name.clone(),
-                        first: first.clone(),
-                        second: me,
-                    });
+            let known = match self.owner.entry(part.name.clone()) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    new.insert((me, sharing));
+                    continue;
                 }
-                Some(_) => {}
-                None => {
-                    self.owner.insert(part.name.clone(), (me.clone(), sharing));
-                }
+            };
+            let (first, other) = known;
+            if let Some((module, convention)) = self.owners.get(first)
+                && (sharing == Sharing::Alone || other == Sharing::Alone)
+            {
+                return Err(Error::ClaimedTwice {
+                    tensor: part.name.clone(),
+                    first: signed(module, convention),
+                    second: signed(&tensor.module, tensor.convention),
+                });
             }
         }
         Ok(())

@@ -42,10 +42,13 @@ const LOCAL: Endings = &["input_global_scale", "input_scale"];
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     for settings in &subject.settings {
         let groups = Groups::of(settings);
+        let method = method_of(settings);
         // Embeddings have no activations.
-        let is_layer = |t: &&QuantizedTensor| ModuleName::parse(&t.module).part != Part::Embedding;
-        for tensor in subject.model.quantized.iter().filter(is_layer) {
-            if let Some((place, endings)) = wanted(settings, groups.as_ref(), tensor) {
+        let is_layer = |t: &QuantizedTensor| ModuleName::parse(&t.module).part != Part::Embedding;
+        for tensor in &subject.model.quantized {
+            if let Some((place, endings)) = wanted(settings, &method, groups.as_ref(), tensor)
+                && is_layer(tensor)
+            {
                 check_module(subject, tensor, (&place, endings), findings);
             }
         }
@@ -80,10 +83,10 @@ fn check_module(
 /// Where the settings ask for a scale of this module's activations, and what it may be called.
 fn wanted(
     settings: &Settings,
+    method: &str,
     groups: Option<&Groups<'_>>,
     tensor: &QuantizedTensor,
 ) -> Option<(String, Endings)> {
-    let method = method_of(settings);
     let place = |key: &str| format!("{}.{key}", settings.place);
     if method == "fp8" {
         let scheme = settings
@@ -92,7 +95,7 @@ fn wanted(
             .and_then(Value::as_str);
         return (scheme == Some("static")).then(|| (place("activation_scheme"), STATIC));
     }
-    let is_ours = match method.as_str() {
+    let is_ours = match method {
         "compressed-tensors" => tensor.convention == "compressed-tensors",
         name => name.starts_with("modelopt") && tensor.convention == "modelopt",
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use safequant_container::TensorInfo;
+use safequant_schemes::QuantizedTensor;
 
 use crate::inventory::{EXPERT_KEYS, LAYER_KEYS, MTP_KEYS, Trunk, agreed_number};
 use crate::{Check, Findings, ModuleName, Place, Rule, Severity, Subject};
@@ -146,11 +147,12 @@ fn check_experts(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let Some((key, declared)) = agreed_number(subject, EXPERT_KEYS) else {
         return;
     };
-    let stacks = subject.model.quantized.iter().filter_map(|tensor| {
+    let is_stack = |tensor: &&QuantizedTensor| tensor.shape.len() == 3;
+    let stacks = subject.model.quantized.iter().filter(is_stack);
+    let stacks = stacks.filter_map(|tensor| {
         let parent = ModuleName::parse(&tensor.module).parent;
         let is_experts = parent.ends_with("experts") || parent.ends_with("switch_mlp");
-        let is_stack = is_experts && tensor.shape.len() == 3;
-        is_stack.then(|| (tensor.module.as_str(), tensor.n_matrices()))
+        is_experts.then(|| (tensor.module.as_str(), tensor.n_matrices()))
     });
     for (module, stored) in stacks.chain(routers(subject)) {
         if stored == declared {
@@ -173,11 +175,15 @@ fn check_experts(subject: &Subject<'_>, findings: &mut Findings<'_>) {
 /// The routers that stand beside experts, and their rows.
 fn routers<'a>(subject: &'a Subject<'_>) -> impl Iterator<Item = (&'a str, u64)> {
     let around = |info: &'a TensorInfo| info.name.split_once(".experts.").map(|(name, _)| name);
-    let blocks: BTreeSet<&str> = subject.headers.tensors().filter_map(around).collect();
+    let mut blocks: Vec<&str> = subject.headers.tensors().filter_map(around).collect();
+    // Most of them repeat the one before.
+    blocks.dedup();
+    let blocks: BTreeSet<&str> = blocks.into_iter().collect();
     subject.headers.tensors().filter_map(move |info| {
         let module = info.name.strip_suffix(".weight")?;
         let (parent, last) = module.rsplit_once('.')?;
         let is_router = matches!(last, "gate" | "router") && blocks.contains(parent);
-        Some((module, rows(subject, module).filter(|_| is_router)?))
+        let rows = is_router.then(|| rows(subject, module))?;
+        Some((module, rows?))
     })
 }

@@ -1,6 +1,7 @@
 //! QC011: a module is dense that the configuration says is quantized.
 
-use std::collections::BTreeSet;
+use std::cell::LazyCell;
+use std::collections::HashSet;
 
 use safequant_container::TensorInfo;
 use safequant_schemes::Settings;
@@ -48,10 +49,14 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     };
     let lists = lists(subject);
     let n_entries: usize = lists.iter().map(|list| list.entries.len()).sum();
-    let kinds = Kinds::of(subject);
+    let kinds = LazyCell::new(|| Kinds::of(subject));
     let broken = broken_modules(subject);
+    let is_asked = |module: &str| {
+        let name = ModuleName::parse(module);
+        is_linear(name.part) && kinds.has_like(name) && !broken.contains(module)
+    };
     let dense: Vec<(&str, &TensorInfo)> = dense_matrices(subject)
-        .filter(|(module, _)| kinds.has_like(module) && !broken.contains(module))
+        .filter(|(module, _)| is_asked(module))
         .collect();
     if dense.len().saturating_mul(n_entries) > MAX_TRIES {
         return;
@@ -122,16 +127,16 @@ fn is_listed(lists: &[IgnoreList], module: &str) -> bool {
 /// Which kinds of modules are quantized.
 struct Kinds<'a> {
     /// Names around the layer's number.
-    templates: BTreeSet<(&'a str, &'a str)>,
+    templates: HashSet<(&'a str, &'a str)>,
     /// Blocks.
-    parents: BTreeSet<&'a str>,
+    parents: HashSet<&'a str>,
 }
 
 impl<'a> Kinds<'a> {
     fn of(subject: &'a Subject<'_>) -> Self {
         let mut kinds = Self {
-            templates: BTreeSet::new(),
-            parents: BTreeSet::new(),
+            templates: HashSet::new(),
+            parents: HashSet::new(),
         };
         for tensor in &subject.model.quantized {
             let name = ModuleName::parse(&tensor.module);
@@ -144,23 +149,26 @@ impl<'a> Kinds<'a> {
     }
 
     /// Whether the like of a matrix is quantized: the same of another layer, or its neighbor.
-    fn has_like(&self, module: &str) -> bool {
-        let name = ModuleName::parse(module);
-        let is_linear = match name.part {
-            Part::Query
-            | Part::Key
-            | Part::Value
-            | Part::QueryKeyValue
-            | Part::Output
-            | Part::Gate
-            | Part::Up
-            | Part::GateUp
-            | Part::Down => true,
-            Part::Router | Part::Embedding | Part::Head | Part::Other => false,
-        };
+    fn has_like(&self, name: ModuleName<'_>) -> bool {
         let around = name.around_layer();
         let is_template =
             around.is_some_and(|(stack, _, rest)| self.templates.contains(&(stack, rest)));
-        is_linear && (is_template || self.parents.contains(name.parent))
+        is_template || self.parents.contains(name.parent)
+    }
+}
+
+/// Whether methods quantize such matrices.
+fn is_linear(part: Part) -> bool {
+    match part {
+        Part::Query
+        | Part::Key
+        | Part::Value
+        | Part::QueryKeyValue
+        | Part::Output
+        | Part::Gate
+        | Part::Up
+        | Part::GateUp
+        | Part::Down => true,
+        Part::Router | Part::Embedding | Part::Head | Part::Other => false,
     }
 }

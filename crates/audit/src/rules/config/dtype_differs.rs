@@ -40,10 +40,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         return;
     };
     let mut counts: BTreeMap<&'static str, (Dtype, u64)> = BTreeMap::new();
-    for name in &subject.model.plain {
-        let Some(info) = subject.headers.tensor(name) else {
-            continue;
-        };
+    for info in &subject.plain {
         if float_of(info.dtype).is_some() {
             let count = counts.entry(info.dtype.name()).or_insert((info.dtype, 0));
             count.1 = count.1.saturating_add(info.n_elements());

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use crate::ignore::{Entry, IgnoreList, MAX_TRIES, Semantics, is_component_run, lists, spellings};
-use crate::inventory::module_of;
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -35,8 +34,12 @@ Write the name as the checkpoint has it, or remove the entry.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    let lists = lists(subject);
+    if lists.is_empty() {
+        return;
+    }
     let names = names(subject);
-    for list in lists(subject) {
+    for list in lists {
         if list.entries.len().saturating_mul(names.len()) > MAX_TRIES {
             continue;
         }
@@ -57,10 +60,10 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
 /// All modules, and all that is around them.
 fn names<'a>(subject: &'a Subject<'_>) -> BTreeSet<&'a str> {
     let mut names = BTreeSet::new();
-    for info in subject.headers.tensors() {
+    for tensor in &subject.stored {
         // Tensors of experts without modules of their own are named too.
-        let mut name = info.name.as_str();
-        names.insert(module_of(name));
+        let mut name = tensor.info.name.as_str();
+        names.insert(tensor.module.module);
         while names.insert(name) {
             let Some((around, _)) = name.rsplit_once('.') else {
                 break;

@@ -1,5 +1,7 @@
 //! QC016: GPTQ's `lm_head` says something else than the tensors.
 
+use std::cell::LazyCell;
+
 use serde_json::Value;
 
 use crate::ignore::method_of;
@@ -31,20 +33,21 @@ Set `lm_head` to what the tensors are, in all documents.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let mut quantized = subject.model.quantized.iter();
-    let head = quantized.find(|tensor| ModuleName::parse(&tensor.module).part == Part::Head);
+    let head = LazyCell::new(|| {
+        let mut quantized = subject.model.quantized.iter();
+        quantized.find(|tensor| ModuleName::parse(&tensor.module).part == Part::Head)
+    });
     let is_dense = subject
-        .model
         .plain
         .iter()
-        .any(|name| name == "lm_head.weight");
+        .any(|info| info.name == "lm_head.weight");
     for settings in &subject.settings {
         let is_ours = matches!(method_of(settings).as_str(), "gptq" | "awq" | "fp8");
         let flag = settings.map.get("lm_head").and_then(Value::as_bool);
         let (Some(flag), true) = (flag, is_ours) else {
             continue;
         };
-        let found = match head {
+        let found = match *head {
             Some(tensor) if !flag => format!("{} is quantized", tensor.module),
             None if flag && is_dense => "lm_head.weight is dense".to_owned(),
             Some(_) | None => continue,

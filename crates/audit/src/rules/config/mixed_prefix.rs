@@ -1,6 +1,6 @@
 //! QC030: the layers of one model stand under two prefixes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
@@ -44,7 +44,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let stacks = &subject.stacks;
     let mut families: BTreeMap<&str, Vec<(&str, usize)>> = BTreeMap::new();
     for (stack, layers) in stacks {
-        let n_tensors = layers.values().map(BTreeSet::len).sum();
+        let n_tensors = layers.values().map(Vec::len).sum();
         let family = families.entry(without_wrappers(stack)).or_default();
         family.push((stack, n_tensors));
     }

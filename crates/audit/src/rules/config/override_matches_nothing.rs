@@ -1,12 +1,12 @@
 //! QC014: a rule for single modules names none.
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 
 use safequant_schemes::{Pattern, Settings};
 use serde_json::{Map, Value};
 
 use crate::ignore::{MAX_TRIES, is_component_run, method_of, spellings};
-use crate::inventory::module_of;
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -36,14 +36,13 @@ Write the name as the checkpoint has it, or remove the rule.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let modules: BTreeSet<&str> = subject
-        .headers
-        .tensors()
-        .map(|info| module_of(&info.name))
-        .collect();
+    let modules = LazyCell::new(|| {
+        let names = subject.modules().map(|(name, _)| name.module);
+        names.collect::<BTreeSet<&str>>()
+    });
     for settings in &subject.settings {
         let rules = rules(settings);
-        if rules.len().saturating_mul(modules.len()) > MAX_TRIES {
+        if rules.is_empty() || rules.len().saturating_mul(modules.len()) > MAX_TRIES {
             continue;
         }
         for rule in rules.iter().filter(|rule| !rule.names_any(&modules)) {

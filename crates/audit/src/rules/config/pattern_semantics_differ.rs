@@ -35,6 +35,11 @@ Write whole names: `model.layers.0.mlp.gate`, one for each layer.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    let mut lists = lists(subject);
+    lists.retain(|list| list.readers.len() > 1);
+    if lists.is_empty() {
+        return;
+    }
     let quantized: BTreeSet<&str> = subject
         .model
         .quantized
@@ -45,7 +50,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         .map(|(module, _)| module)
         .filter(|module| is_block_matrix(module))
         .collect();
-    for list in lists(subject).iter().filter(|list| list.readers.len() > 1) {
+    for list in &lists {
         let n_names = quantized.len() + dense.len();
         if list.entries.len().saturating_mul(n_names) > MAX_TRIES {
             continue;

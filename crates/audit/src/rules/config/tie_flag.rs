@@ -1,9 +1,8 @@
 //! QC040: `tie_word_embeddings` says something else than the tensors.
 
-use safequant_container::TensorInfo;
 use serde_json::Value;
 
-use crate::inventory::{is_partial, module_of};
+use crate::inventory::{Stored, is_partial};
 use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -39,14 +38,13 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let (Some(tied), Some(trunk)) = (flag(subject), &subject.trunk) else {
         return;
     };
-    let heads: Vec<&TensorInfo> = subject
-        .headers
-        .tensors()
-        .filter(|info| is_head(&info.name))
-        .collect();
-    match (tied, heads.first()) {
+    let mut heads = subject
+        .stored
+        .iter()
+        .filter(|tensor| is_head(tensor.module));
+    match (tied, heads.next()) {
         (false, None) => missing(subject, findings),
-        (true, Some(head)) => second(subject, head, trunk.embedding, findings),
+        (true, Some(head)) => second(subject, *head, trunk.embedding, findings),
         (false, Some(_)) | (true, None) => {}
     }
 }
@@ -63,11 +61,10 @@ fn flag(subject: &Subject<'_>) -> Option<bool> {
     }
 }
 
-fn is_head(tensor: &str) -> bool {
-    let name = ModuleName::parse(module_of(tensor));
-    let last = name.module.rsplit('.').next().unwrap_or_default();
-    let is_output = matches!(last, "output" | "output_layer" | "head" | "ff_out");
-    (name.part == Part::Head || is_output) && name.layer.is_none()
+fn is_head(name: ModuleName<'_>) -> bool {
+    let last = || name.module.rsplit('.').next().unwrap_or_default();
+    let is_output = || matches!(last(), "output" | "output_layer" | "head" | "ff_out");
+    name.layer.is_none() && (name.part == Part::Head || is_output())
 }
 
 fn missing(subject: &Subject<'_>, findings: &mut Findings<'_>) {
@@ -90,8 +87,8 @@ fn missing(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-fn second(subject: &Subject<'_>, head: &TensorInfo, embedding: &str, findings: &mut Findings<'_>) {
-    let module = module_of(&head.name);
+fn second(subject: &Subject<'_>, head: Stored<'_>, embedding: &str, findings: &mut Findings<'_>) {
+    let (head, module) = (head.info, head.module.module);
     let place = Place::module(module).tensor(head.name.as_str());
     let embedded = subject.headers.tensor(&format!("{embedding}.weight"));
     let is_same = embedded.is_some_and(|e| e.shape == head.shape && e.dtype == head.dtype);

@@ -54,8 +54,17 @@ fn report(findings: &mut Findings<'_>, place: Place, what: &str, name: &str, why
         .help("rename it, and find out who wrote the file");
 }
 
+/// Whether a name is made of the characters that nearly all names are made of, in which nothing can be wrong.
+fn is_plain(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    name.bytes().all(is_plain) && !matches!(name, "" | "..")
+}
+
 /// What is wrong with a name, if anything is.
 fn trouble(name: &str) -> Option<&'static str> {
+    if is_plain(name) {
+        return None;
+    }
     if name.is_empty() {
         return Some("is empty");
     }
@@ -98,6 +107,7 @@ mod tests {
             "model.layers.0.self_attn.q_proj.weight",
             "encoder/layer_0/kernel:0",
             "a..b",
+            ".",
             "schicht_\u{e4}.\u{6743}\u{91cd}",
         ] {
             assert_eq!(trouble(name), None, "{name}");
@@ -108,6 +118,7 @@ mod tests {
             "a\n",
             "a\u{202e}b",
             "a\u{200b}",
+            "..",
             "../a",
             "a\\..\\b",
         ] {

@@ -1,6 +1,7 @@
 //! ST024: two names differ only by upper and lower case.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
@@ -31,7 +32,6 @@ Remove the tensor that the model's code does not name; rename the shard.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let mut first = HashMap::new();
     let mut files = HashMap::new();
     for shard in subject.checkpoint.shards() {
         if let Some(other) = files.insert(shard.name.to_lowercase(), &*shard.name) {
@@ -40,15 +40,51 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
                 .help("rename one of the two files, in the index as well")
                 .severity = Severity::Warning;
         }
+    }
+    check_tensors(subject, findings);
+}
+
+fn check_tensors(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    // Of two names that differ by case alone, one at least is not in lower case. Most checkpoints have none of those.
+    let names = subject
+        .stored
+        .iter()
+        .map(|tensor| tensor.info.name.as_str());
+    let lowered: HashSet<String> = names
+        .filter_map(|name| match lower(name) {
+            Cow::Owned(lower) => Some(lower),
+            Cow::Borrowed(_) => None,
+        })
+        .collect();
+    if lowered.is_empty() {
+        return;
+    }
+    let mut first = HashMap::new();
+    for shard in subject.checkpoint.shards() {
         for tensor in &shard.header.tensors {
             let name = tensor.name.as_str();
-            let other = first.insert(name.to_lowercase(), name);
+            let Some(lower) = lowered.get(&*lower(name)) else {
+                continue;
+            };
+            let other = first.insert(lower, name);
             if let Some(other) = other.filter(|other| *other != name) {
                 findings
                     .add(Place::file(&*shard.name).tensor(name), message(other))
                     .help("remove the one that the model's code does not name");
             }
         }
+    }
+}
+
+/// The name in lower case; borrowed where it is so already.
+fn lower(name: &str) -> Cow<'_, str> {
+    let may_change = |byte: u8| byte.is_ascii_uppercase() || !byte.is_ascii();
+    if !name.bytes().any(may_change) {
+        return Cow::Borrowed(name);
+    }
+    match name.to_lowercase() {
+        lower if lower == name => Cow::Borrowed(name),
+        lower => Cow::Owned(lower),
     }
 }
 

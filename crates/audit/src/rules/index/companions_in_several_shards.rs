@@ -36,8 +36,14 @@ fn check(subject: &Subject<'_>, tensor: &QuantizedTensor, findings: &mut Finding
     if subject.checkpoint.shards().len() < 2 {
         return;
     }
-    let parts = tensor.parts.iter();
-    let stored = parts.filter_map(|part| subject.checkpoint.tensor(&part.name));
+    let members = subject.checkpoint.members(&tensor.module);
+    let stored = tensor.parts.iter().filter_map(|part| {
+        let own = part.name.strip_prefix(&tensor.module);
+        match own.and_then(|rest| rest.strip_prefix('.')) {
+            Some(ending) => members.get(ending),
+            None => subject.checkpoint.tensor(&part.name),
+        }
+    });
     let shards: BTreeSet<&str> = stored.map(|part| part.shard.name.as_str()).collect();
     if shards.len() > 1 {
         let found: Vec<&str> = shards.into_iter().collect();

@@ -1,5 +1,9 @@
 //! IX: the index against the shards.
 
+use std::collections::HashSet;
+
+use safequant_container::{Checkpoint, Index, TensorRef};
+
 use crate::Rule;
 
 mod companions_in_several_shards;
@@ -26,3 +30,18 @@ pub(crate) static RULES: &[&Rule] = &[
     &index_lists_nothing::RULE,
     &companions_in_several_shards::RULE,
 ];
+
+/// The names of tensors that the index does not list. Both lists are in order, so that each step goes on in one of them.
+fn unlisted<'a>(checkpoint: &'a Checkpoint, index: &Index) -> HashSet<&'a str> {
+    let mut listed = index
+        .weight_map
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .peekable();
+    let is_unlisted = |name: &&str| {
+        while listed.next_if(|listed| *listed < *name).is_some() {}
+        listed.next_if(|listed| *listed == *name).is_none()
+    };
+    let names = checkpoint.tensors().map(TensorRef::name);
+    names.filter(is_unlisted).collect()
+}

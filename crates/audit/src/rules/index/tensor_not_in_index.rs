@@ -1,5 +1,6 @@
 //! IX002: a shard holds a tensor that the index does not list.
 
+use super::unlisted;
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -31,13 +32,14 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let Some(index) = subject.checkpoint.index() else {
         return;
     };
+    let unlisted = unlisted(subject.checkpoint, index);
+    if unlisted.is_empty() {
+        return;
+    }
     for shard in subject.checkpoint.shards() {
         for tensor in &shard.header.tensors {
             let name = tensor.name.as_str();
-            let listed = index
-                .weight_map
-                .binary_search_by(|(n, _)| n.as_str().cmp(name));
-            if listed.is_err() {
+            if unlisted.contains(name) {
                 findings
                     .add(
                         Place::file(&*shard.name).tensor(name),

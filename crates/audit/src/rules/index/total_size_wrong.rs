@@ -2,6 +2,7 @@
 
 use safequant_container::{Checkpoint, Index};
 
+use super::unlisted;
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -69,14 +70,10 @@ fn sizes(subject: &Subject<'_>, index: &Index) -> Option<(u64, u64)> {
     if !index.shard_names().iter().all(is_open) {
         return None;
     }
-    let is_listed = |name: &str| {
-        let map = &index.weight_map;
-        map.binary_search_by(|(listed, _)| listed.as_str().cmp(name))
-            .is_ok()
-    };
+    let unlisted = unlisted(checkpoint, index);
     let tensors = checkpoint
         .tensors()
-        .filter(|tensor| is_listed(tensor.name()))
+        .filter(|tensor| !unlisted.contains(tensor.name()))
         .fold(0_u64, |sum, tensor| {
             sum.saturating_add(tensor.info.len_bytes())
         });

@@ -29,9 +29,13 @@ Use a smaller degree, or a convention whose kernels take the shape.
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
+    let wanted = &subject.wanted;
+    if wanted.tensor_parallel.is_empty() || wanted.runtimes.is_empty() {
+        return;
+    }
     let model = &subject.model.quantized;
     let fused = FusedRows::new(model.iter().map(|tensor| (tensor, tensor.out_features())));
-    for profile in subject.wanted.runtimes.iter().filter_map(|r| profile(r)) {
+    for profile in wanted.runtimes.iter().filter_map(|r| profile(r)) {
         parallel::shapes_of_ranks(subject, |tensor, degree, [rows, columns]| {
             if !is_taken(profile, tensor.convention) {
                 return;

@@ -56,14 +56,14 @@ pub(super) fn without_expert(module: &str) -> Option<(String, u32)> {
 pub(super) fn unbound_fp8<'a>(
     subject: &'a Subject<'_>,
 ) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
-    let all = subject.model.plain.iter();
-    all.filter_map(|name| {
-        let info = subject.headers.tensor(name)?;
+    let all = subject.plain.iter();
+    all.filter_map(|info| {
+        let name = info.name.as_str();
         let last = name.rsplit('.').next().unwrap_or(name);
         let is_part = last.starts_with("weight_") || last.contains("scale");
         let is_weight = minifloat_of(info.dtype).is_some() && info.shape.len() > 1 && !is_part;
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        is_weight.then_some((module, info))
+        is_weight.then_some((module, *info))
     })
 }
 
@@ -212,7 +212,10 @@ pub(super) fn cache_scales<'a>(subject: &'a Subject<'_>) -> impl Iterator<Item =
             ]
         })
         .collect();
-    subject.headers.tensors().filter_map(move |info| {
+    // All of these endings end so.
+    let may_be = |info: &&TensorInfo| info.name.ends_with("scale");
+    let scales = subject.headers.tensors().filter(may_be);
+    scales.filter_map(move |info| {
         let name = info.name.as_str();
         endings.iter().find_map(|&(ending, other, side)| {
             let attention = name.strip_suffix(ending)?.strip_suffix('.')?;

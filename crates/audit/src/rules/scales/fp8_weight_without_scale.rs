@@ -1,5 +1,6 @@
 //! SC001: an FP8 weight has no scale.
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 
 use safequant_schemes::{Code, Role, ScaleCoding};
@@ -39,7 +40,7 @@ Take the scale from the checkpoint that the file was made from. If the codes are
 ";
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let beside = ScalesBeside::new(subject);
+    let beside = LazyCell::new(|| ScalesBeside::new(subject));
     for (module, info) in unbound_fp8(subject) {
         // A scale under another name is another rule's; a scale under a known one stands there, whatever else is wrong.
         if !beside.of(module).is_empty() {
@@ -56,10 +57,11 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         is_fp8 && tensor.shape.len() > 1
     };
     let fp8 = || subject.model.quantized.iter().filter(is_code);
-    let scaled: BTreeSet<&str> = fp8()
-        .filter(|tensor| tensor.scheme.scale != ScaleCoding::One)
-        .map(|tensor| tree(&tensor.module))
-        .collect();
+    let scaled = LazyCell::new(|| {
+        let scaled = fp8().filter(|tensor| tensor.scheme.scale != ScaleCoding::One);
+        let trees = scaled.map(|tensor| tree(&tensor.module));
+        trees.collect::<BTreeSet<&str>>()
+    });
     for tensor in fp8().filter(|tensor| tensor.scheme.scale == ScaleCoding::One) {
         let is_scaled = scaled.contains(tree(&tensor.module));
         let place = place(tensor, Role::Codes, None);

@@ -1,6 +1,6 @@
 //! SC021: layers that runtimes fuse are quantized differently.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use safequant_schemes::QuantizedTensor;
 
@@ -63,17 +63,17 @@ impl Member<'_> {
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     // Matrices are fused that take the same input, so they are as wide.
-    let mut groups: BTreeMap<(&str, &[Part], u64), Vec<Member<'_>>> = BTreeMap::new();
+    let mut groups: HashMap<(&str, &[Part], u64), Vec<Member<'_>>> = HashMap::new();
     let fused = subject.model.quantized.iter();
     let fused = fused.filter(|tensor| is_fused_at_run_time(tensor.convention));
     let quantized =
         fused.map(|tensor| (tensor.module.as_str(), tensor.in_features(), Some(tensor)));
-    let dense = subject.model.plain.iter().filter_map(|name| {
-        let info = subject.headers.tensor(name)?;
+    let dense = subject.plain.iter().filter_map(|info| {
         let [_, width] = *info.shape.as_slice() else {
             return None;
         };
-        let module = name
+        let module = info
+            .name
             .strip_suffix(".weight")
             .filter(|_| is_dense(info.dtype))?;
         Some((module, width, None))

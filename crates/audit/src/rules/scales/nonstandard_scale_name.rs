@@ -1,5 +1,7 @@
 //! SC002: a scale has a name that loaders do not know.
 
+use std::cell::LazyCell;
+
 use safequant_container::TensorInfo;
 use safequant_schemes::{Granularity, Role};
 
@@ -52,7 +54,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
 
 /// FP8 weights whose scale no convention found.
 fn check_unbound(subject: &Subject<'_>, findings: &mut Findings<'_>) {
-    let scales = ScalesBeside::new(subject);
+    let scales = LazyCell::new(|| ScalesBeside::new(subject));
     for (module, info) in unbound_fp8(subject) {
         // `<module>_scale_inv` is that of fused experts, `<module>.scale_inv` nobody's.
         let is_fused = info.name == module;

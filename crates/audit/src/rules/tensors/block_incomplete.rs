@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::inventory::module_of;
-use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
+use crate::inventory::Stored;
+use crate::{Check, Findings, Part, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
     id: "QT012",
@@ -38,15 +38,16 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     };
     let prefix = format!("{}.", trunk.name);
     let mut blocks: BTreeMap<&str, BTreeSet<Part>> = BTreeMap::new();
-    for info in subject.headers.tensors() {
-        let name = ModuleName::parse(module_of(&info.name));
-        if info.name.starts_with(&prefix) {
-            let parts = blocks.entry(name.parent).or_default();
-            parts.insert(name.part);
-            // Blocks of two matrices call them w1 and w2, and some of three call the third v1.
-            if name.module.rsplit('.').next() == Some("w1") {
-                parts.insert(Part::Up);
-            }
+    let is_inside = |tensor: &Stored<'_>| tensor.info.name.starts_with(&prefix);
+    for (name, stored) in subject.modules() {
+        if !stored.iter().any(is_inside) {
+            continue;
+        }
+        let parts = blocks.entry(name.parent).or_default();
+        parts.insert(name.part);
+        // Blocks of two matrices call them w1 and w2, and some of three call the third v1.
+        if name.module.rsplit('.').next() == Some("w1") {
+            parts.insert(Part::Up);
         }
     }
     for (block, parts) in blocks {

@@ -42,11 +42,9 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         return;
     }
     let broken = broken_modules(subject);
-    for name in &model.plain {
+    for info in subject.plain.iter().filter(|info| is_codes(info)) {
+        let name = info.name.as_str();
         let Some(module) = name.strip_suffix(".weight") else {
-            continue;
-        };
-        let Some(info) = subject.headers.tensor(name).filter(|info| is_codes(info)) else {
             continue;
         };
         if !broken.contains(module) {

@@ -39,17 +39,29 @@ const MAX_ABSENT: usize = 8;
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let mut kinds: BTreeMap<String, Vec<&QuantizedTensor>> = BTreeMap::new();
-    for tensor in &subject.model.quantized {
-        let scheme = &tensor.scheme;
-        let kind = format!(
-            "{} {:?} {:?} {:?}",
-            tensor.convention, scheme.code, scheme.scale, scheme.super_scale
-        );
-        kinds.entry(kind).or_default().push(tensor);
+    // Neighbors are mostly of one kind.
+    for run in subject.model.quantized.chunk_by(is_same_kind) {
+        if let Some(first) = run.first() {
+            kinds.entry(kind(first)).or_default().extend(run);
+        }
     }
     for modules in kinds.values() {
         check_kind(modules, findings);
     }
+}
+
+/// What modules have in common that hold the same tensors.
+fn kind(tensor: &QuantizedTensor) -> String {
+    let scheme = &tensor.scheme;
+    format!(
+        "{} {:?} {:?} {:?}",
+        tensor.convention, scheme.code, scheme.scale, scheme.super_scale
+    )
+}
+
+fn is_same_kind(a: &QuantizedTensor, b: &QuantizedTensor) -> bool {
+    let key = |of: &QuantizedTensor| (of.convention, of.scheme.code, of.scheme.scale);
+    key(a) == key(b) && a.scheme.super_scale == b.scheme.super_scale
 }
 
 fn check_kind(modules: &[&QuantizedTensor], findings: &mut Findings<'_>) {

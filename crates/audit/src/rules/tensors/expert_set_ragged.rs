@@ -1,9 +1,12 @@
 //! QT030: experts of one block differ in what they hold, or some are missing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
-use crate::inventory::{EXPERT_KEYS, agreed_number, module_of};
-use crate::{Check, Findings, ModuleName, Place, Rule, Severity, Subject};
+use safequant_schemes::QuantizedTensor;
+
+use crate::inventory::{EXPERT_KEYS, agreed_number};
+use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
     id: "QT030",
@@ -33,7 +36,7 @@ Fetch or quantize the missing experts again; give all experts of a block one sch
 ";
 
 /// What one expert holds: its matrices, and the scheme of each.
-type Expert = BTreeMap<String, BTreeSet<String>>;
+type Expert<'a> = BTreeMap<&'a str, BTreeSet<Rc<str>>>;
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let declared = agreed_number(subject, EXPERT_KEYS);
@@ -47,34 +50,48 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-fn blocks<'a>(subject: &'a Subject<'_>) -> BTreeMap<&'a str, BTreeMap<u32, Expert>> {
-    let mut blocks: BTreeMap<&str, BTreeMap<u32, Expert>> = BTreeMap::new();
-    for info in subject.headers.tensors() {
-        let module = module_of(&info.name);
-        let Some((experts, number, rest)) = ModuleName::parse(module).around_expert() else {
+fn blocks<'a>(subject: &'a Subject<'_>) -> BTreeMap<&'a str, BTreeMap<u32, Expert<'a>>> {
+    let mut blocks: BTreeMap<&str, BTreeMap<u32, Expert<'_>>> = BTreeMap::new();
+    let mut schemes = Schemes::default();
+    for (name, _) in subject.modules() {
+        let Some((experts, number, rest)) = name.around_expert() else {
             continue;
         };
-        let scheme = match subject.model.module(module) {
-            Some(tensor) => format!(
-                "{} {:?} {:?}",
-                tensor.convention, tensor.scheme.code, tensor.scheme.granularity
-            ),
-            None => "dense".to_owned(),
-        };
-        let expert = blocks
-            .entry(experts)
-            .or_default()
-            .entry(number)
-            .or_default();
-        expert.entry(rest.to_owned()).or_default().insert(scheme);
+        let scheme = schemes.text(subject.model.module(name.module));
+        let block = blocks.entry(experts).or_default();
+        let expert = block.entry(number).or_default();
+        expert.entry(rest).or_default().insert(scheme);
     }
     blocks
+}
+
+/// Schemes in one line. Most modules have that of the module before them, and share its text.
+#[derive(Default)]
+struct Schemes<'a> {
+    last: Option<(&'a QuantizedTensor, Rc<str>)>,
+}
+
+impl<'a> Schemes<'a> {
+    fn text(&mut self, tensor: Option<&'a QuantizedTensor>) -> Rc<str> {
+        let Some(tensor) = tensor else {
+            return Rc::from("dense");
+        };
+        let key = |of: &QuantizedTensor| (of.convention, of.scheme.code, of.scheme.granularity);
+        let last = self.last.take();
+        let same = last.filter(|(other, _)| key(other) == key(tensor));
+        let (_, text) = self.last.insert(same.unwrap_or_else(|| {
+            let (convention, code, granularity) = key(tensor);
+            let text = format!("{convention} {code:?} {granularity:?}");
+            (tensor, Rc::from(text))
+        }));
+        Rc::clone(text)
+    }
 }
 
 /// Extracts of a model may hold a few experts of many: what is missing is listed where at most half is.
 fn check_count(
     experts: &str,
-    held: &BTreeMap<u32, Expert>,
+    held: &BTreeMap<u32, Expert<'_>>,
     wanted: u64,
     findings: &mut Findings<'_>,
 ) {
@@ -99,8 +116,8 @@ fn check_count(
     }
 }
 
-fn check_sets(experts: &str, held: &BTreeMap<u32, Expert>, findings: &mut Findings<'_>) {
-    let mut counts: BTreeMap<(&str, &BTreeSet<String>), usize> = BTreeMap::new();
+fn check_sets(experts: &str, held: &BTreeMap<u32, Expert<'_>>, findings: &mut Findings<'_>) {
+    let mut counts: BTreeMap<(&str, &BTreeSet<Rc<str>>), usize> = BTreeMap::new();
     for (matrix, schemes) in held.values().flatten() {
         *counts.entry((matrix, schemes)).or_default() += 1;
     }
@@ -111,11 +128,11 @@ fn check_sets(experts: &str, held: &BTreeMap<u32, Expert>, findings: &mut Findin
             continue;
         };
         for (number, expert) in held {
-            let name = format!("{experts}.{number}.{matrix}");
+            let name = || format!("{experts}.{number}.{matrix}");
             match expert.get(matrix) {
                 Some(found) if found == usual => {}
-                Some(found) => report_scheme(&name, usual, found, findings),
-                None => report_missing(&name, findings),
+                Some(found) => report_scheme(&name(), usual, found, findings),
+                None => report_missing(&name(), findings),
             }
         }
     }
@@ -133,12 +150,12 @@ fn report_missing(name: &str, findings: &mut Findings<'_>) {
 
 fn report_scheme(
     name: &str,
-    usual: &BTreeSet<String>,
-    found: &BTreeSet<String>,
+    usual: &BTreeSet<Rc<str>>,
+    found: &BTreeSet<Rc<str>>,
     findings: &mut Findings<'_>,
 ) {
-    let text = |schemes: &BTreeSet<String>| {
-        let all: Vec<&str> = schemes.iter().map(String::as_str).collect();
+    let text = |schemes: &BTreeSet<Rc<str>>| {
+        let all: Vec<&str> = schemes.iter().map(|scheme| &**scheme).collect();
         all.join(", ")
     };
     findings

@@ -1,7 +1,5 @@
 //! QT010: a layer is missing in the middle of the model.
 
-use std::collections::BTreeSet;
-
 use crate::{Check, Findings, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -37,7 +35,7 @@ const MIN_LAYERS: usize = 3;
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     for (stack, layers) in &subject.stacks {
-        let is_block = |(_, held): &(&u32, &BTreeSet<&str>)| held.len() >= MIN_TENSORS;
+        let is_block = |(_, held): &(&u32, &Vec<&str>)| held.len() >= MIN_TENSORS;
         let blocks = layers.iter().filter(is_block);
         let numbers: Vec<u32> = blocks.map(|(number, _)| *number).collect();
         let (Some(&first), Some(&last)) = (numbers.first(), numbers.last()) else {

@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use safequant_container::TensorInfo;
-use safequant_schemes::Role;
 use safequant_schemes::scheme::float_of;
+use safequant_schemes::{QuantizedTensor, Role};
 
-use crate::inventory::module_of;
 use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -72,21 +71,25 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
 
 fn blocks<'a>(subject: &'a Subject<'_>) -> BTreeMap<&'a str, Layouts> {
     let mut blocks: BTreeMap<&str, Layouts> = BTreeMap::new();
-    for info in subject.headers.tensors() {
-        let module = module_of(&info.name);
-        if let Some((experts, _, rest)) = ModuleName::parse(module).around_expert() {
+    for (name, stored) in subject.modules() {
+        if let Some((experts, _, rest)) = name.around_expert() {
             if let Some(spelling) = spelling(rest) {
                 let single = &mut blocks.entry(experts).or_default().single;
-                single.entry(spelling).or_insert_with(|| module.to_owned());
+                let module = || name.module.to_owned();
+                single.entry(spelling).or_insert_with(module);
             }
-        } else if let Some(experts) = stack_of(info) {
-            let stacked = &mut blocks.entry(experts).or_default().stacked;
-            stacked.insert(info.name.to_string());
+            continue;
+        }
+        for tensor in stored {
+            if let Some(experts) = stack_of(tensor.info) {
+                let stacked = &mut blocks.entry(experts).or_default().stacked;
+                stacked.insert(tensor.info.name.to_string());
+            }
         }
     }
-    for tensor in &subject.model.quantized {
+    let is_stack = |tensor: &&QuantizedTensor| tensor.shape.len() == 3;
+    for tensor in subject.model.quantized.iter().filter(is_stack) {
         let experts = tensor.module.rsplit_once('.');
-        let experts = experts.filter(|_| tensor.shape.len() == 3);
         if let (Some((experts, _)), Some(part)) = (experts, tensor.part(Role::Codes))
             && experts.ends_with("experts")
             && let Some(layouts) = blocks.get_mut(experts)
@@ -103,13 +106,16 @@ fn stack_of(info: &TensorInfo) -> Option<&str> {
     let name = name.strip_suffix("_blocks").unwrap_or(name);
     let (experts, matrix) = name.rsplit_once('.')?;
     let is_experts = experts == "experts" || experts.ends_with(".experts");
+    if !is_experts {
+        return None;
+    }
     let is_matrix = matches!(
         ModuleName::parse(name).part,
         Part::Gate | Part::Up | Part::GateUp | Part::Down
     );
     let is_weight = info.shape.len() >= 3
         && (float_of(info.dtype).is_some() || info.shape.len() == 4 || info.dtype.bits() == 8);
-    (is_experts && is_matrix && is_weight && !matrix.contains("scale")).then_some(experts)
+    (is_matrix && is_weight && !matrix.contains("scale")).then_some(experts)
 }
 
 /// Which spelling a matrix of an expert has.

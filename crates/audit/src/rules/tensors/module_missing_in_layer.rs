@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::inventory::{Layers, companion};
+use crate::names::split_last;
 use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
@@ -34,8 +35,8 @@ Compare with the original model; fetch or quantize the module again.
 
 fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     for (stack, layers) in &subject.stacks {
-        let modules: BTreeMap<u32, BTreeSet<String>> = weights(layers);
-        let mut kinds: BTreeMap<&BTreeSet<String>, Vec<u32>> = BTreeMap::new();
+        let modules: BTreeMap<u32, BTreeSet<&str>> = weights(layers);
+        let mut kinds: BTreeMap<&BTreeSet<&str>, Vec<u32>> = BTreeMap::new();
         for (layer, held) in &modules {
             kinds.entry(held).or_default().push(*layer);
         }
@@ -53,18 +54,15 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
 }
 
 /// What matrices, and biases beside them, each layer holds.
-fn weights(layers: &Layers<'_>) -> BTreeMap<u32, BTreeSet<String>> {
-    let module = |rest: &str| {
-        let (module, ending) = companion(rest).or_else(|| rest.rsplit_once('.'))?;
+fn weights<'a>(layers: &Layers<'a>) -> BTreeMap<u32, BTreeSet<&'a str>> {
+    let module = |rest: &'a str| {
+        let (module, ending) = companion(rest).or_else(|| split_last(rest))?;
         let part = ModuleName::parse(module).part;
         let is_weight = part != Part::Other || ending != "weight" && ending != "bias";
-        let name = match ending {
-            "bias" => format!("{module}.bias"),
-            _ => module.to_owned(),
-        };
+        let name = if ending == "bias" { rest } else { module };
         is_weight.then_some(name)
     };
-    let of_layer = |rests: &BTreeSet<&str>| rests.iter().filter_map(|rest| module(rest)).collect();
+    let of_layer = |rests: &Vec<&'a str>| rests.iter().filter_map(|rest| module(rest)).collect();
     layers
         .iter()
         .map(|(layer, rests)| (*layer, of_layer(rests)))
@@ -73,10 +71,10 @@ fn weights(layers: &Layers<'_>) -> BTreeMap<u32, BTreeSet<String>> {
 
 /// The kind of most layers that holds all this and a little more.
 fn fuller<'k>(
-    held: &BTreeSet<String>,
-    kinds: &BTreeMap<&'k BTreeSet<String>, Vec<u32>>,
-) -> Option<&'k BTreeSet<String>> {
-    let is_fuller = |other: &BTreeSet<String>| {
+    held: &BTreeSet<&str>,
+    kinds: &BTreeMap<&'k BTreeSet<&'k str>, Vec<u32>>,
+) -> Option<&'k BTreeSet<&'k str>> {
+    let is_fuller = |other: &BTreeSet<&str>| {
         other.len() > held.len() && other.len() <= 2 * held.len().max(1) && held.is_subset(other)
     };
     let fuller = kinds.iter().filter(|(other, _)| is_fuller(other));

@@ -201,6 +201,11 @@ impl<'a> Found<'a> {
         is_unconfigured: bool,
     ) -> Result<(), Error> {
         let mut n = 0;
+        let is_legacy = |info: &TensorInfo| info.name.ends_with(LEGACY_SCALE);
+        let has_legacy = self.headers.tensors().any(is_legacy);
+        if !(has_legacy || is_unconfigured || is_described) {
+            return Ok(());
+        }
         for info in self.headers.tensors().filter(|i| is_fp8(i.dtype)) {
             let Some(module) = info.name.strip_suffix(".weight") else {
                 continue;
@@ -208,11 +213,12 @@ impl<'a> Found<'a> {
             if self.kinds.contains_key(module) {
                 continue;
             }
-            let has = |ending: &str| self.headers.tensor(&format!("{module}.{ending}")).is_some();
+            let members = self.headers.members(module);
+            let has = |ending: &str| members.get(ending).is_some();
             let (scale, ignored) = if has(LEGACY_SCALE) {
                 // The header switches the conversion of old names off.
                 (LEGACY_SCALE, markers.has_header)
-            } else if has(SCALE) && (is_unconfigured || is_described) {
+            } else if (is_unconfigured || is_described) && has(SCALE) {
                 (SCALE, is_described)
             } else {
                 continue;

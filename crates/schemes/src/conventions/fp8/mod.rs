@@ -4,9 +4,10 @@
 mod config;
 mod write;
 
-use std::collections::BTreeSet;
+use std::cell::LazyCell;
+use std::collections::HashSet;
 
-use safequant_container::{Dtype, TensorInfo};
+use safequant_container::{Dtype, Members, TensorInfo};
 use safequant_kernels::{Float, Minifloat};
 
 use self::config::Config;
@@ -95,11 +96,14 @@ struct Found<'a> {
 }
 
 /// The tensor with a module's codes: `<module>.weight`, or the module itself where experts are fused.
-fn codes_of<'a>(headers: Headers<'a>, module: &str) -> Option<&'a TensorInfo> {
+fn codes_of<'a>(
+    headers: Headers<'a>,
+    module: &str,
+    members: Members<'a>,
+) -> Option<&'a TensorInfo> {
     let is_small = |i: &&TensorInfo| minifloat_of(i.dtype).is_some() || i.dtype == Dtype::I8;
-    headers
-        .tensor(&format!("{module}.weight"))
-        .filter(is_small)
+    let own = members.get("weight").map(|tensor| tensor.info);
+    own.filter(is_small)
         .or_else(|| headers.tensor(module).filter(is_small))
 }
 
@@ -130,14 +134,18 @@ impl<'a> ScaleAt<'a> {
     }
 }
 
-fn scale_of<'a>(headers: Headers<'a>, module: &str, codes: &TensorInfo) -> Option<ScaleAt<'a>> {
+fn scale_of<'a>(
+    headers: Headers<'a>,
+    module: &str,
+    members: Members<'a>,
+    codes: &TensorInfo,
+) -> Option<ScaleAt<'a>> {
     if codes.name == module {
         let mut names = FUSED_SCALES.iter().map(|e| format!("{module}{e}"));
         return names.find_map(|n| headers.tensor(&n)).map(ScaleAt::Own);
     }
-    let mut names = SCALES.iter().map(|e| format!("{module}.{e}"));
-    if let Some(info) = names.find_map(|n| headers.tensor(&n)) {
-        return Some(ScaleAt::Own(info));
+    if let Some(tensor) = SCALES.iter().find_map(|ending| members.get(ending)) {
+        return Some(ScaleAt::Own(tensor.info));
     }
     // transformers 5 saves codes per expert, and one scale for all of them: `experts.<i>.up_proj.weight` beside
     // `experts.gate_up_proj_scale_inv`.
@@ -172,14 +180,14 @@ impl<'a> Found<'a> {
             orphans: Vec::new(),
             evidence: Vec::new(),
         };
-        let mut used = BTreeSet::new();
+        let mut used = HashSet::new();
         for info in headers.tensors() {
             let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
             let is_packed = info.dtype == Dtype::I8 && module != info.name;
             if minifloat_of(info.dtype).is_none() && !is_packed {
                 continue;
             }
-            let scale = scale_of(headers, module, info);
+            let scale = scale_of(headers, module, headers.members(module), info);
             // DeepSeek-V4's experts: two E2M1 codes to a byte, and nothing else has I8 here.
             let has_power = scale.as_ref().is_some_and(|s| is_power(s.info().dtype));
             if is_packed && !(has_power && found.config.place.is_some()) {
@@ -207,18 +215,20 @@ impl<'a> Found<'a> {
 
     /// Scales of weights that are dense after all (transformers writes them uninitialized where blocks do not divide the
     /// weight), and scales of attention.
-    fn find_orphans(&mut self, used: &BTreeSet<&str>) {
-        let modules: BTreeSet<&str> = self.modules.iter().map(String::as_str).collect();
+    fn find_orphans(&mut self, used: &HashSet<&str>) {
+        let modules = LazyCell::new(|| {
+            let modules = self.modules.iter().map(String::as_str);
+            modules.collect::<HashSet<&str>>()
+        });
         for info in self.headers.tensors() {
             let Some((module, ending)) = info.name.rsplit_once('.') else {
                 continue;
             };
-            let is_bound = modules.contains(module);
-            let stale = SCALES[..2].contains(&ending) && !used.contains(info.name.as_str());
-            let fused = ending.ends_with("_scale_inv") && !used.contains(info.name.as_str());
-            let companion = COMPANIONS.contains(&ending) && !is_bound;
-            let attention = ATTENTION.contains(&ending) && !is_bound;
-            if stale || fused || companion || attention {
+            // `_scale_inv` is an ending of fused experts' scales too.
+            let is_scale = SCALES[..2].contains(&ending) || ending.ends_with("_scale_inv");
+            let is_beside = COMPANIONS.contains(&ending) || ATTENTION.contains(&ending);
+            let is_stale = is_scale && !used.contains(info.name.as_str());
+            if is_stale || (is_beside && !modules.contains(module)) {
                 self.orphans.push(info.name.to_string());
             }
         }
@@ -384,7 +394,9 @@ impl Recognized for Found<'_> {
             module: module.to_owned(),
             part: part.to_owned(),
         };
-        let codes = codes_of(self.headers, module).ok_or_else(|| missing("an FP8 weight"))?;
+        let members = self.headers.members(module);
+        let codes =
+            codes_of(self.headers, module, members).ok_or_else(|| missing("an FP8 weight"))?;
         let minifloat = minifloat_of(codes.dtype).unwrap_or(Minifloat::E2M1);
         if codes.shape.len() < 2 {
             return Err(wrong_shape(
@@ -393,7 +405,7 @@ impl Recognized for Found<'_> {
                 "a matrix or a stack of matrices".to_owned(),
             ));
         }
-        let scale = scale_of(self.headers, module, codes).ok_or_else(|| {
+        let scale = scale_of(self.headers, module, members, codes).ok_or_else(|| {
             let names: Vec<String> = SCALES.iter().map(|e| format!("{module}.{e}")).collect();
             missing(&format!("the scale ({})", names.join(", ")))
         })?;
@@ -434,8 +446,8 @@ impl Recognized for Found<'_> {
         };
         let mut parts = vec![part(Role::Codes, codes, storage), scale_part];
         for ending in COMPANIONS {
-            if let Some(info) = self.headers.tensor(&format!("{module}.{ending}")) {
-                parts.push(part(Role::Auxiliary, info, Storage::Vector));
+            if let Some(tensor) = members.get(ending) {
+                parts.push(part(Role::Auxiliary, tensor.info, Storage::Vector));
             }
         }
         Ok(QuantizedTensor {
