@@ -241,7 +241,8 @@ def main():
 
 
 def table(read, rounds):
-    print("| %.1f GB of FP8 in blocks of 128 x 128, page cache warm | s | times ours | CPU, s | anonymous at the peak, MB | of which imports |" % read)
+    print("| %.1f GB of FP8 in blocks of 128 x 128, page cache warm | s | times ours | CPU, s | anonymous at the peak, MB |"
+          " of which imports |" % read)
     print("| --- |" + " ---: |" * 5)
     for way, runs in rounds.items():
         ratios = [run["seconds"] / mine["seconds"] for run, mine in zip(runs, rounds["state_dict"])]

@@ -97,7 +97,8 @@ class EveryFixture(unittest.TestCase):
                 dense = safequant.open(place).dense()
                 # Expected is the weight as it is stored, while the state dict has the factors of its inputs applied.
                 factors = {name for name in fixture.facts["expected"] if f"{name}_effective" in dense or name not in weights}
-                got = {name: told(as_tensor(dense[name].read()) if name in factors else weights[name]) for name in fixture.facts["expected"]}
+                got = {name: told(weights[name]) for name in fixture.facts["expected"] if name not in factors}
+                got |= {name: told(as_tensor(dense[name].read())) for name in factors}
                 for name in factors & set(weights.keys()):
                     self.assertEqual(told(weights[name]), told(as_tensor(dense[f"{name}_effective"].read())), name)
                 for name, want in fixture.facts["expected"].items():
@@ -332,7 +333,10 @@ class Ranks(unittest.TestCase):
                 self.assertIn("heads", str(caught.exception))
         at = "model.layers.0."
         # 8 rows of queries, 4 of keys, 4 of values; of 4 ranks two hold the same head of keys and values.
-        wanted = {at + "self_attn.qkv_proj.weight": [4, 5, 6, 7, 10, 11, 14, 15], at + "mlp.gate_up_proj.weight": [4, 5, 6, 7, 12, 13, 14, 15]}
+        wanted = {
+            at + "self_attn.qkv_proj.weight": [4, 5, 6, 7, 10, 11, 14, 15],
+            at + "mlp.gate_up_proj.weight": [4, 5, 6, 7, 12, 13, 14, 15],
+        }
         for name, kept in wanted.items():
             np.testing.assert_array_equal(second[name].numpy(), rows[kept])
         np.testing.assert_array_equal(fourth[at + "self_attn.qkv_proj.weight"].numpy(), rows[[6, 7, 10, 11, 14, 15]])
@@ -364,11 +368,13 @@ class Devices(unittest.TestCase):
         for fixture in fixtures():
             if not fixture.name.startswith(("llm-compressor", "composed", "gptqmodel")):
                 continue
-            with self.subTest(fixture=fixture.name), opened(fixture) as place, unittest.mock.patch.object(safequant.torch, "_TILE_BYTES", 5000):
+            small = unittest.mock.patch.object(safequant.torch, "_TILE_BYTES", 5000)
+            with self.subTest(fixture=fixture.name), opened(fixture) as place, small:
                 for rank, world in ((0, 1), (1, 2)):
                     here, staged_too = state_dict(place, rank=rank, world=world), state_dict(place, rank=rank, world=world)
                     # Not the class that lets rows be decoded where they belong.
-                    staged_too._source._stage = unittest.mock.Mock(wraps=Stage(), device=torch.device("cpu"))  # type: ignore[union-attr]
+                    stage = unittest.mock.Mock(wraps=Stage(), device=torch.device("cpu"))
+                    staged_too._source._stage = stage  # type: ignore[union-attr]
                     for name, tensor in here:
                         self.assertTrue(same_bits(tensor, staged_too[name]), name)
                 visited += 1
