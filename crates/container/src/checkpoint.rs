@@ -444,11 +444,14 @@ impl Checkpoint {
 
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {
-        let found = self
-            .by_name
-            .binary_search_by(|&place| self.at(place).info.name.as_bytes().cmp(name.as_bytes()))
-            .ok()?;
+        let found = self.place(name)?;
         Some(self.at(self.by_name[found]))
+    }
+
+    /// The number of the tensor of this name in [`Checkpoint::tensors`].
+    pub fn place(&self, name: &str) -> Option<usize> {
+        let order = |&place: &_| self.at(place).info.name.as_bytes().cmp(name.as_bytes());
+        self.by_name.binary_search_by(order).ok()
     }
 
     fn at(&self, (shard, tensor): (u32, u32)) -> TensorRef<'_> {

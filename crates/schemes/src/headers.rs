@@ -32,6 +32,11 @@ impl<'a> Headers<'a> {
         self.checkpoint.members(module)
     }
 
+    /// The number of the tensor of this name in [`Headers::tensors`].
+    pub fn place(self, name: &str) -> Option<usize> {
+        self.checkpoint.place(name)
+    }
+
     /// Every tensor, by name.
     pub fn tensors(self) -> impl Iterator<Item = &'a TensorInfo> {
         self.checkpoint.tensors().map(|t| t.info)

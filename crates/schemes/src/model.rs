@@ -1,12 +1,11 @@
 //! The logical weights of a checkpoint: which modules are quantized and how, and which tensors are plain.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 use safequant_container::Checkpoint;
 
 use crate::convention::CONVENTIONS;
-use crate::{ColumnFactor, Error, Headers, QuantizedTensor, Role, Storage, foreign};
+use crate::{ColumnFactor, Error, Headers, Part, QuantizedTensor, Role, Storage, foreign};
 
 /// A checkpoint as weights instead of tensors.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +58,7 @@ impl Model {
         let headers = Headers::new(checkpoint);
         let settings = headers.settings()?;
         let mut model = Model::default();
-        let mut claims = Claims::default();
+        let mut claims = Claims::new(headers);
         let mut orphans = BTreeSet::new();
         let mut has_failed = false;
         for convention in CONVENTIONS {
@@ -89,9 +88,13 @@ impl Model {
                 .conventions
                 .push((convention.id(), recognized.evidence().to_vec()));
         }
-        orphans.retain(|name| !claims.owner.contains_key(name));
-        for info in headers.tensors() {
-            if !claims.owner.contains_key(&*info.name) && !orphans.contains(&*info.name) {
+        orphans.retain(|name| {
+            headers
+                .place(name)
+                .is_none_or(|place| claims.is_free(place))
+        });
+        for (place, info) in headers.tensors().enumerate() {
+            if claims.is_free(place) && !orphans.contains(&*info.name) {
                 model.plain.push(info.name.to_string());
             }
         }
@@ -130,7 +133,7 @@ fn effective(tensor: &QuantizedTensor) -> Option<QuantizedTensor> {
 
 /// No two modules, and no module and dense tensor, stand for the same weight.
 fn check_weights(model: &Model) -> Result<(), Error> {
-    let mut weights = HashMap::new();
+    let mut weights = HashMap::with_capacity(model.quantized.len());
     for tensor in &model.quantized {
         let sign = |tensor: &QuantizedTensor| signed(&tensor.module, tensor.convention);
         let other = weights.insert(tensor.weight.as_str(), tensor).map(sign);
@@ -153,10 +156,10 @@ fn signed(module: &str, convention: &str) -> String {
 }
 
 /// Who owns which tensor.
-#[derive(Default)]
-struct Claims {
-    /// By tensor: the number of its owner.
-    owner: HashMap<String, (usize, Sharing)>,
+struct Claims<'a> {
+    headers: Headers<'a>,
+    /// The number of the owner of each tensor, by the tensor's place.
+    owner: Vec<Option<(usize, Sharing)>>,
     /// The modules that own something, and their conventions.
     owners: Vec<(String, &'static str)>,
 }
@@ -168,33 +171,57 @@ enum Sharing {
     Shared,
 }
 
-impl Claims {
+impl Sharing {
+    fn of(part: &Part) -> Self {
+        match part.storage {
+            Storage::SharedElements { .. } => Sharing::Shared,
+            Storage::Elements { .. }
+            | Storage::Common
+            | Storage::LowHigh { .. }
+            | Storage::Packed { .. }
+            | Storage::PackedConstant { .. }
+            | Storage::Tiled { .. }
+            | Storage::Flat { .. }
+            | Storage::Planes { .. }
+            | Storage::Sparse { .. }
+            | Storage::Blocks { .. }
+            | Storage::Vector => Sharing::Alone,
+        }
+    }
+}
+
+impl<'a> Claims<'a> {
+    fn new(headers: Headers<'a>) -> Self {
+        Self {
+            headers,
+            owner: headers.tensors().map(|_| None).collect(),
+            owners: Vec::new(),
+        }
+    }
+
+    fn is_free(&self, place: usize) -> bool {
+        self.owner.get(place).is_none_or(Option::is_none)
+    }
+
     fn add(&mut self, tensor: &QuantizedTensor) -> Result<(), Error> {
         let me = self.owners.len();
         self.owners.push((tensor.module.clone(), tensor.convention));
+        let members = self.headers.members(&tensor.module);
         for part in &tensor.parts {
-            let sharing = match part.storage {
-                Storage::SharedElements { .. } => Sharing::Shared,
-                Storage::Elements { .. }
-                | Storage::Common
-                | Storage::LowHigh { .. }
-                | Storage::Packed { .. }
-                | Storage::PackedConstant { .. }
-                | Storage::Tiled { .. }
-                | Storage::Flat { .. }
-                | Storage::Planes { .. }
-                | Storage::Sparse { .. }
-                | Storage::Blocks { .. }
-                | Storage::Vector => Sharing::Alone,
+            let own = part.name.strip_prefix(&tensor.module);
+            let place = match own.and_then(|rest| rest.strip_prefix('.')) {
+                Some(ending) => members.place(ending),
+                None => self.headers.place(&part.name),
             };
-            let known = match self.owner.entry(part.name.clone()) {
-                Entry::Occupied(known) => *known.get(),
-                Entry::Vacant(new) => {
-                    new.insert((me, sharing));
-                    continue;
-                }
+            // Parts come out of headers, so that each has a place.
+            let Some(owner) = place.and_then(|place| self.owner.get_mut(place)) else {
+                continue;
             };
-            let (first, other) = known;
+            let sharing = Sharing::of(part);
+            let Some((first, other)) = *owner else {
+                *owner = Some((me, sharing));
+                continue;
+            };
             if let Some((module, convention)) = self.owners.get(first)
                 && (sharing == Sharing::Alone || other == Sharing::Alone)
             {

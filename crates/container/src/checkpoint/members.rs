@@ -14,6 +14,8 @@ pub struct Members<'a> {
     checkpoint: &'a Checkpoint,
     /// Their places, by name.
     places: &'a [(u32, u32)],
+    /// How many tensors come before them.
+    first: usize,
     /// Bytes of the module's name and the dot.
     prefix_len: usize,
 }
@@ -21,11 +23,18 @@ pub struct Members<'a> {
 impl<'a> Members<'a> {
     /// The tensor whose name goes on like this behind the dot (`weight_scale`).
     pub fn get(self, ending: &str) -> Option<TensorRef<'a>> {
-        let own = |place| self.ending(place).cmp(ending.as_bytes());
-        let found = self.places.binary_search_by(|&place| own(place)).ok()?;
-        self.places
-            .get(found)
-            .map(|&place| self.checkpoint.at(place))
+        let found = self.places.get(self.find(ending)?);
+        found.map(|&place| self.checkpoint.at(place))
+    }
+
+    /// The number of that tensor in [`Checkpoint::tensors`].
+    pub fn place(self, ending: &str) -> Option<usize> {
+        Some(self.first + self.find(ending)?)
+    }
+
+    fn find(self, ending: &str) -> Option<usize> {
+        let order = |&place: &_| self.ending(place).cmp(ending.as_bytes());
+        self.places.binary_search_by(order).ok()
     }
 
     fn ending(self, place: (u32, u32)) -> &'a [u8] {
@@ -53,6 +62,7 @@ impl Checkpoint {
         Members {
             checkpoint: self,
             places: near.get(..n_members).unwrap_or_default(),
+            first,
             prefix_len: module.len() + 1,
         }
     }
@@ -116,6 +126,9 @@ mod tests {
                 let whole = checkpoint.tensor(&format!("{module}.{ending}"));
                 let found = members.get(ending).map(TensorRef::name);
                 assert_eq!(found, whole.map(TensorRef::name), "{module} {ending}");
+                let place = members.place(ending);
+                let named = place.and_then(|place| checkpoint.tensors().nth(place));
+                assert_eq!(found, named.map(TensorRef::name), "{module} {ending}");
                 n_found += usize::from(found.is_some());
             }
         }

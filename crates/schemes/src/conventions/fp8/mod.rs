@@ -180,7 +180,7 @@ impl<'a> Found<'a> {
             orphans: Vec::new(),
             evidence: Vec::new(),
         };
-        let mut used = HashSet::new();
+        let mut used = Vec::new();
         for info in headers.tensors() {
             let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
             let is_packed = info.dtype == Dtype::I8 && module != info.name;
@@ -202,20 +202,22 @@ impl<'a> Found<'a> {
                 continue;
             }
             if let Some(scale) = scale {
-                used.insert(scale.info().name.as_str());
+                used.push(scale.info().name.as_str());
             }
             found.modules.push(module.to_owned());
         }
         if found.config.place.is_some() || !found.modules.is_empty() {
-            found.find_orphans(&used);
+            used.sort_unstable();
+            found.find_orphans(used);
             found.describe();
         }
         found
     }
 
     /// Scales of weights that are dense after all (transformers writes them uninitialized where blocks do not divide the
-    /// weight), and scales of attention.
-    fn find_orphans(&mut self, used: &HashSet<&str>) {
+    /// weight), and scales of attention. `used`: the scales that are neither, by name.
+    fn find_orphans(&mut self, used: Vec<&str>) {
+        let mut used = used.into_iter().peekable();
         let modules = LazyCell::new(|| {
             let modules = self.modules.iter().map(String::as_str);
             modules.collect::<HashSet<&str>>()
@@ -227,7 +229,10 @@ impl<'a> Found<'a> {
             // `_scale_inv` is an ending of fused experts' scales too.
             let is_scale = SCALES[..2].contains(&ending) || ending.ends_with("_scale_inv");
             let is_beside = COMPANIONS.contains(&ending) || ATTENTION.contains(&ending);
-            let is_stale = is_scale && !used.contains(info.name.as_str());
+            // Both lists are in order.
+            while used.next_if(|name| *name < info.name.as_str()).is_some() {}
+            let is_used = used.peek().is_some_and(|name| info.name == *name);
+            let is_stale = is_scale && !is_used;
             if is_stale || (is_beside && !modules.contains(module)) {
                 self.orphans.push(info.name.to_string());
             }
