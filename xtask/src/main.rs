@@ -30,6 +30,7 @@ usage: cargo xtask TASK
                                     fixtures, deny
   test [ARGS]                       cargo test --workspace, then Python's safetensors over what we write, then the Python package:
                                     its wheel in a fresh environment, its stubs, its notebook
+  python                            the last part of `test` alone: the Python package
   stubs                             writes the stubs of the Python package's native module
   generate [--check]                docs/conventions.md, docs/conversions.md and docs/rules.md
   fixtures [--update]               fixtures/MANIFEST.toml against the files; --update recomputes the digests
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Some((&"fixtures", rest)) => fixtures::run(rest),
         Some((&"interop", rest)) => interop::run(rest),
         Some((&"stubs", _)) => wheel::write_stubs(),
+        Some((&"python", _)) => wheel::test(),
         Some((&"mutate", rest)) => mutate::run(rest),
         Some((&"fuzz", rest)) => fuzz::run(rest),
         Some((&("help" | "--help" | "-h"), _)) => {

@@ -13,7 +13,7 @@ class Calibration:
     def __new__(cls, /, path: str | PathLike[str]) -> Calibration: ...
     def modules(self, /) -> list[tuple[str, int | None, int, int | None, str]]:
         """
-        Name, in_features (or `None`), values of the diagonal, token count (or `None`) and `"full"` or `"diagonal"` of each.
+        Name, `in_features` (or `None`), values of the diagonal, token count (or `None`) and `"full"` or `"diagonal"` of each.
         """
     def provenance(self, /) -> list[tuple[str, str]]:
         """
@@ -249,7 +249,7 @@ def registries() -> dict[str, Any]:
 def run(request: Incomplete, progress: Any | None = None) -> dict[str, Any]:
     """
     Carries a request out. `progress` is called with each event; what it raises cancels the job, and so does Ctrl-C: what is done
-    then is kept, and a request with `destination="resume"` goes on.
+    then is kept, and a request to resume goes on.
     """
 
 def run_part(request: Incomplete, index: SupportsIndex, n_parts: SupportsIndex) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def tp_plan(source: str | PathLike[str], degrees: SupportsGetItem[int, SupportsI
     Which tensor-parallel degrees work; gives the record of `tp-plan --json`.
     """
 
-def write_imatrix(path: str | PathLike[str], modules: SupportsGetItem[int, tuple[str, SupportsIndex, SupportsGetItem[int, SupportsIndex]]], form: str, datasets: SupportsGetItem[int, str], chunk_tokens: SupportsIndex) -> None:
+def write_imatrix(path: str | PathLike[str], modules: SupportsGetItem[int, tuple[str, SupportsIndex, bytes | bytearray]], form: str, datasets: SupportsGetItem[int, str], chunk_tokens: SupportsIndex) -> None:
     """
     Writes an importance matrix. `modules`: name, token count, and mean squares as F32 bytes; `form`: `"gguf"` or `"dat"`.
     """
