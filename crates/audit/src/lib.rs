@@ -28,4 +28,4 @@ pub use names::{ModuleName, Part};
 pub use repair::{Repair, repair};
 pub use rule::{Check, Depth, Family, Rule, Severity, all as all_rules, rule};
 pub use runner::{Options, Report, audit};
-pub use subject::{Subject, Wanted};
+pub use subject::{Subject, Wanted, survey};

@@ -1,8 +1,10 @@
 //! What is audited: a checkpoint as far as it could be opened and bound, what stood in the way, and what is asked of it.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::ptr;
 
-use safequant_container::{Checkpoint, TensorInfo};
+use safequant_container::{Checkpoint, Error as OpenError, ErrorGroup, Limits, TensorInfo};
 use safequant_schemes::{Error, Headers, Model, Settings, config};
 use serde_json::{Map, Value};
 
@@ -119,5 +121,22 @@ pub(crate) fn object(headers: Headers<'_>, document: &str) -> Map<String, Value>
     match value {
         Some(Value::Object(map)) => map,
         Some(_) | None => Map::new(),
+    }
+}
+
+/// What can be opened, and what stands in the way. What is no checkpoint at all is an empty one with one problem: a rule is about
+/// that too.
+///
+/// # Errors
+/// What the system refused.
+pub fn survey(source: &Path, limits: &Limits) -> Result<(Checkpoint, Vec<OpenError>), OpenError> {
+    match Checkpoint::survey(source, limits) {
+        Err(error) if error.group() != ErrorGroup::Io => {
+            let name = source.to_string_lossy();
+            let (empty, _) =
+                Checkpoint::survey_sources(&name, Vec::new(), BTreeMap::new(), limits)?;
+            Ok((empty, vec![error]))
+        }
+        surveyed => surveyed,
     }
 }

@@ -1,13 +1,12 @@
 //! The auditing verbs. Their records are the engine's own JSON (specs/cli), which Python parses.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 use safequant::audit::diff::{self as compare, Level};
 use safequant::audit::report::{self, About};
 use safequant::audit::{self as rules, Depth, Options, Subject, Wanted, losses};
-use safequant::container::{Checkpoint, ErrorGroup, Limits};
+use safequant::container::{Checkpoint, Limits};
 use safequant::{CancelToken, Model, options};
 
 use crate::errors::Failure;
@@ -50,7 +49,7 @@ pub(crate) fn audit(py: Python<'_>, question: Question) -> PyResult<(String, Str
 
 fn audited(question: &Question, options: &Options) -> Result<(String, String), Failure> {
     let limits = Limits::default();
-    let (checkpoint, problems) = survey(&question.source, &limits)?;
+    let (checkpoint, problems) = rules::survey(&question.source, &limits)?;
     let wanted = Wanted {
         tensor_parallel: question.tensor_parallel.clone(),
         runtimes: question.runtimes.clone(),
@@ -78,22 +77,6 @@ fn audited(question: &Question, options: &Options) -> Result<(String, String), F
         report::json(&report, &about).to_string(),
         report::html(&report, &about),
     ))
-}
-
-/// What can be opened, and what stands in the way; what is no checkpoint at all is an empty one with one problem.
-fn survey(
-    source: &Path,
-    limits: &Limits,
-) -> Result<(Checkpoint, Vec<safequant::container::Error>), Failure> {
-    match Checkpoint::survey(source, limits) {
-        Err(error) if error.group() != ErrorGroup::Io => {
-            let name = source.to_string_lossy();
-            let (empty, _) =
-                Checkpoint::survey_sources(&name, Vec::new(), BTreeMap::new(), limits)?;
-            Ok((empty, vec![error]))
-        }
-        surveyed => Ok(surveyed?),
-    }
 }
 
 /// Compares two checkpoints; gives the record of `diff --json`.
@@ -144,7 +127,7 @@ pub(crate) fn diff(
 #[pyfunction]
 pub(crate) fn tp_plan(py: Python<'_>, source: PathBuf, degrees: Vec<u64>) -> PyResult<String> {
     let planned = || -> Result<String, Failure> {
-        let (checkpoint, problems) = survey(&source, &Limits::default())?;
+        let (checkpoint, problems) = rules::survey(&source, &Limits::default())?;
         let subject = Subject::new(&checkpoint, problems, Wanted::default());
         Ok(report::tp_plan(&subject, &degrees).to_string())
     };

@@ -1,11 +1,10 @@
 //! `audit`: surveys a checkpoint, asks the rules, shows what they found.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use safequant::audit::report::{self, About};
 use safequant::audit::{self, Finding, Options, Report, Severity, Subject};
-use safequant::container::{Checkpoint, Error, ErrorGroup, Limits};
+use safequant::container::{Checkpoint, ErrorGroup, Limits};
 use safequant::schemes::Model;
 
 use crate::args::FormatArg;
@@ -22,7 +21,7 @@ mod text;
 /// [`Failure::Findings`] where there are findings of the level asked for; whatever stood in the way of auditing.
 pub(crate) fn run(job: &Audit, output: Output) -> Result<(), Failure> {
     let limits = Limits::default();
-    let (checkpoint, problems) = survey(&job.source, &limits)?;
+    let (checkpoint, problems) = audit::survey(&job.source, &limits)?;
     let subject = Subject::new(&checkpoint, problems, job.wanted.clone());
     let options = Options {
         depth: job.depth,
@@ -60,20 +59,6 @@ pub(crate) fn run(job: &Audit, output: Output) -> Result<(), Failure> {
     };
     show(job, &report, &about, output)?;
     verdict(job, &report)
-}
-
-/// What can be opened, and what stands in the way. What is no checkpoint at all is an empty one with one problem: a rule is about
-/// that too.
-fn survey(source: &Path, limits: &Limits) -> Result<(Checkpoint, Vec<Error>), Error> {
-    match Checkpoint::survey(source, limits) {
-        Err(error) if error.group() != ErrorGroup::Io => {
-            let name = source.to_string_lossy();
-            let (empty, _) =
-                Checkpoint::survey_sources(&name, Vec::new(), BTreeMap::new(), limits)?;
-            Ok((empty, vec![error]))
-        }
-        surveyed => surveyed,
-    }
 }
 
 fn show(job: &Audit, report: &Report<'_>, about: &About, output: Output) -> Result<(), Failure> {
