@@ -107,6 +107,76 @@ fn blocks_of_fp8() -> Files {
     }
 }
 
+/// A file too large for memory: a header, and behind it the same scale again and again. Counts what is read of that.
+struct Huge {
+    head: Vec<u8>,
+    len_bytes: u64,
+    read: Arc<AtomicU64>,
+}
+
+impl ReadAt for Huge {
+    fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let scale = 0.001_f32.to_le_bytes();
+        let start = usize::try_from(offset).unwrap();
+        for (at, byte) in (start..).zip(out) {
+            *byte = self.head.get(at).copied().unwrap_or(scale[at % 4]);
+            let is_data = u64::from(at >= self.head.len());
+            self.read.fetch_add(is_data, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn ten_gigabytes_of_fp8_blocks_cost_their_scales() {
+    let (rows, columns, n_modules) = (8192_u64, 16384_u64, 75_u64);
+    let (codes, scales) = (rows * columns, rows / 128 * (columns / 128));
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for layer in 0..n_modules {
+        let name = format!("model.layers.{layer}.mlp.down_proj.weight");
+        for (name, dtype, shape, len) in [
+            (
+                format!("{name}_scale_inv"),
+                "F32",
+                [rows / 128, columns / 128],
+                4 * scales,
+            ),
+            (name, "F8_E4M3", [rows, columns], codes),
+        ] {
+            let tensor = json!({"dtype": dtype, "shape": shape, "data_offsets": [end, end + len]});
+            header.insert(name, tensor);
+            end += len;
+        }
+    }
+    let mut text = serde_json::to_vec(&header).unwrap();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut head = (text.len() as u64).to_le_bytes().to_vec();
+    head.extend(text);
+    let read = Arc::new(AtomicU64::new(0));
+    let source: Arc<dyn ReadAt> = Arc::new(Huge {
+        len_bytes: head.len() as u64 + end,
+        head,
+        read: Arc::clone(&read),
+    });
+    let shards = vec![("model.safetensors".to_owned(), source)];
+    let documents = blocks_of_fp8().documents;
+    let limits = Limits::default();
+    let (checkpoint, problems) =
+        Checkpoint::survey_sources("huge", shards, documents, &limits).unwrap();
+    assert!(problems.is_empty(), "{problems:?}");
+    let subject = Subject::new(&checkpoint, problems, Wanted::default());
+    let report = audit::audit(subject, &options(Depth::Scales));
+    assert_eq!(report.measured.weights.len() as u64, n_modules);
+    let read = read.load(Ordering::Relaxed);
+    assert_eq!(read, 4 * scales * n_modules, "each scale once");
+    assert!(end > 10_000_000_000 && read * 100 < end, "{read} of {end}");
+}
+
 /// 0.03 percent, 4 bytes for 16,384, are what the scales of this format come to.
 #[test]
 fn each_depth_reads_what_it_needs() {
