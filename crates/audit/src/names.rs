@@ -70,6 +70,22 @@ impl Part {
             Part::Other => "other",
         }
     }
+
+    /// Whether it is one of the matrices of a block that methods quantize.
+    pub const fn is_block_matrix(self) -> bool {
+        match self {
+            Part::Query
+            | Part::Key
+            | Part::Value
+            | Part::QueryKeyValue
+            | Part::Output
+            | Part::Gate
+            | Part::Up
+            | Part::GateUp
+            | Part::Down => true,
+            Part::Router | Part::Embedding | Part::Head | Part::Other => false,
+        }
+    }
 }
 
 /// What a word of a name says. A name is looked up from its end: the first word that is known counts.

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -222,7 +222,25 @@ class Dense:
         return f"Dense({self.name!r}, {self.dtype}, {list(self.shape)})"
 
 
-class DenseView(Mapping[str, Dense]):
+_Value = TypeVar("_Value")
+
+
+class _ByName(Mapping[str, _Value]):
+    """A mapping whose names are known, and whose values are made when they are asked for."""
+
+    _names: dict[str, None]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class DenseView(_ByName[Dense]):
     """A checkpoint seen as the dense one that ``dequantize`` would write, with nothing written."""
 
     def __init__(self, checkpoint: _native.Checkpoint, dtype: DenseDtype) -> None:
@@ -235,14 +253,8 @@ class DenseView(Mapping[str, Dense]):
             raise MissingError(f"there is no tensor {name}", "missing")
         return Dense(self._checkpoint, name, self._dtype)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class Tensors(Mapping[str, Array]):
+class Tensors(_ByName[Array]):
     """The tensors as they are stored. A tensor is read, or mapped, when it is asked for."""
 
     def __init__(self, checkpoint: _native.Checkpoint) -> None:
@@ -261,17 +273,8 @@ class Tensors(Mapping[str, Array]):
         dtype, shape, _, file = self._checkpoint.tensor_info(name)
         return dtype, tuple(shape), file
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class Modules(Mapping[str, Module]):
+class Modules(_ByName[Module]):
     """The quantized weights, by module."""
 
     def __init__(self, checkpoint: _native.Checkpoint) -> None:
@@ -283,15 +286,6 @@ class Modules(Mapping[str, Module]):
         if weight is None:
             raise MissingError(f"there is no quantized module {name}", "missing")
         return Module(self._checkpoint, weight, None)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class Checkpoint(Mapping[str, "Module | Array"]):

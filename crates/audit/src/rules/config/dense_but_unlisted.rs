@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::ignore::{Groups, IgnoreList, MAX_TRIES, lists, method_of, spellings};
 use crate::inventory::{broken_modules, dense_matrices};
-use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
+use crate::{Check, Findings, ModuleName, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
     id: "QC011",
@@ -53,7 +53,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
     let broken = broken_modules(subject);
     let is_asked = |module: &str| {
         let name = ModuleName::parse(module);
-        is_linear(name.part) && kinds.has_like(name) && !broken.contains(module)
+        name.part.is_block_matrix() && kinds.has_like(name) && !broken.contains(module)
     };
     let dense: Vec<(&str, &TensorInfo)> = dense_matrices(subject)
         .filter(|(module, _)| is_asked(module))
@@ -154,21 +154,5 @@ impl<'a> Kinds<'a> {
         let is_template =
             around.is_some_and(|(stack, _, rest)| self.templates.contains(&(stack, rest)));
         is_template || self.parents.contains(name.parent)
-    }
-}
-
-/// Whether methods quantize such matrices.
-fn is_linear(part: Part) -> bool {
-    match part {
-        Part::Query
-        | Part::Key
-        | Part::Value
-        | Part::QueryKeyValue
-        | Part::Output
-        | Part::Gate
-        | Part::Up
-        | Part::GateUp
-        | Part::Down => true,
-        Part::Router | Part::Embedding | Part::Head | Part::Other => false,
     }
 }

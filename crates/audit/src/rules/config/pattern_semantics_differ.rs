@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::ignore::{Entry, IgnoreList, MAX_TRIES, Reader, lists};
 use crate::inventory::dense_matrices;
-use crate::{Check, Findings, ModuleName, Part, Place, Rule, Severity, Subject};
+use crate::{Check, Findings, ModuleName, Place, Rule, Severity, Subject};
 
 pub(crate) static RULE: Rule = Rule {
     id: "QC013",
@@ -48,7 +48,7 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
         .collect();
     let dense: BTreeSet<&str> = dense_matrices(subject)
         .map(|(module, _)| module)
-        .filter(|module| is_block_matrix(module))
+        .filter(|module| ModuleName::parse(module).part.is_block_matrix())
         .collect();
     for list in &lists {
         let n_names = quantized.len() + dense.len();
@@ -56,21 +56,6 @@ fn check(subject: &Subject<'_>, findings: &mut Findings<'_>) {
             continue;
         }
         check_list(list, &quantized, &dense, findings);
-    }
-}
-
-fn is_block_matrix(module: &str) -> bool {
-    match ModuleName::parse(module).part {
-        Part::Query
-        | Part::Key
-        | Part::Value
-        | Part::QueryKeyValue
-        | Part::Output
-        | Part::Gate
-        | Part::Up
-        | Part::GateUp
-        | Part::Down => true,
-        Part::Router | Part::Embedding | Part::Head | Part::Other => false,
     }
 }
 
