@@ -31,6 +31,12 @@ pub enum Error {
         /// What stands against it.
         reason: &'static str,
     },
+    /// What is known of the inputs cannot be used (refused).
+    #[error("the calibration statistics cannot be used: {reason}")]
+    Inputs {
+        /// Why.
+        reason: String,
+    },
     /// What was quantized cannot be dequantized again (a mistake of the caller: the layout is not that of the codes).
     #[error("the quantized rows cannot be read back: {reason}")]
     Unreadable {

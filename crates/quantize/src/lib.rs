@@ -3,14 +3,19 @@
 
 mod error;
 mod grid;
+pub mod inputs;
+mod prepared;
 pub mod quantizer;
 pub mod quantizers;
 pub mod report;
 mod rules;
 
 pub use error::Error;
+pub use inputs::{Effort, Inputs, Needs, Order, OutputLoss, SecondMoment, Settings};
+pub use prepared::Prepared;
 pub use quantizer::{
-    Division, NonFinite, Output, QUANTIZERS, Quantizer, Rows, ScaleRule, Statistics, Target,
+    Division, NonFinite, Output, QUANTIZERS, Quantizer, RowWork, Rows, ScaleRule, Statistics,
+    Target,
 };
 pub use quantizers::RoundToNearest;
 pub use report::Loss;

@@ -5,7 +5,11 @@ use safequant_schemes::{CodeTile, Granularity, Scheme, SuperScale};
 
 pub use safequant_schemes::ScaleRule;
 
+use std::sync::Arc;
+
 use crate::Error;
+use crate::inputs::{Inputs, Needs, OutputLoss, Settings};
+use crate::prepared::Prepared;
 use crate::quantizers::RoundToNearest;
 
 /// What to quantize to.
@@ -80,6 +84,9 @@ pub struct Output<'a> {
     pub stores: Stores,
     /// Everything else: whatever it held is replaced, and it has no codes.
     pub tile: &'a mut CodeTile,
+    /// What each row's outputs lose on the calibration inputs: whatever it held is replaced. Empty where their whole second moment
+    /// is not known, or the quantizer does not look.
+    pub output_losses: &'a mut Vec<OutputLoss>,
 }
 
 /// What must be known of the whole weight (or of fused siblings together) before a row can be quantized. Merging is
@@ -88,10 +95,12 @@ pub struct Output<'a> {
 pub struct Statistics {
     /// For each matrix of the stack its smallest and largest value, both including 0.
     pub extremes: Vec<(f32, f32)>,
+    /// What [`Quantizer::prepare`] made for the matrix whose rows are quantized.
+    pub prepared: Option<Arc<Prepared>>,
 }
 
 impl Statistics {
-    /// Merges another part's statistics into these.
+    /// Merges another part's extremes into these.
     pub fn merge(&mut self, other: &Statistics) {
         self.extremes
             .resize(self.extremes.len().max(other.extremes.len()), (0.0, 0.0));
@@ -99,6 +108,15 @@ impl Statistics {
             *mine = (mine.0.min(theirs.0), mine.1.max(theirs.1));
         }
     }
+}
+
+/// What a quantizer holds beside the rows it works on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowWork {
+    /// Rows that it likes to be given at once; 0 if it takes each for itself.
+    pub n_rows: u64,
+    /// Bytes for each row.
+    pub bytes_per_row: u64,
 }
 
 /// An algorithm that chooses codes and scales. It sees rows and a target, never a name or a file.
@@ -117,6 +135,34 @@ pub trait Quantizer: Sync {
                 scheme.super_scale,
                 SuperScale::Multiply | SuperScale::Divide
             )
+    }
+
+    /// What it does with what is known of the inputs.
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    /// Derives what all rows of one matrix need, from its inputs: for [`Statistics::prepared`], without which a quantizer with
+    /// needs must not be asked to quantize. Uses the threads of the pool that it is called in; the result does not depend on how
+    /// many they are.
+    ///
+    /// # Errors
+    /// [`Error::Inputs`] for a second moment that is none, or missing though it is needed.
+    fn prepare(
+        &self,
+        _target: &Target,
+        _in_features: usize,
+        _inputs: Option<&Inputs>,
+        _settings: &Settings,
+        _backend: &'static Backend,
+    ) -> Result<Option<Arc<Prepared>>, Error> {
+        Ok(None)
+    }
+
+    /// The rows that it likes to be given at once, if it does not take a row for itself, and the bytes it holds beside them for
+    /// each of them.
+    fn work(&self, _target: &Target, _in_features: u64) -> RowWork {
+        RowWork::default()
     }
 
     /// Statistics of some rows.
@@ -179,6 +225,7 @@ pub trait Quantizer: Sync {
             form: CodeForm::BYTES,
             stores: Stores::Ordinary,
             tile: &mut tile,
+            output_losses: &mut Vec::new(),
         };
         self.quantize_into(target, rows, statistics, output, backend)?;
         tile.codes = codes;

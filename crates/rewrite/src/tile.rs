@@ -249,6 +249,7 @@ impl<'p> StepContext<'p> {
             form,
             stores: Stores::Ordinary,
             tile: &mut chosen,
+            output_losses: &mut Vec::new(),
         };
         quantizer
             .quantize_into(

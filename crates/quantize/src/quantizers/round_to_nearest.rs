@@ -59,6 +59,7 @@ impl Quantizer for RoundToNearest {
         backend: &'static Backend,
     ) -> Result<(), Error> {
         check_output(&rows, &output);
+        output.output_losses.clear();
         let reference = if target.rule == ScaleRule::Ggml {
             let blocks = Blocks::of(&target.scheme)?;
             match blocks.reference(rows.in_features)? {

@@ -332,6 +332,7 @@ fn a_scale_per_matrix_needs_statistics_of_that_matrix() {
     let backend = Backend::detect();
     let one_matrix = Statistics {
         extremes: vec![(0.0, 1.0); 2],
+        ..Statistics::default()
     };
     for statistics in [None, Some(&one_matrix)] {
         let found = RoundToNearest.quantize(&target, input, statistics, backend);

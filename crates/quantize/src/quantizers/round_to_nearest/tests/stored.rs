@@ -76,6 +76,7 @@ fn stored_codes_are_the_codes_stored() {
                 form,
                 stores: Stores::Ordinary,
                 tile: &mut tile,
+                output_losses: &mut Vec::new(),
             };
             RoundToNearest
                 .quantize_into(&target, rows, statistics, output, backend)
@@ -151,6 +152,7 @@ fn rows_that_share_a_byte_cannot_be_stored() {
         form: CodeForm { packing, flip: 0 },
         stores: Stores::Ordinary,
         tile: &mut CodeTile::default(),
+        output_losses: &mut Vec::new(),
     };
     let backend = Backend::detect();
     drop(RoundToNearest.quantize_into(&target, rows(&values, 3), None, output, backend));
