@@ -16,7 +16,7 @@ use safequant::{
 
 use crate::errors::Failure;
 use crate::memory::{Memory, open_mapped};
-use crate::work;
+use crate::{metadata, work};
 
 /// Outputs of so many bytes are worth a thread that can be interrupted.
 const LONG_BYTES: usize = 32 << 20;
@@ -229,6 +229,20 @@ impl Checkpoint {
     /// A document beside the weights (`config.json`).
     fn document(&self, name: &str) -> Option<&[u8]> {
         self.0.checkpoint().document(name)
+    }
+
+    /// The keys of a GGUF file's metadata, in its order; none of other checkpoints.
+    fn metadata_keys(&self) -> Vec<&str> {
+        let metadata = self.0.checkpoint().gguf();
+        metadata.map_or_else(Vec::new, |found| found.iter().map(|(key, _)| key).collect())
+    }
+
+    /// A value of that metadata: a number, a truth value, text (bytes where it is not UTF-8) or a list of these; `None` where there
+    /// is no such key.
+    fn metadata<'py>(&self, py: Python<'py>, key: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let metadata = self.0.checkpoint().gguf();
+        let value = metadata.and_then(|found| found.get(key));
+        value.map(|value| metadata::object(py, value)).transpose()
     }
 
     /// The names of the files that hold tensors.

@@ -14,6 +14,7 @@ mod checkpoint;
 mod errors;
 mod jobs;
 mod memory;
+mod metadata;
 mod parallel;
 mod parts;
 mod program;

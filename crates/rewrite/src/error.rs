@@ -398,7 +398,8 @@ impl Error {
             Error::Kept { source, .. } => source.group(),
             Error::Quantize { source, .. } => match source {
                 safequant_quantize::Error::NonFinite { .. }
-                | safequant_quantize::Error::ScaleOverflow { .. } => ErrorGroup::Refused,
+                | safequant_quantize::Error::ScaleOverflow { .. }
+                | safequant_quantize::Error::Inputs { .. } => ErrorGroup::Refused,
                 safequant_quantize::Error::UnsupportedScheme { .. }
                 | safequant_quantize::Error::MissingStatistics { .. }
                 | safequant_quantize::Error::Unreadable { .. } => ErrorGroup::Unsupported,
