@@ -59,6 +59,15 @@ class Checkpoint:
         """
         The names of the files that hold tensors.
         """
+    def metadata(self, /, key: str) -> Any | None:
+        """
+        A value of that metadata: a number, a truth value, text (bytes where it is not UTF-8) or a list of these; `None` where there
+        is no such key.
+        """
+    def metadata_keys(self, /) -> list[str]:
+        """
+        The keys of a GGUF file's metadata, in its order; none of other checkpoints.
+        """
     def module(self, /, name: str) -> Weight | None:
         """
         A quantized module, described; none where there is no such module.

@@ -274,6 +274,20 @@ class Tensors(_ByName[Array]):
         return dtype, tuple(shape), file
 
 
+class Metadata(_ByName[Any]):
+    """The metadata of a GGUF model, by key, in the order of the file: numbers, truth values, texts (``bytes`` where one is not UTF-8)
+    and lists of these. A value is made when it is asked for. Nothing in other checkpoints."""
+
+    def __init__(self, checkpoint: _native.Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._names = dict.fromkeys(checkpoint.metadata_keys())
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._names:
+            raise MissingError(f"there is no metadata {key}", "missing")
+        return self._checkpoint.metadata(key)
+
+
 class Modules(_ByName[Module]):
     """The quantized weights, by module."""
 
@@ -297,6 +311,7 @@ class Checkpoint(Mapping[str, "Module | Array"]):
         path: What was opened.
         modules: The quantized weights alone.
         tensors: The stored tensors alone.
+        metadata: The metadata of a GGUF model; that of its first file where there are several.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, mmap: bool = True, strict: bool = True) -> None:
@@ -305,6 +320,7 @@ class Checkpoint(Mapping[str, "Module | Array"]):
         self._native = _native.Checkpoint(os.fspath(path), mmap, strict)
         self.modules = Modules(self._native)
         self.tensors = Tensors(self._native)
+        self.metadata = Metadata(self._native)
 
     @property
     def files(self) -> list[str]:
