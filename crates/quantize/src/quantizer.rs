@@ -142,7 +142,7 @@ pub trait Quantizer: Sync {
         Needs::Nothing
     }
 
-    /// Derives what all rows of one matrix need, from its inputs: for [`Statistics::prepared`], without which a quantizer with
+    /// Derives what all rows of one matrix need, from its inputs (which it may keep): for [`Statistics::prepared`], without which a quantizer with
     /// needs must not be asked to quantize. Uses the threads of the pool that it is called in; the result does not depend on how
     /// many they are.
     ///
@@ -152,7 +152,7 @@ pub trait Quantizer: Sync {
         &self,
         _target: &Target,
         _in_features: usize,
-        _inputs: Option<&Inputs>,
+        _inputs: Option<&Arc<Inputs>>,
         _settings: &Settings,
         _backend: &'static Backend,
     ) -> Result<Option<Arc<Prepared>>, Error> {
