@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
+from . import _gguf, _gguf_config
 from .audits import audit
 from .checkpoint import Checkpoint, open
 from .errors import MalformedError, SafequantError, UnsupportedError
@@ -28,6 +29,9 @@ _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 #: transformers reads a switch of the process: one load at a time turns it.
 _SWITCH = "HF_DEACTIVATE_ASYNC_LOAD"
 _LOCK = threading.Lock()
+
+#: What reads a weight.
+_Read = Callable[[], torch.Tensor]
 
 
 def from_quantized(
@@ -44,12 +48,15 @@ def from_quantized(
     Weights are decoded one by one into the model that transformers builds: nothing is written, and beside the model there is one
     weight at a time (all experts of a layer where transformers stacks them). Names are converted by transformers' own rules.
 
+    A GGUF model is loaded from its file alone (any part of one that is split), its configuration made from the metadata. It needs the
+    package ``gguf``, for llama.cpp's names.
+
     Args:
         path: What ``safequant.open`` takes, or what it gave.
         dtype: The model's dtype. ``None``: that of the configuration, else that of the weights. Weights are dequantized to the
             dtype of their reference, and cast as transformers casts what it loads.
         device: Where the model goes; the CPU, unless torch's default device is another.
-        config: The configuration, where there is no ``config.json`` or another one is wanted.
+        config: The configuration, where there is no ``config.json`` and no metadata, or another one is wanted.
         model_class: The model's class, where ``architectures`` in the configuration does not name one of transformers'.
         kwargs: As ``PreTrainedModel.from_pretrained`` takes them (``attn_implementation=...``).
 
@@ -58,17 +65,25 @@ def from_quantized(
 
     Raises:
         UnsupportedError: transformers does not know the architecture, or weights and model do not go together: the message names
-            what is missing, what is left over and what has another shape.
+            what is missing, what is left over and what has another shape. Of GGUF models, also: the metadata says what no configuration
+            of transformers can, or ``gguf`` is not installed.
         MalformedError, StorageError: As ``safequant.open``.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open(path)
-    dense = _dense_config(checkpoint) if config is None else config
+    is_gguf = _gguf.is_gguf(checkpoint)
+    dense = config or (_gguf_config.configuration(checkpoint) if is_gguf else _dense_config(checkpoint))
     build = _class_of(dense, checkpoint) if model_class is None else model_class
-    weights = state_dict(checkpoint, device="cpu" if device is None else device)
+    # What is turned into another layout is turned on the CPU.
+    weights = state_dict(checkpoint, device="cpu" if device is None or is_gguf else device)
     chosen = dtype or getattr(dense, "dtype", None) or _dtype_of(weights)
     if device is not None:
         kwargs.setdefault("device_map", {"": torch.device(device)})
-    lazy = _lazy(weights, build, dense)
+    if is_gguf:
+        readers, told = _gguf.weights(weights, build, dense)
+        _check(checkpoint, told)
+    else:
+        readers = _readers(weights, build, dense)
+    lazy = _lazy(readers)
     # Of another shape is told like all the rest, by name.
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     load: Any = build.from_pretrained
@@ -82,7 +97,8 @@ def from_quantized(
             raise UnsupportedError(f"{checkpoint.path}: transformers cannot load it: {error}", "transformers") from error
     _check(checkpoint, told)
     model.config.name_or_path = str(checkpoint.path)
-    _read_generation_config(checkpoint, model)
+    if not is_gguf:
+        _read_generation_config(checkpoint, model)
     return model
 
 
@@ -158,7 +174,7 @@ def _dtype_of(weights: StateDict) -> torch.dtype:
 class _Lazy:
     """A weight that is decoded when transformers takes ``[...]`` of it, as it does with safetensors' slices."""
 
-    def __init__(self, read: Callable[[], torch.Tensor], failures: list[SafequantError]) -> None:
+    def __init__(self, read: _Read, failures: list[SafequantError]) -> None:
         self._read, self._failures = read, failures
 
     def __getitem__(self, index: Any) -> torch.Tensor:
@@ -192,8 +208,14 @@ class _LazyWeights(NamedTuple):
     failures: list[SafequantError]
 
 
-def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config: Any) -> _LazyWeights:
-    """All weights, none of them read.
+def _lazy(readers: Mapping[str, _Read]) -> _LazyWeights:
+    """All weights, none of them read."""
+    failures: list[SafequantError] = []
+    return _LazyWeights({name: _Lazy(read, failures) for name, read in readers.items()}, failures)
+
+
+def _readers(weights: StateDict, build: type[transformers.PreTrainedModel], config: Any) -> dict[str, _Read]:
+    """What reads each weight, under names of transformers.
 
     Stacks of quantized matrices are ``[experts, out_features, in_features]`` for the engine; some of transformers' models hold them
     transposed, and say so (``is_transposed``). Dense stacks lie in the file as the model wants them.
@@ -201,10 +223,8 @@ def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config:
     modules = weights.checkpoint.modules.values()
     stacks = {module.weight for module in modules if len(module.shape) > 2}
     transposed = bool(stacks) and _holds_transposed(build, config)
-    lazy, split = _LazyWeights({}, []), _Stacks(weights)
-
-    def put(name: str, read: Callable[[], torch.Tensor]) -> None:
-        lazy.mapping[name] = _Lazy(read, lazy.failures)
+    readers: dict[str, _Read] = {}
+    split = _Stacks(weights)
 
     def turned(name: str) -> torch.Tensor:
         return weights[name].transpose(-1, -2).contiguous()
@@ -215,10 +235,11 @@ def _lazy(weights: StateDict, build: type[transformers.PreTrainedModel], config:
         # A header may claim any number of matrices that have no elements.
         if len(shape) == 3 and 0 not in shape:
             for expert in range(shape[0]):
-                put(f"{parent}.experts.{expert}.{_of_expert(parent, projection)}", partial(split.matrix, name, expert))
+                matrix = f"{parent}.experts.{expert}.{_of_expert(parent, projection)}"
+                readers[matrix] = partial(split.matrix, name, expert)
         else:
-            put(name, partial(turned if transposed and name in stacks else weights.__getitem__, name))
-    return lazy
+            readers[name] = partial(turned if transposed and name in stacks else weights.__getitem__, name)
+    return readers
 
 
 def _of_expert(parent: str, projection: str) -> str:
