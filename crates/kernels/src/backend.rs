@@ -11,7 +11,8 @@
 use crate::encode::{CodeForm, Difference, Floats, GroupRules};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    BlockFormat, Float, Minifloat, NanRule, OverflowRule, Packing, Planes, Tile, portable,
+    BlockFormat, Candidate, Feedback, FitSums, Float, Levels, Minifloat, NanRule, OverflowRule,
+    Packing, Planes, Product, Sweep, Tile, portable,
 };
 
 /// The operations that `schemes` and `quantize` call. Lengths are checked by the functions themselves, which panic with a
@@ -72,6 +73,18 @@ pub struct Backend {
     pub decode_rows: fn(&CodedRows<'_>, FloatsMut<'_>, Stores),
     /// As `decode_rows`, where each column names its entry of the grid. [`portable::indexed::decode`].
     pub decode_indexed: fn(&CodedRows<'_>, index: &[u32], FloatsMut<'_>, Stores),
+    /// A product of matrices in F32, added. [`portable::product::add_product`].
+    pub add_product: fn(Product<'_, f32>),
+    /// A product of matrices in F64, added. [`portable::product::add_product_f64`].
+    pub add_product_f64: fn(Product<'_, f64>),
+    /// Columns to levels, errors passed on. [`portable::feedback::feed_back`].
+    pub feed_back: fn(Feedback<'_>),
+    /// Each code of a row to the best one while the others stay. [`portable::sweep::sweep`].
+    pub sweep: fn(Sweep<'_>) -> usize,
+    /// What candidates for scale and offset lose. [`portable::fit::losses`].
+    pub losses: fn(Levels, values: &[f32], weights: &[f32], &[Candidate], out: &mut [f32]),
+    /// What better scales and offsets follow from. [`portable::fit::fit_sums`].
+    pub fit_sums: fn(Levels, values: &[f32], weights: &[f32], Candidate) -> FitSums,
     /// Whole blocks of ggml to floats, in one go. [`BlockFormat::decode`].
     pub decode_blocks: fn(BlockFormat, blocks: &[u8], FloatsMut<'_>, Stores),
 }
@@ -104,6 +117,12 @@ pub const PORTABLE: Backend = Backend {
     decode_rows: portable::rows::decode,
     decode_indexed: portable::indexed::decode,
     decode_blocks: BlockFormat::decode,
+    add_product: portable::product::add_product,
+    add_product_f64: portable::product::add_product_f64,
+    feed_back: portable::feedback::feed_back,
+    sweep: portable::sweep::sweep,
+    losses: portable::fit::losses,
+    fit_sums: portable::fit::fit_sums,
 };
 
 /// Every backend, in the order of preference; the last one is portable and always available.

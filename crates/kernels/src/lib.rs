@@ -28,6 +28,8 @@ pub mod dynamic_8bit;
 pub mod e2m1;
 pub mod e8m0;
 pub mod encode;
+pub mod levels;
+pub mod matrix;
 pub mod minifloat;
 pub mod packing;
 pub mod planes;
@@ -46,11 +48,16 @@ pub use dynamic_8bit::{DYNAMIC_8BIT, Dynamic8BitRule};
 pub use e2m1::E2M1Rule;
 pub use e8m0::{E8M0Rule, MxScaleRule, UNSIGNED_E4M3};
 pub use encode::{CodeForm, CodeRule, Difference, Floats, GroupRules};
+pub use levels::Levels;
+pub use matrix::{Matrix, MatrixMut, Product, Sign};
 pub use minifloat::{
     E8M0Rounding, Layout, Minifloat, NanRule, OverflowRule, Specials, encode_e8m0,
 };
 pub use packing::Packing;
 pub use planes::Planes;
+pub use portable::feedback::{Feedback, GroupScales};
+pub use portable::fit::{Candidate, FitSums};
+pub use portable::sweep::Sweep;
 pub use rows::{CodedRows, FloatsMut, Stores};
 pub use tile::{Tile, TileOrder};
 

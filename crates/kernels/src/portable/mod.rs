@@ -1,16 +1,20 @@
 //! The arithmetic in plain Rust: the reference that every backend equals bit for bit.
 //!
 //! Loops here have no branch and no bounds check per element, so that rustc vectorizes them for the baseline
-//! instruction set. There is no fused multiply-add; the only sums are those of [`rotate`] and [`encode::compare`], whose order
-//! is part of their definition.
+//! instruction set. There is no fused multiply-add but in [`product`], [`feedback`] and [`sweep`]; the only sums are those, [`fit`]'s, and those of [`rotate`] and
+//! [`encode::compare`]: their order is part of their definition.
 
 pub mod affine;
 pub mod convert;
 pub mod encode;
+pub mod feedback;
+pub mod fit;
 pub mod indexed;
 pub mod lookup;
 pub mod minifloat;
+pub mod product;
 pub mod quantize;
 pub mod rotate;
 pub mod rows;
 pub mod scan;
+pub mod sweep;

@@ -2,7 +2,8 @@
 //!
 //! Two kinds of function stand here. Where rustc vectorizes the portable loop well, the *same* loop is compiled once more
 //! with AVX2 allowed (`again!`): equal by construction. Where it does not (conversions, table lookups, whole formulas),
-//! there is a hand-written one in a module of its own; the runner holds it to the portable result. FMA is never used.
+//! there is a hand-written one in a module of its own; the runner holds it to the portable result. FMA is used
+//! only where the definition is a fused multiply-add (`fused`), and where the processor has it.
 #![allow(
     unsafe_code,
     reason = "instruction sets are entered, and memory is accessed, by intrinsics"
@@ -13,6 +14,7 @@ mod blocks;
 mod convert;
 mod encode;
 mod formula;
+mod fused;
 mod gather;
 mod indexed;
 mod lanes;
@@ -61,6 +63,12 @@ pub(crate) static BACKEND: Backend = Backend {
     decode_rows,
     decode_indexed,
     decode_blocks,
+    add_product: fused::add_product,
+    add_product_f64: fused::add_product_f64,
+    feed_back: fused::feed_back,
+    sweep: fused::sweep,
+    losses: fused::losses,
+    fit_sums: fused::fit_sums,
     ..PORTABLE
 };
 

@@ -1,0 +1,43 @@
+//! Loops whose definition has fused multiply-adds, compiled once more with AVX2 and FMA allowed: every processor with AVX2 but a
+//! few by VIA has both. Without FMA they are the portable ones.
+
+use crate::{Candidate, Feedback, FitSums, Levels, Product, Sweep, portable};
+
+fn is_available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
+macro_rules! fused {
+    ($(fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? = $portable:path;)*) => {
+        $(
+            pub(super) fn $name($($argument: $type),*) $(-> $result)? {
+                if is_available() {
+                    // SAFETY: the function needs AVX2 and FMA and nothing else; both were found in the line above.
+                    unsafe { with_fma::$name($($argument),*) }
+                } else {
+                    $portable($($argument),*)
+                }
+            }
+        )*
+
+        mod with_fma {
+            use super::{Candidate, Feedback, FitSums, Levels, Product, Sweep, portable};
+
+            $(
+                #[target_feature(enable = "avx2,fma")]
+                pub(super) fn $name($($argument: $type),*) $(-> $result)? {
+                    $portable($($argument),*)
+                }
+            )*
+        }
+    };
+}
+
+fused! {
+    fn add_product(product: Product<'_, f32>) = portable::product::add_product;
+    fn add_product_f64(product: Product<'_, f64>) = portable::product::add_product_f64;
+    fn feed_back(block: Feedback<'_>) = portable::feedback::feed_back;
+    fn sweep(row: Sweep<'_>) -> usize = portable::sweep::sweep;
+    fn losses(levels: Levels, values: &[f32], weights: &[f32], candidates: &[Candidate], out: &mut [f32]) = portable::fit::losses;
+    fn fit_sums(levels: Levels, values: &[f32], weights: &[f32], candidate: Candidate) -> FitSums = portable::fit::fit_sums;
+}

@@ -1,0 +1,163 @@
+//! What a candidate for a group's scale and offset loses, and what would fit its codes better.
+//!
+//! Sums are taken in [`LANES`] interleaved chains that are added pairwise at the end: their order is part of the definition.
+
+use crate::levels::{LevelSet, Levels, with_levels};
+
+/// Chains of a sum.
+const LANES: usize = 8;
+
+/// A scale and an offset.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Candidate {
+    /// What levels are multiplied by.
+    pub scale: f32,
+    /// What is added to the product.
+    pub offset: f32,
+}
+
+/// Weighted sums over a group, `h` the weights, `w` the values, `l` the levels nearest to them: what the best scale and offset for
+/// these levels follow from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct FitSums {
+    /// `sum h`.
+    pub weights: f32,
+    /// `sum h w`.
+    pub values: f32,
+    /// `sum h l`.
+    pub levels: f32,
+    /// `sum h l^2`.
+    pub squares: f32,
+    /// `sum h l w`.
+    pub products: f32,
+}
+
+/// `sum h (w - (l s + o))^2` with `l` the nearest level, for each candidate.
+///
+/// # Panics
+/// If lengths do not fit.
+#[inline(always)]
+pub fn losses(
+    levels: Levels,
+    values: &[f32],
+    weights: &[f32],
+    candidates: &[Candidate],
+    out: &mut [f32],
+) {
+    assert_eq!(values.len(), weights.len(), "a weight per value");
+    assert_eq!(candidates.len(), out.len(), "a loss per candidate");
+    with_levels!(levels, |set| {
+        for (candidate, out) in candidates.iter().zip(out) {
+            *out = loss(set, values, weights, *candidate);
+        }
+    });
+}
+
+/// The sums for the levels nearest under a candidate.
+///
+/// # Panics
+/// If lengths do not fit.
+#[inline(always)]
+pub fn fit_sums(levels: Levels, values: &[f32], weights: &[f32], candidate: Candidate) -> FitSums {
+    assert_eq!(values.len(), weights.len(), "a weight per value");
+    with_levels!(levels, |set| sums(set, values, weights, candidate))
+}
+
+#[inline(always)]
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+#[inline(always)]
+fn loss(set: impl LevelSet, values: &[f32], weights: &[f32], candidate: Candidate) -> f32 {
+    let Candidate { scale, offset } = candidate;
+    let per_scale = inverse(scale);
+    let mut chains = [0.0_f32; LANES];
+    let one = |value: f32, weight: f32| {
+        let level = set.nearest((value - offset) * per_scale);
+        let error = value - (level * scale + offset);
+        weight * error * error
+    };
+    let (whole_values, rest_values) = values.as_chunks::<LANES>();
+    let (whole_weights, rest_weights) = weights.as_chunks::<LANES>();
+    for (values, weights) in whole_values.iter().zip(whole_weights) {
+        for i in 0..LANES {
+            chains[i] += one(values[i], weights[i]);
+        }
+    }
+    for (i, (value, weight)) in rest_values.iter().zip(rest_weights).enumerate() {
+        chains[i] += one(*value, *weight);
+    }
+    total(chains)
+}
+
+#[inline(always)]
+fn sums(set: impl LevelSet, values: &[f32], weights: &[f32], candidate: Candidate) -> FitSums {
+    let Candidate { scale, offset } = candidate;
+    let per_scale = inverse(scale);
+    let mut chains = [[0.0_f32; LANES]; 5];
+    let (whole_values, rest_values) = values.as_chunks::<LANES>();
+    let (whole_weights, rest_weights) = weights.as_chunks::<LANES>();
+    let mut step = |i: usize, value: f32, weight: f32| {
+        let level = set.nearest((value - offset) * per_scale);
+        let weighted = weight * level;
+        chains[0][i] += weight;
+        chains[1][i] += weight * value;
+        chains[2][i] += weighted;
+        chains[3][i] += weighted * level;
+        chains[4][i] += weighted * value;
+    };
+    for (values, weights) in whole_values.iter().zip(whole_weights) {
+        for i in 0..LANES {
+            step(i, values[i], weights[i]);
+        }
+    }
+    for (i, (value, weight)) in rest_values.iter().zip(rest_weights).enumerate() {
+        step(i, *value, *weight);
+    }
+    let [weights, values, levels, squares, products] = chains.map(total);
+    FitSums {
+        weights,
+        values,
+        levels,
+        squares,
+        products,
+    }
+}
+
+/// Chains added pairwise.
+#[inline(always)]
+fn total(chains: [f32; LANES]) -> f32 {
+    let [a, b, c, d, e, f, g, h] = chains;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_candidate_that_fits_loses_nothing_and_is_found_again() {
+        let levels = Levels::integers(4, 8);
+        let values: Vec<f32> = (0..37).map(|i| (i % 16 - 8) as f32 * 0.25 + 3.0).collect();
+        let weights: Vec<f32> = (0..37).map(|i| 1.0 + (i % 3) as f32).collect();
+        let exact = Candidate {
+            scale: 0.25,
+            offset: 3.0,
+        };
+        let other = Candidate {
+            scale: 0.3,
+            offset: 3.0,
+        };
+        let mut found = [0.0; 2];
+        losses(levels, &values, &weights, &[exact, other], &mut found);
+        assert_eq!(found[0], 0.0);
+        assert!(found[1] > 0.01);
+        let sums = fit_sums(levels, &values, &weights, exact);
+        let scale = (sums.products * sums.weights - sums.levels * sums.values)
+            / (sums.squares * sums.weights - sums.levels * sums.levels);
+        assert!((scale - 0.25).abs() < 1e-5, "{scale}");
+        let of_zero = fit_sums(levels, &values, &weights, Candidate::default());
+        assert_eq!(of_zero.squares, 0.0, "a scale of 0 has the level 0");
+    }
+}
