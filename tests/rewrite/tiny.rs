@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use safequant::container::{
     Checkpoint, CheckpointPlan, Disk, Dtype, FileWriter, Limits, OsDisk, PlannedTensor, TensorGroup,
 };
-use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
+use safequant::quantize::{Division, Settings};
 use safequant::rewrite::{
     self, CancelToken, DequantizeRecipe, Destination, Error, Event, Events, JobOptions,
     OutputDtype, QuantizeRecipe, Summary, Verb,
@@ -183,6 +183,8 @@ pub(crate) fn quantize(scheme: &str, convention: &'static str) -> Verb {
         preset: Preset::by_name(scheme).unwrap(),
         convention,
         method: "rtn",
+        settings: Settings::default(),
+        calibration: None,
         targets: Vec::new(),
         ignore: Vec::new(),
         division: Division::SourceDtype,

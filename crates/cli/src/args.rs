@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use safequant::quantize::QUANTIZERS;
+use safequant::options;
+use safequant::quantize::{Effort, Order};
 use safequant::schemes::CONVENTIONS;
 use safequant::schemes::convention::offered_presets;
 
@@ -292,9 +293,21 @@ pub(crate) struct QuantizeArgs {
     /// The convention to write [default: the scheme's own]
     #[arg(long, value_name = "CONVENTION", value_parser = written_conventions())]
     pub(crate) convention: Option<String>,
-    /// How codes and scales are chosen
-    #[arg(long, value_name = "METHOD", value_parser = methods(), default_value = "rtn")]
-    pub(crate) method: String,
+    /// How codes and scales are chosen [default: rtn, with --calibration auto]
+    #[arg(long, value_name = "METHOD", value_parser = methods())]
+    pub(crate) method: Option<String>,
+    /// Statistics of the modules' inputs: what `safequant.calibrate` of the Python package writes, or llama.cpp's imatrix
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// How hard a method that searches tries [default: default]
+    #[arg(long, value_name = "EFFORT", value_parser = efforts())]
+    pub(crate) effort: Option<String>,
+    /// The order in which error feedback rounds columns [default: the one that loses least]
+    #[arg(long, value_name = "ORDER", value_parser = orders())]
+    pub(crate) order: Option<String>,
+    /// What is added to the diagonal of the second moment, as a share of its mean [default: by the tokens per column]
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) damping: Option<f64>,
     /// Input features that share one scale, for schemes with groups; -1 for one scale per row [default: 128]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) group_size: Option<i64>,
@@ -499,10 +512,20 @@ fn written_conventions() -> PossibleValuesParser {
 
 /// The quantizers of the registry, with their summaries.
 fn methods() -> PossibleValuesParser {
-    QUANTIZERS
-        .iter()
-        .map(|q| PossibleValue::new(q.id()).help(q.summary()))
+    options::methods()
+        .map(|(id, summary)| PossibleValue::new(id).help(summary))
+        .collect::<Vec<_>>()
         .into()
+}
+
+/// The words for an effort.
+fn efforts() -> PossibleValuesParser {
+    Effort::ALL.map(Effort::name).into()
+}
+
+/// The words for an order.
+fn orders() -> PossibleValuesParser {
+    Order::ALL.map(Order::name).into()
 }
 
 #[cfg(test)]

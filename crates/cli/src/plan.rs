@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use safequant::audit::diff::Level;
 use safequant::audit::{self, Depth, Rule, Severity, Wanted};
+use safequant::container::Limits;
 use safequant::kernels::Float;
-use safequant::options;
+use safequant::options::{self, Choosing};
 use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
 use safequant::rewrite::repair::{RepairOptions, Weights};
 use safequant::rewrite::{
-    ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, OutputDtype,
-    QuantizeRecipe, Verb,
+    CalibrationFile, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy,
+    OutputDtype, QuantizeRecipe, Verb,
 };
 use safequant::schemes::pattern::Pattern;
 
@@ -227,15 +228,27 @@ pub(crate) fn diff(args: DiffArgs) -> Result<Diffing, Failure> {
 /// What `quantize` means.
 ///
 /// # Errors
-/// Options that do not go together.
+/// Options that do not go together; a calibration file that cannot be read.
 pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
     let preset = options::preset(&args.scheme, args.group_size)?;
     options::check_patterns("--targets", &args.targets)?;
     options::check_patterns("--ignore", &args.ignore)?;
+    let opened = |path: &PathBuf| CalibrationFile::open(path, &Limits::default());
+    let calibration = args.calibration.as_ref().map(opened).transpose();
+    let calibration = calibration.map_err(safequant::rewrite::Error::from)?;
+    let choosing = Choosing {
+        method: args.method.as_deref(),
+        effort: args.effort.as_deref(),
+        order: args.order.as_deref(),
+        damping: args.damping,
+    };
+    let (method, settings) = choosing.resolve(calibration.as_ref())?;
     let recipe = QuantizeRecipe {
         convention: options::convention(&preset, args.convention.as_deref())?,
         preset,
-        method: options::method(&args.method)?,
+        method,
+        settings,
+        calibration,
         targets: args.targets,
         ignore: args.ignore,
         division: match args.division {

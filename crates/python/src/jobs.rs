@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use safequant::options::{self, Choosing};
 use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
 use safequant::rewrite::{
-    Action, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy, QuantizeRecipe,
-    Verb,
+    Action, CalibrationFile, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy,
+    QuantizeRecipe, Verb,
 };
 use safequant::size::Size;
-use safequant::{CancelToken, Checkpoint, Event, Events, Limits, OsDisk, Plan, Summary, options};
+use safequant::{CancelToken, Checkpoint, Event, Events, Limits, OsDisk, Plan, Summary};
 
 use crate::checkpoint::output_dtype;
 use crate::errors::Failure;
@@ -26,7 +27,11 @@ pub(crate) struct Request {
     scheme: Option<String>,
     group_size: Option<i64>,
     convention: Option<String>,
-    method: String,
+    method: Option<String>,
+    calibration: Option<PathBuf>,
+    effort: Option<String>,
+    order: Option<String>,
+    damping: Option<f64>,
     targets: Vec<String>,
     ignore: Vec<String>,
     division: String,
@@ -57,10 +62,22 @@ impl Request {
         let preset = options::preset(scheme, self.group_size)?;
         options::check_patterns("targets", &self.targets)?;
         options::check_patterns("ignore", &self.ignore)?;
+        let opened = |path: &PathBuf| CalibrationFile::open(path, &Limits::default());
+        let calibration = self.calibration.as_ref().map(opened).transpose();
+        let calibration = calibration.map_err(safequant::Error::from)?;
+        let choosing = Choosing {
+            method: self.method.as_deref(),
+            effort: self.effort.as_deref(),
+            order: self.order.as_deref(),
+            damping: self.damping,
+        };
+        let (method, settings) = choosing.resolve(calibration.as_ref())?;
         Ok(Verb::Quantize(QuantizeRecipe {
             convention: options::convention(&preset, self.convention.as_deref())?,
             preset,
-            method: options::method(&self.method)?,
+            method,
+            settings,
+            calibration,
             targets: self.targets.clone(),
             ignore: self.ignore.clone(),
             division: match self.division.as_str() {
@@ -208,6 +225,7 @@ struct Planned {
     files: Vec<(String, u64)>,
     modules: Vec<safequant::rewrite::PlannedModule>,
     peak_memory_bytes: u64,
+    peak_statistics_bytes: u64,
     scratch_bytes: u64,
     notes: Vec<String>,
 }
@@ -218,6 +236,7 @@ impl Planned {
             files: plan.files.clone(),
             modules: plan.modules.clone(),
             peak_memory_bytes: plan.peak_memory_bytes,
+            peak_statistics_bytes: plan.peak_statistics_bytes,
             scratch_bytes: plan.scratch_bytes,
             notes: plan.notes.clone(),
         }
@@ -235,6 +254,7 @@ impl Planned {
         dict.set_item("files", self.files)?;
         dict.set_item("modules", modules.collect::<PyResult<Vec<_>>>()?)?;
         dict.set_item("peak_memory_bytes", self.peak_memory_bytes)?;
+        dict.set_item("peak_statistics_bytes", self.peak_statistics_bytes)?;
         dict.set_item("scratch_bytes", self.scratch_bytes)?;
         dict.set_item("notes", self.notes)?;
         Ok(dict)

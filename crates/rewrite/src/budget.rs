@@ -2,10 +2,11 @@
 
 use safequant_container::Checkpoint;
 use safequant_kernels::Backend;
+use safequant_quantize::RowWork;
 use safequant_schemes::{Decoder, Granularity, QuantizedTensor, RowOrder, Storage, Values, encode};
 
 use crate::Error;
-use crate::steps::{DenseSource, Step, Work};
+use crate::steps::{DenseSource, QuantizeWork, Step, Work};
 use crate::subtree::GATHER_BYTES;
 
 /// Buffer for reading tensors back and for copying documents, set aside from every budget.
@@ -21,7 +22,8 @@ const COPY_TILE_BYTES: u64 = 2 << 20;
 /// Least budget of a tile that is copied.
 const MIN_COPY_BYTES: u64 = 4 << 10;
 /// What a row lost, as a tile keeps it.
-const LOSS_BYTES: u64 = size_of::<safequant_quantize::Loss>() as u64;
+const LOSS_BYTES: u64 =
+    (size_of::<safequant_quantize::Loss>() + size_of::<safequant_quantize::OutputLoss>()) as u64;
 /// Bookkeeping of a tile in flight.
 const TILE_OVERHEAD_BYTES: u64 = 4 << 10;
 
@@ -121,6 +123,7 @@ impl Budget {
                     Some(DenseSource::Plain(..) | DenseSource::Quantized(_)) | None => 0,
                 };
                 let needs = Needs {
+                    rows_wanted: 0,
                     fixed: 0,
                     per_row: row + changed + casts + reordered(step, row),
                     floats_per_row: row,
@@ -137,6 +140,7 @@ impl Budget {
                 let carried = step.output_bytes().div_ceil(layout.n_rows().max(1));
                 let codes = layout.in_features() * encode::code_bytes(layout);
                 let needs = Needs {
+                    rows_wanted: 0,
                     fixed: constant_bytes(layout),
                     // Codes before and after, scales with their places, encoded bytes twice.
                     per_row: 3 * codes
@@ -158,9 +162,14 @@ impl Budget {
                 let layout = &work.layout;
                 let unit = encode::row_unit(layout);
                 let columns = layout.in_features();
+                let beside = row_work(work);
+                let own = row_bytes(step, layout) + reordered(step, 4 * columns);
                 let mut needs = Needs {
+                    rows_wanted: beside
+                        .n_rows
+                        .min(layout.out_features().div_ceil(self.threads as u64)),
                     fixed: constant_bytes(layout),
-                    per_row: row_bytes(step, layout) + reordered(step, 4 * columns),
+                    per_row: own.saturating_add(beside.bytes_per_row),
                     floats_per_row: 4 * columns,
                     unit,
                     decoder: None,
@@ -200,7 +209,8 @@ impl Budget {
         let mut rows = unit.clamp(1, limit);
         loop {
             let next = rows.saturating_mul(2).min(limit);
-            if next == rows || need(next) > self.share() || floats(next) > run_cap {
+            let is_enough = floats(next) > run_cap && rows >= needs.rows_wanted;
+            if next == rows || need(next) > self.share() || is_enough {
                 break;
             }
             rows = next;
@@ -208,6 +218,7 @@ impl Budget {
         // A tile keeps the losses of its rows until it is done.
         let losses = rows.saturating_mul(LOSS_BYTES);
         let affordable = self.share().saturating_sub(need(rows)) / losses;
+        let tile_cap = if needs.rows_wanted > 0 { 0 } else { tile_cap };
         let runs = (tile_cap / floats(rows).max(1)).min(limit.div_ceil(rows));
         let runs = runs.min(1 + affordable).max(1);
         self.checked(step, (rows, runs), need(rows) + (runs - 1) * losses)
@@ -232,6 +243,9 @@ impl Budget {
 
 /// What a tile of a step holds at once.
 struct Needs<'a> {
+    /// Rows that are best worked off together, whatever a cache holds; 0 if any number is as good. Work on so many takes so long
+    /// that they are a tile of their own.
+    rows_wanted: u64,
     /// Bytes that do not depend on the rows.
     fixed: u64,
     /// Bytes per row, without the decoder's scratch.
@@ -280,13 +294,26 @@ fn reordered(step: &Step, row_bytes: u64) -> u64 {
     }
 }
 
-/// Floats of a row, what they became (for the loss), codes and their rearranged copy, scales and zeros, encoded
+/// Floats of a row, what they became (for the loss), codes with a copy and a rearranged one, scales and zeros, encoded
 /// bytes and their share of a second copy, and the row's loss.
 fn row_bytes(step: &Step, layout: &QuantizedTensor) -> u64 {
     let columns = layout.in_features();
     let encoded = step.output_bytes().div_ceil(layout.n_rows().max(1));
     // A scale and a zero point are 8 bytes per group.
-    (4 + 4 + 1 + 1) * columns + 8 * groups_per_row(layout) + 2 * encoded + LOSS_BYTES
+    (4 + 4 + 1 + 1 + 1) * columns + 8 * groups_per_row(layout) + 2 * encoded + LOSS_BYTES
+}
+
+/// What the quantizers of a step's matrices want and hold.
+fn row_work(work: &QuantizeWork) -> RowWork {
+    let columns = work.layout.in_features();
+    let each = work
+        .matrices
+        .iter()
+        .map(|m| m.method.0.work(&work.target, columns));
+    each.fold(RowWork::default(), |a, b| RowWork {
+        n_rows: a.n_rows.max(b.n_rows),
+        bytes_per_row: a.bytes_per_row.max(b.bytes_per_row),
+    })
 }
 
 fn groups_per_row(layout: &QuantizedTensor) -> u64 {

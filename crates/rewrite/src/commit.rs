@@ -45,6 +45,9 @@ pub(crate) fn commit(workspace: &mut Workspace<'_>) -> Result<(), Error> {
     }
     sync_dir(disk, out)?;
     plan.checkpoint.verify_unchanged()?;
+    if let Some(calibration) = &job.calibration {
+        calibration.verify_unchanged()?;
+    }
     workspace.journal.seal(&manifest)?;
     workspace.event(Event::Commit);
     publish(workspace)

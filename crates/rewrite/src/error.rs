@@ -67,6 +67,22 @@ pub enum Error {
         /// The source.
         source_name: String,
     },
+    /// Not one module that is to be quantized has statistics in the calibration file.
+    #[error(
+        "{file} is a calibration of another model: it has no statistics for any module of {source_name} that is to be quantized"
+    )]
+    CalibrationOfAnother {
+        /// The calibration file.
+        file: String,
+        /// The source.
+        source_name: String,
+    },
+    /// The calibration file has no statistics of a module any more: it changed since the job was planned.
+    #[error("{module}: its statistics are gone: the calibration file changed in between")]
+    CalibrationGone {
+        /// The module.
+        module: String,
+    },
     /// No quantizer has this id.
     #[error("unknown method {method}")]
     UnknownMethod {
@@ -355,6 +371,8 @@ impl Error {
             Error::SourceDtype { .. } => "source_dtype",
             Error::NothingSelected { .. } => "nothing_selected",
             Error::NothingQuantized { .. } => "nothing_quantized",
+            Error::CalibrationOfAnother { .. } => "calibration_of_another",
+            Error::CalibrationGone { .. } => "calibration_gone",
             Error::UnknownMethod { .. } => "unknown_method",
             Error::NotWritable { .. } => "convention_not_writable",
             Error::WouldLose { .. } => "would_lose",
@@ -421,6 +439,8 @@ impl Error {
             | Error::Defect { .. }
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
+            | Error::CalibrationOfAnother { .. }
+            | Error::CalibrationGone { .. }
             | Error::DestinationFormat { .. }
             | Error::RowOrder { .. }
             | Error::WouldLose { .. }

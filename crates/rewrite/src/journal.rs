@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use safequant_container::{Checkpoint, Disk, DiskFile, FilePlan};
-use safequant_quantize::Loss;
+use safequant_container::{Checkpoint, Disk, DiskFile, FilePlan, ReadAt};
+use safequant_quantize::{Loss, OutputLoss};
 use serde_json::{Value, json};
 
 use crate::place::Place;
@@ -11,7 +11,7 @@ use crate::steps::Step;
 use crate::{Destination, Error};
 
 /// The form of the journal; a change of what steps write changes it too.
-const VERSION: u64 = 3;
+const VERSION: u64 = 4;
 /// Windows of a shard's data that are digested.
 const SAMPLES: u64 = 64;
 /// Bytes of such a window.
@@ -104,7 +104,7 @@ impl Fingerprint {
         for step in steps {
             // Names may need six bytes per byte when escaped; a digest and its punctuation take less than 100.
             let tensors = step.outputs.iter().map(|o| 6 * o.tensor.name.len() + 100);
-            bytes += 6 * step.name.len() + 200 + tensors.sum::<usize>();
+            bytes += 6 * step.name.len() + 260 + tensors.sum::<usize>();
         }
         bytes as u64
     }
@@ -129,8 +129,13 @@ fn header_digest(shard: &safequant_container::Shard) -> Result<String, Error> {
 
 /// BLAKE3 of windows spread evenly over a shard's data, the first and the last bytes among them.
 fn sample_digest(shard: &safequant_container::Shard) -> Result<String, Error> {
-    let start = shard.header.data_start();
-    let len_bytes = shard.source.len_bytes().saturating_sub(start);
+    let digest = samples(shard.source.as_ref(), shard.header.data_start());
+    digest.map_err(|e| Error::io(Path::new(&shard.name), "read samples of the data", e))
+}
+
+/// BLAKE3 of [`SAMPLES`] windows spread evenly over what comes from `start` on, the first and the last bytes among them.
+pub(crate) fn samples(source: &dyn ReadAt, start: u64) -> std::io::Result<String> {
+    let len_bytes = source.len_bytes().saturating_sub(start);
     let window = SAMPLE_BYTES.min(len_bytes);
     let last = len_bytes - window;
     let mut buffer = vec![0; usize::try_from(window).unwrap_or_default()];
@@ -138,8 +143,7 @@ fn sample_digest(shard: &safequant_container::Shard) -> Result<String, Error> {
     for i in 0..SAMPLES {
         let at = u128::from(last) * u128::from(i) / u128::from(SAMPLES - 1);
         let at = start + u64::try_from(at).unwrap_or(last);
-        let read = shard.source.read_exact_at(at, &mut buffer);
-        read.map_err(|e| Error::io(Path::new(&shard.name), "read samples of the data", e))?;
+        source.read_exact_at(at, &mut buffer)?;
         hasher.update(&buffer);
     }
     Ok(hex(&hasher))
@@ -158,6 +162,8 @@ pub(crate) struct Record {
     /// BLAKE3 of each output, in the step's order.
     pub(crate) digests: Vec<String>,
     pub(crate) loss: Option<Loss>,
+    /// What its outputs lost on the calibration inputs, where that is known.
+    pub(crate) output_loss: Option<OutputLoss>,
 }
 
 impl Record {
@@ -171,7 +177,9 @@ impl Record {
                 l.n_values
             ])
         });
-        json!({"module": self.name, "blake3": self.digests, "loss": loss})
+        let output_loss =
+            (self.output_loss.as_ref()).map(|l| json!([l.signal.to_bits(), l.noise.to_bits()]));
+        json!({"module": self.name, "blake3": self.digests, "loss": loss, "output_loss": output_loss})
     }
 
     fn from_json(value: &Value) -> Option<Self> {
@@ -187,12 +195,20 @@ impl Record {
                 n_values: loss[3].as_u64()?,
             })
         };
+        let output_loss = match &value["output_loss"] {
+            Value::Null => None,
+            loss => Some(OutputLoss {
+                signal: f64::from_bits(loss[0].as_u64()?),
+                noise: f64::from_bits(loss[1].as_u64()?),
+            }),
+        };
         Some(Self {
             name: value["module"].as_str()?.to_owned(),
             digests: digests
                 .map(|d| d.as_str().map(str::to_owned))
                 .collect::<Option<_>>()?,
             loss,
+            output_loss,
         })
     }
 }

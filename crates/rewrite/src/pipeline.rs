@@ -8,17 +8,18 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rayon::prelude::*;
 use safequant_container::FileWriter;
-use safequant_quantize::{Loss, Quantizer, Statistics};
+use safequant_quantize::{Loss, OutputLoss, Statistics};
 
 use crate::budget::SIDE_BUFFER_BYTES;
 use crate::journal::{Book, Record};
 use crate::outputs::{Outputs, file_of};
+use crate::prepare::{self, Preparations};
 use crate::read_ahead::ReadAhead;
 use crate::scratch::Scratches;
-use crate::steps::{Step, Work};
+use crate::steps::{QuantizeWork, Step, Work};
 use crate::subtree::{Digest, Segment};
 use crate::tile::{Done, StepContext};
-use crate::{CancelToken, Error, Event, Plan, recipe};
+use crate::{CancelToken, Error, Event, Plan};
 
 /// Bytes of an output that are handed to the disk at once: large enough to lie together there, small enough that it is never
 /// without work.
@@ -40,6 +41,14 @@ struct Answer<'p> {
     done: Result<Done, Error>,
 }
 
+/// What is known of a matrix before its tiles are handed out.
+enum Ready {
+    /// So much.
+    Now(Option<Arc<Statistics>>),
+    /// The tiles in flight must come back first.
+    AfterTiles,
+}
+
 /// An output file while it is written.
 struct Shard {
     writer: Option<Arc<FileWriter>>,
@@ -51,6 +60,7 @@ struct Shard {
 struct Current {
     outputs: Vec<Coming>,
     loss: Option<Loss>,
+    output_loss: Option<OutputLoss>,
     n_rows: u64,
     n_zero_scales: u64,
 }
@@ -89,12 +99,14 @@ pub(crate) struct Pipeline<'w, 'p> {
     book: &'w mut dyn Book,
     pool: &'w rayon::ThreadPool,
     cancel: &'w CancelToken,
-    quantizer: Option<&'static dyn Quantizer>,
-    /// The next tile to hand out: step and tile in it.
+    /// The next tile to hand out: place of its step in the order, and tile in it.
     cursor: (usize, u64),
     context: Option<Arc<StepContext<'p>>>,
     shards: Vec<Shard>,
     statistics: Vec<Option<Arc<Statistics>>>,
+    preparations: Preparations<'p>,
+    /// What is known of the matrix whose tiles are handed out: place of its step in the order, its index, and what.
+    matrix: Option<(usize, u64, Option<Arc<Statistics>>)>,
     read_ahead: ReadAhead<'p>,
     scratches: Arc<Scratches>,
     in_flight: VecDeque<InFlight<'p>>,
@@ -115,22 +127,19 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         cancel: &'w CancelToken,
     ) -> Result<Self, Error> {
         let plan = outputs.plan;
-        let is_quantizing =
-            |step: &Step| matches!(step.work, Work::Quantize(_) | Work::Transcode(_));
-        let quantizer = if plan.job.steps.iter().any(is_quantizing) {
-            Some(recipe::quantizer(plan.job.method)?)
-        } else {
-            None
-        };
         let mut shards: Vec<Shard> = Vec::new();
         shards.resize_with(plan.job.shards.len(), || Shard {
             writer: None,
             n_steps: 0,
         });
-        let to_do = || (outputs.steps()).filter(|(i, step)| outputs.is_to_do(*i, step));
+        let in_order =
+            || (plan.job.order.iter()).filter_map(|&i| Some((i, plan.job.steps.get(i)?)));
+        let to_do = || in_order().filter(|(i, step)| outputs.is_to_do(*i, step));
         for file in to_do().filter_map(|(_, step)| file_of(step)) {
             shards[file].n_steps += 1;
         }
+        let calibration = plan.job.calibration.as_ref();
+        let preparations = Preparations::new(calibration, to_do().map(|(_, step)| step));
         let read_ahead = ReadAhead::new(plan.checkpoint, to_do().map(|(_, step)| step));
         let (sender, receiver) = channel();
         Ok(Self {
@@ -139,11 +148,12 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             book,
             pool,
             cancel,
-            quantizer,
             cursor: (0, 0),
             context: None,
             shards,
             statistics: vec![None; plan.job.statistics.len()],
+            preparations,
+            matrix: None,
             read_ahead,
             scratches: Arc::new(Scratches::new(plan.job.budget.share())),
             in_flight: VecDeque::new(),
@@ -205,10 +215,11 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             if !is_idle && self.used_bytes.saturating_add(need) > budget.for_tiles() {
                 return Ok(());
             }
-            let Some(context) = self.open(step)? else {
+            let Ready::Now(statistics) = self.known_of(step)? else {
                 return Ok(());
             };
-            self.hand_out(scope, step, context);
+            let context = self.open(step)?;
+            self.hand_out(scope, step, context, statistics);
         }
         Ok(())
     }
@@ -216,37 +227,27 @@ impl<'w, 'p> Pipeline<'w, 'p> {
     /// The step of the cursor, past everything that is done or writes nothing.
     fn next_step(&mut self) -> Option<&'p Step> {
         loop {
-            let i = self.cursor.0;
+            let i = *self.plan.job.order.get(self.cursor.0)?;
             let step = self.plan.job.steps.get(i)?;
             if self.outputs.is_to_do(i, step) {
                 return Some(step);
             }
-            self.cursor = (i + 1, 0);
+            self.cursor = (self.cursor.0 + 1, 0);
         }
     }
 
-    /// The context of the cursor's step; `None` if the tiles in flight must come back first.
-    fn open(&mut self, step: &'p Step) -> Result<Option<Arc<StepContext<'p>>>, Error> {
-        let i = self.cursor.0;
+    /// The context of the cursor's step.
+    fn open(&mut self, step: &'p Step) -> Result<Arc<StepContext<'p>>, Error> {
         if let Some(context) = &self.context {
-            return Ok(Some(Arc::clone(context)));
+            return Ok(Arc::clone(context));
         }
-        let Ok(statistics) = self.statistics_of(step)? else {
-            return Ok(None);
-        };
+        let i = self.plan.job.order[self.cursor.0];
         let writer = self.writer(step.outputs[0].at.0)?;
-        let context = StepContext::new(
-            i,
-            step,
-            self.plan.checkpoint,
-            Some(writer),
-            self.quantizer,
-            statistics,
-        )?;
+        let context = StepContext::new(i, step, self.plan.checkpoint, Some(writer))?;
         self.outputs.event(Event::Module { name: &step.name });
         let context = Arc::new(context);
         self.context = Some(Arc::clone(&context));
-        Ok(Some(context))
+        Ok(context)
     }
 
     fn writer(&mut self, file: usize) -> Result<Arc<FileWriter>, Error> {
@@ -263,11 +264,15 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         scope: &rayon::Scope<'scope>,
         step: &'p Step,
         context: Arc<StepContext<'p>>,
+        statistics: Option<Arc<Statistics>>,
     ) where
         'p: 'scope,
     {
         let (i, tile) = self.cursor;
         let is_last = tile + 1 == step.n_tiles();
+        if is_last || step.matrix(tile + 1) != step.matrix(tile) {
+            self.leave(step, step.matrix(tile));
+        }
         let span = step.tile(tile);
         self.read_ahead
             .hand_out(share(step, span.end) - share(step, span.start));
@@ -288,7 +293,8 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             // A panic would leave the other side waiting for this tile for ever.
             let run = AssertUnwindSafe(|| {
                 let mut scratch = scratches.take();
-                let done = context.run(&span, &mut scratch);
+                let done = context.run(&span, statistics.as_deref(), &mut scratch);
+                drop(statistics);
                 scratches.give_back(scratch);
                 done
             });
@@ -341,6 +347,9 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         for loss in &done.losses {
             current.loss.get_or_insert_default().add(loss);
         }
+        for loss in &done.output_losses {
+            current.output_loss.get_or_insert_default().add(loss);
+        }
         current.n_zero_scales += done.n_zero_scales;
         let before = current.n_rows;
         current.n_rows += answer.span.end - answer.span.start;
@@ -390,6 +399,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             name: step.outputs[0].tensor.name.clone(),
             digests,
             loss: current.loss,
+            output_loss: current.output_loss,
         };
         let file = step.outputs[0].at.0;
         self.book.record(file, &record, step.output_bytes())?;
@@ -418,21 +428,64 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         Ok(())
     }
 
-    /// Statistics that a step needs: `Err(())` if the tiles in flight must come back first, because taking them uses the
-    /// budget too.
-    fn statistics_of(&mut self, step: &Step) -> Result<Result<Option<Arc<Statistics>>, ()>, Error> {
-        let group = match &step.work {
-            Work::Quantize(work) => work.statistics,
-            Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) | Work::Transcode(_) => {
-                None
-            }
+    /// What the tiles of the cursor's matrix need to know.
+    fn known_of(&mut self, step: &'p Step) -> Result<Ready, Error> {
+        let Work::Quantize(work) = &step.work else {
+            return Ok(Ready::Now(None));
         };
-        let Some(group) = group else {
-            return Ok(Ok(None));
+        let (i, tile) = self.cursor;
+        let index = step.matrix(tile);
+        if let Some((at, matrix, known)) = &self.matrix
+            && (*at, *matrix) == (i, index)
+        {
+            return Ok(Ready::Now(known.clone()));
+        }
+        let Ready::Now(observed) = self.statistics_of(work)? else {
+            return Ok(Ready::AfterTiles);
+        };
+        let matrix = work.matrix(index);
+        let prepared = match self.preparations.at_hand(work, matrix) {
+            Some(prepared) => prepared,
+            None if prepare::is_large(matrix) && !self.in_flight.is_empty() => {
+                return Ok(Ready::AfterTiles);
+            }
+            None if prepare::is_large(matrix) => {
+                self.check_cancel()?;
+                let preparations = &mut self.preparations;
+                self.pool
+                    .install(|| preparations.derive(step, work, matrix))?
+            }
+            // Not worth waiting for a worker.
+            None => self.preparations.derive(step, work, matrix)?,
+        };
+        let known = match prepared {
+            None => observed,
+            Some(prepared) => Some(Arc::new(Statistics {
+                extremes: observed.map_or_else(Vec::new, |seen| seen.extremes.clone()),
+                prepared: Some(prepared),
+            })),
+        };
+        self.matrix = Some((i, index, known.clone()));
+        Ok(Ready::Now(known))
+    }
+
+    /// The last tile of a matrix is handed out: its tiles hold what they need.
+    fn leave(&mut self, step: &Step, index: u64) {
+        self.matrix = None;
+        if let Work::Quantize(work) = &step.work {
+            self.preparations.used(work.matrix(index));
+        }
+    }
+
+    /// Statistics that a step needs of its whole weight, and of those that share scales with it.
+    fn statistics_of(&mut self, work: &QuantizeWork) -> Result<Ready, Error> {
+        let Some(group) = work.statistics else {
+            return Ok(Ready::Now(None));
         };
         if self.statistics[group].is_none() {
+            // Taking them uses the budget too.
             if !self.in_flight.is_empty() {
-                return Ok(Err(()));
+                return Ok(Ready::AfterTiles);
             }
             let mut merged = Statistics::default();
             for &i in &self.plan.job.statistics[group] {
@@ -440,14 +493,14 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             }
             self.statistics[group] = Some(Arc::new(merged));
         }
-        Ok(Ok(self.statistics[group].clone()))
+        Ok(Ready::Now(self.statistics[group].clone()))
     }
 
     /// Statistics of one step: a first pass over its source, in waves that fit the budget.
     fn observe(&mut self, i: usize) -> Result<Statistics, Error> {
         let step = &self.plan.job.steps[i];
         let budget = self.plan.job.budget;
-        let context = StepContext::new(i, step, self.plan.checkpoint, None, self.quantizer, None)?;
+        let context = StepContext::new(i, step, self.plan.checkpoint, None)?;
         let need = step.tiling.need_bytes.max(1);
         let width = (budget.for_tiles() / need).clamp(1, budget.threads as u64);
         self.peak_bytes = self.peak_bytes.max(width * need);
@@ -482,6 +535,7 @@ fn begin(context: &StepContext<'_>) -> Result<Current, Error> {
     Ok(Current {
         outputs,
         loss: None,
+        output_loss: None,
         n_rows: 0,
         n_zero_scales: 0,
     })

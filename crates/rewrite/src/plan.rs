@@ -13,9 +13,13 @@ use serde_json::{Value, json};
 use crate::budget::Budget;
 use crate::config::{Travel, travels};
 use crate::journal::Fingerprint;
+use crate::outputs::file_of;
 use crate::place::{OutputKind, Place};
 use crate::steps::{Step, Steps};
-use crate::{ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, config, recipe, steps};
+use crate::{
+    CalibrationFile, ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, config,
+    prepare, recipe, steps,
+};
 
 /// A writing verb with its recipe.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,13 +33,11 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// The quantizer's id.
-    fn method(&self) -> &'static str {
+    /// The statistics that it goes by.
+    fn calibration(&self) -> Option<&CalibrationFile> {
         match self {
-            Verb::Quantize(recipe) => recipe.method,
-            // What is quantized anew is rounded to nearest.
-            Verb::Convert(_) => "rtn",
-            Verb::Dequantize(_) => "",
+            Verb::Quantize(recipe) => recipe.calibration.as_ref(),
+            Verb::Convert(_) | Verb::Dequantize(_) => None,
         }
     }
 }
@@ -78,6 +80,9 @@ pub struct Plan<'a> {
     pub modules: Vec<PlannedModule>,
     /// Bytes of buffers at the peak.
     pub peak_memory_bytes: u64,
+    /// Bytes beside that budget, for the largest second moment of a module's inputs and what is derived from it; 0 where none is
+    /// read.
+    pub peak_statistics_bytes: u64,
     /// Bytes the file system must have free.
     pub scratch_bytes: u64,
     /// Things the user should know, one line each.
@@ -90,13 +95,15 @@ pub(crate) struct Job {
     pub(crate) place: Place,
     pub(crate) mode: Destination,
     pub(crate) budget: Budget,
-    pub(crate) method: &'static str,
+    pub(crate) calibration: Option<CalibrationFile>,
     pub(crate) shards: Vec<FilePlan>,
     pub(crate) index: Option<Vec<u8>>,
     pub(crate) documents: Vec<(String, Vec<u8>)>,
     /// Files that travel byte for byte.
     pub(crate) sidecars: Vec<(String, u64)>,
     pub(crate) steps: Vec<Step>,
+    /// The order in which steps are carried out, as indices: within each file those together that go by the same statistics.
+    pub(crate) order: Vec<usize>,
     pub(crate) statistics: Vec<Vec<usize>>,
     pub(crate) fingerprint: Fingerprint,
 }
@@ -196,7 +203,7 @@ pub fn plan_on<'a>(
         Verb::Convert(recipe) => steps::convert(checkpoint, &model, recipe)?,
     };
     if let Some(writer) = writer {
-        steps = steps::respell(checkpoint, writer, verb.method(), steps)?;
+        steps = steps::respell(checkpoint, writer, steps)?;
     }
     Planner {
         checkpoint,
@@ -242,12 +249,14 @@ impl<'a> Planner<'a, '_> {
             files,
             modules: built.list.iter().map(planned).collect(),
             peak_memory_bytes: budget.peak_bytes(&built.list),
+            peak_statistics_bytes: prepare::peak_bytes(&built.list),
             notes: self.notes,
             job: Job {
                 place: self.place,
                 mode: self.options.destination,
                 budget,
-                method: self.verb.method(),
+                calibration: self.verb.calibration().cloned(),
+                order: order(&built.list),
                 shards,
                 index,
                 documents,
@@ -417,6 +426,22 @@ impl<'a> Planner<'a, '_> {
     }
 }
 
+/// The order in which steps are carried out. Files are begun in their order; within one, a step stands behind the first that goes
+/// by the same statistics.
+fn order(steps: &[Step]) -> Vec<usize> {
+    let mut first_of: HashMap<(Option<usize>, &str), usize> = HashMap::new();
+    let mut keyed: Vec<(usize, usize)> = Vec::new();
+    for (i, step) in steps.iter().enumerate() {
+        let owner = prepare::first_owner(step);
+        let first = owner.map_or(i, |owner| {
+            *first_of.entry((file_of(step), owner)).or_insert(i)
+        });
+        keyed.push((first, i));
+    }
+    keyed.sort_unstable();
+    keyed.into_iter().map(|(_, i)| i).collect()
+}
+
 /// The index of a sharded result.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
@@ -486,6 +511,7 @@ impl Plan<'_> {
             "files": files.collect::<Vec<_>>(),
             "modules": modules.collect::<Vec<_>>(),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_statistics_bytes": self.peak_statistics_bytes,
             "scratch_bytes": self.scratch_bytes,
             "notes": self.notes,
         })

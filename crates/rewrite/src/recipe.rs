@@ -1,13 +1,17 @@
 //! Which module becomes what.
 
 use safequant_quantize::quantizer::{Division, NonFinite};
-use safequant_quantize::{QUANTIZERS, Quantizer};
+use safequant_quantize::{QUANTIZERS, Quantizer, Settings};
 use safequant_schemes::{CONVENTIONS, ConventionWriter, Preset};
 
 pub use safequant_schemes::OutputDtype;
 use serde_json::{Value, json};
 
+use crate::calibration::CalibrationFile;
 use crate::{Error, Verb};
+
+/// The method that stands for the best one for each module, by what is known of its inputs.
+pub const AUTO: &str = "auto";
 
 /// What `quantize` is to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,8 +20,12 @@ pub struct QuantizeRecipe {
     pub preset: Preset,
     /// The convention to write.
     pub convention: &'static str,
-    /// The quantizer's id (`rtn`).
+    /// The quantizer's id (`rtn`), or [`AUTO`].
     pub method: &'static str,
+    /// How hard it is to try, and how.
+    pub settings: Settings,
+    /// What is known of the inputs of modules.
+    pub calibration: Option<CalibrationFile>,
     /// Patterns of modules to quantize; empty means every linear weight.
     pub targets: Vec<String>,
     /// Patterns of modules to leave dense; wins over `targets`. `lm_head` and embeddings are left dense unless targeted
@@ -98,6 +106,8 @@ pub(crate) fn canonical(verb: &Verb) -> Value {
             "activations": format!("{:?}", r.preset.activations),
             "convention": r.convention,
             "method": r.method,
+            "settings": format!("{:?}", r.settings),
+            "calibration": r.calibration.as_ref().map(CalibrationFile::identity),
             "targets": r.targets,
             "ignore": r.ignore,
             "division": format!("{:?}", r.division),

@@ -3,6 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use safequant_quantize::OutputLoss;
 use safequant_schemes::CodeTile;
 
 /// The buffers of one tile, as large as its largest run needed. What they hold is left over.
@@ -16,6 +17,8 @@ pub(crate) struct Scratch {
     pub(crate) encoded: Buffer<u8>,
     /// What was chosen beside codes.
     pub(crate) chosen: CodeTile,
+    /// What rows lost.
+    pub(crate) output_losses: Vec<OutputLoss>,
 }
 
 impl Scratch {
@@ -26,7 +29,9 @@ impl Scratch {
             + chosen.offsets.capacity()
             + chosen.supers.capacity();
         let floats = self.floats.0.len() + numbers;
-        let bytes = self.stored.0.len() + 4 * floats + self.encoded.0.len();
+        let losses = self.output_losses.capacity() * size_of::<OutputLoss>();
+        let codes = chosen.codes.capacity() + self.encoded.0.len();
+        let bytes = self.stored.0.len() + 4 * floats + codes + losses;
         bytes as u64
     }
 }

@@ -1,6 +1,7 @@
 //! The units of work: what each module or plain tensor becomes, and which tensors that writes.
 
 mod convert;
+mod method;
 mod quantize;
 mod respell;
 
@@ -17,11 +18,12 @@ use safequant_schemes::{
 };
 
 pub(crate) use self::convert::convert;
+pub(crate) use self::method::{InputsOf, MatrixWork, Method};
 pub(crate) use self::quantize::quantize;
 pub(crate) use self::respell::respell;
 use crate::budget::Tiling;
 use crate::select::fused_groups;
-use crate::{Action, DequantizeRecipe, Error, recipe};
+use crate::{Action, DequantizeRecipe, Error};
 
 /// One unit of work.
 #[derive(Clone, Debug)]
@@ -103,8 +105,29 @@ pub(crate) struct QuantizeWork {
     pub(crate) sources: Vec<DenseSource>,
     pub(crate) layout: QuantizedTensor,
     pub(crate) target: Target,
+    /// How each matrix of the stack is quantized; one for all of them where they are alike.
+    pub(crate) matrices: Vec<MatrixWork>,
     /// Index into the job's groups that share statistics; `None` where none are needed.
     pub(crate) statistics: Option<usize>,
+}
+
+impl QuantizeWork {
+    /// How a matrix of the stack is quantized.
+    ///
+    /// # Panics
+    /// If nothing says how any is.
+    pub(crate) fn matrix(&self, index: u64) -> &MatrixWork {
+        let found = usize::try_from(index)
+            .ok()
+            .and_then(|i| self.matrices.get(i));
+        let found = found.or(self.matrices.last());
+        found.expect("whoever plans a step to quantize says how")
+    }
+
+    /// The matrix of the stack that a row belongs to.
+    pub(crate) fn matrix_of(&self, row: u64) -> u64 {
+        row / self.layout.out_features().max(1)
+    }
 }
 
 /// Where rows of floats come from.
@@ -410,12 +433,11 @@ pub(crate) fn layout_of(step: &Step) -> Option<&QuantizedTensor> {
 }
 
 /// Groups the steps that need statistics of the whole weight; fused siblings together, so that they get one scale.
-fn share_statistics(steps: &mut [Step], method: &str) -> Result<Vec<Vec<usize>>, Error> {
-    let quantizer = recipe::quantizer(method)?;
+fn share_statistics(steps: &mut [Step]) -> Vec<Vec<usize>> {
     let mut needing = Vec::new();
     for (i, step) in steps.iter().enumerate() {
         match &step.work {
-            Work::Quantize(work) if quantizer.needs_statistics(&work.target) => needing.push(i),
+            Work::Quantize(work) if needs_statistics(work) => needing.push(i),
             Work::Quantize(_)
             | Work::Copy
             | Work::Drop
@@ -453,7 +475,12 @@ fn share_statistics(steps: &mut [Step], method: &str) -> Result<Vec<Vec<usize>>,
             }
         }
     }
-    Ok(groups)
+    groups
+}
+
+fn needs_statistics(work: &QuantizeWork) -> bool {
+    let mut matrices = work.matrices.iter();
+    matrices.any(|matrix| matrix.method.0.needs_statistics(&work.target))
 }
 
 fn shares_scales(step: &Step) -> bool {

@@ -4,7 +4,7 @@
 //! sequence for every number of threads. Workers read, compute and write their own tile; no two tiles share a byte.
 
 use safequant_container::Disk;
-use safequant_quantize::Loss;
+use safequant_quantize::{Loss, OutputLoss};
 
 use crate::journal::Book;
 use crate::outputs::Outputs;
@@ -40,6 +40,8 @@ pub struct ModuleSummary {
     pub output_bytes: u64,
     /// What quantizing lost; `None` where nothing was quantized.
     pub loss: Option<Loss>,
+    /// What its outputs lost on the calibration inputs, summed over rows in order; `None` where these are not known.
+    pub output_loss: Option<OutputLoss>,
 }
 
 /// Runs a plan to its end, or leaves a resumable state.
@@ -128,6 +130,7 @@ pub(crate) fn modules(outputs: &Outputs<'_>) -> Vec<ModuleSummary> {
         source_bytes: step.source_bytes,
         output_bytes: step.output_bytes(),
         loss: outputs.record(i).and_then(|r| r.loss),
+        output_loss: outputs.record(i).and_then(|r| r.output_loss),
     };
     outputs.steps().map(summary).collect()
 }

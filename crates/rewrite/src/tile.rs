@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use safequant_container::{Checkpoint, FileWriter, TensorRef};
 use safequant_kernels::{Backend, CodeForm, Float, Floats, PORTABLE, Stores};
-use safequant_quantize::report::{row_losses, stored_row_losses};
-use safequant_quantize::{Loss, Output, Quantizer, Rows, Statistics};
+use safequant_quantize::report::stored_row_losses;
+use safequant_quantize::{Loss, Output, OutputLoss, Rows, Statistics};
 use safequant_schemes::{
     Decoder, EncodedRegion, Granularity, Part, QuantizedTensor, RowsOut, ScaleCoding, Transcoder,
     Values, encode,
@@ -30,8 +30,6 @@ pub(crate) struct StepContext<'p> {
     /// One for the whole weight, or one for each member of a stack.
     readers: Vec<Reader<'p>>,
     writer: Option<Arc<FileWriter>>,
-    quantizer: Option<&'static dyn Quantizer>,
-    statistics: Option<Arc<Statistics>>,
     backend: &'static Backend,
     checkpoint: &'p Checkpoint,
 }
@@ -50,6 +48,8 @@ pub(crate) struct Done {
     pub(crate) segments: Vec<Segment>,
     /// One per row, so that the sums over a weight do not depend on how it was cut.
     pub(crate) losses: Vec<Loss>,
+    /// What each row's outputs lose, where the quantizer knows it.
+    pub(crate) output_losses: Vec<OutputLoss>,
     /// Scales that the stored dtype rounds to zero, of groups that are not all zeros.
     pub(crate) n_zero_scales: u64,
 }
@@ -60,6 +60,7 @@ impl Done {
         Self {
             segments: outputs.map(|o| Segment::new(o.len_bytes)).collect(),
             losses: Vec::new(),
+            output_losses: Vec::new(),
             n_zero_scales: 0,
         }
     }
@@ -76,8 +77,6 @@ impl<'p> StepContext<'p> {
         step: &'p Step,
         checkpoint: &'p Checkpoint,
         writer: Option<Arc<FileWriter>>,
-        quantizer: Option<&'static dyn Quantizer>,
-        statistics: Option<Arc<Statistics>>,
     ) -> Result<Self, Error> {
         let backend = Backend::detect();
         let plain = |name: &str, float| {
@@ -108,22 +107,27 @@ impl<'p> StepContext<'p> {
             step,
             readers,
             writer,
-            quantizer,
-            statistics,
             backend,
             checkpoint,
         })
     }
 
-    /// Computes and writes one tile, run by run.
-    pub(crate) fn run(&self, span: &Range<u64>, scratch: &mut Scratch) -> Result<Done, Error> {
+    /// Computes and writes one tile, run by run. `statistics`: what is known of the matrix that it is of.
+    pub(crate) fn run(
+        &self,
+        span: &Range<u64>,
+        statistics: Option<&Statistics>,
+        scratch: &mut Scratch,
+    ) -> Result<Done, Error> {
         let mut done = Done::new(self.step);
         for run in self.step.runs(span) {
             match &self.step.work {
                 Work::Drop => {}
                 Work::Copy => self.copy(&run, scratch, &mut done)?,
                 Work::Dense(work) => self.dense(work, &run, scratch, &mut done)?,
-                Work::Quantize(work) => self.quantize(work, &run, scratch, &mut done)?,
+                Work::Quantize(work) => {
+                    self.quantize((work, statistics), &run, scratch, &mut done)?;
+                }
                 Work::Transcode(work) => self.transcode(&work.layout, &run, &mut done)?,
                 Work::Content(bytes) => self.write(0, 0, bytes, &mut done)?,
             }
@@ -206,69 +210,52 @@ impl<'p> StepContext<'p> {
 
     fn quantize(
         &self,
-        work: &QuantizeWork,
-        run: &Range<u64>,
-        scratch: &mut Scratch,
-        done: &mut Done,
-    ) -> Result<(), Error> {
-        let Some(quantizer) = self.quantizer else {
-            return Ok(());
-        };
-        if let Some((part, form)) = encode::code_form(&work.layout) {
-            return self.quantize_stored((work, quantizer), (part, form), run, scratch, done);
-        }
-        let values = self.rows(work, run, scratch)?;
-        let rows = self.as_rows(work, run, values)?;
-        let codes = quantizer
-            .quantize(&work.target, rows, self.statistics.as_deref(), self.backend)
-            .map_err(|e| self.refused(e))?;
-        let losses =
-            row_losses(&work.layout, &rows, &codes, self.backend).map_err(|e| self.refused(e))?;
-        done.losses.extend(losses);
-        done.n_zero_scales += zero_scales(&work.layout, &codes.scales, values);
-        let regions = encode::encode(&work.layout, &codes, self.backend)?;
-        drop(codes);
-        self.write_regions(regions, done)
-    }
-
-    /// As `quantize`, where codes lie row after row: they are written as the quantizer leaves them.
-    fn quantize_stored(
-        &self,
-        (work, quantizer): (&QuantizeWork, &dyn Quantizer),
-        (part, form): (usize, CodeForm),
+        (work, statistics): (&QuantizeWork, Option<&Statistics>),
         run: &Range<u64>,
         scratch: &mut Scratch,
         done: &mut Done,
     ) -> Result<(), Error> {
         let (mut encoded, mut chosen) = (take(&mut scratch.encoded), take(&mut scratch.chosen));
+        let mut output_losses = take(&mut scratch.output_losses);
         let values = self.rows(work, run, scratch)?;
         let rows = self.as_rows(work, run, values)?;
+        let place = encode::code_form(&work.layout);
+        let form = place.map_or(CodeForm::BYTES, |(_, form)| form);
         let codes = encoded.lend(form.packing.packed_len_bytes(values.len(), 1));
         let output = Output {
             codes,
             form,
             stores: Stores::Ordinary,
             tile: &mut chosen,
-            output_losses: &mut Vec::new(),
+            output_losses: &mut output_losses,
         };
+        let quantizer = work.matrix(work.matrix_of(run.start)).method.0;
         quantizer
-            .quantize_into(
-                &work.target,
-                rows,
-                self.statistics.as_deref(),
-                output,
-                self.backend,
-            )
+            .quantize_into(&work.target, rows, statistics, output, self.backend)
             .map_err(|e| self.refused(e))?;
         let stored: (&[u8], CodeForm) = (codes, form);
         let losses = stored_row_losses(&work.layout, &rows, &chosen, stored, self.backend);
         done.losses.extend(losses.map_err(|e| self.refused(e))?);
+        done.output_losses.extend_from_slice(&output_losses);
         done.n_zero_scales += zero_scales(&work.layout, &chosen.scales, values);
-        let before = form.packing.packed_len_bytes(rows.in_features, 1) as u64 * run.start;
-        self.write(part, before, codes, done)?;
-        let beside = encode::encode_beside(&work.layout, &chosen, self.backend)?;
+        match place {
+            // Codes that lie row after row are written as the quantizer leaves them.
+            Some((part, form)) => {
+                let row_bytes = form.packing.packed_len_bytes(rows.in_features, 1) as u64;
+                self.write(part, row_bytes * run.start, codes, done)?;
+                let beside = encode::encode_beside(&work.layout, &chosen, self.backend)?;
+                self.write_regions(beside, done)?;
+            }
+            None => {
+                codes.clone_into(&mut chosen.codes);
+                let regions = encode::encode(&work.layout, &chosen, self.backend)?;
+                chosen.codes.clear();
+                self.write_regions(regions, done)?;
+            }
+        }
         (scratch.encoded, scratch.chosen) = (encoded, chosen);
-        self.write_regions(beside, done)
+        scratch.output_losses = output_losses;
+        Ok(())
     }
 
     fn transcode(
@@ -297,9 +284,10 @@ impl<'p> StepContext<'p> {
         scratch: &mut Scratch,
     ) -> Result<Statistics, Error> {
         let mut seen = Statistics::default();
-        let (Work::Quantize(work), Some(quantizer)) = (&self.step.work, self.quantizer) else {
+        let Work::Quantize(work) = &self.step.work else {
             return Ok(seen);
         };
+        let quantizer = work.matrix(work.matrix_of(span.start)).method.0;
         for run in self.step.runs(span) {
             let values = self.rows(work, &run, scratch)?;
             let rows = self.as_rows(work, &run, values)?;
@@ -557,6 +545,12 @@ impl Step {
     pub(crate) fn tile(&self, i: u64) -> Range<u64> {
         let (_, rows) = self.cut();
         span(rows, self.tiling.per_tile.max(1), i)
+    }
+
+    /// The matrix of a stack that a tile is of.
+    pub(crate) fn matrix(&self, tile: u64) -> u64 {
+        let (_, rows) = self.cut();
+        tile / rows.div_ceil(self.tiling.per_tile.max(1)).max(1)
     }
 
     /// The runs of a tile: so many rows (bytes, for a copy) as are read, computed and written in one go.

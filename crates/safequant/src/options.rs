@@ -3,7 +3,8 @@
 
 use safequant_audit::profile::{Profile, profile, profiles};
 use safequant_audit::{Rule, all_rules, repair};
-use safequant_quantize::QUANTIZERS;
+use safequant_quantize::{Effort, Needs, Order, QUANTIZERS, Settings};
+use safequant_rewrite::{AUTO, CalibrationFile};
 use safequant_schemes::convention::writers_of;
 use safequant_schemes::pattern::Pattern;
 use safequant_schemes::{CONVENTIONS, ConventionWriter, Preset};
@@ -105,16 +106,93 @@ fn writer(asked: &str) -> Result<(&'static str, &'static dyn ConventionWriter), 
         .ok_or_else(|| OptionError::unknown("convention", asked, writers().map(|(id, _)| id)))
 }
 
-/// The quantizer's own id.
+/// The words for a method, each with a line about it: those of all quantizers, and the one that stands for the best of them.
+pub fn methods() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let quantizers = QUANTIZERS.iter().map(|q| (q.id(), q.summary()));
+    [(AUTO, AUTO_SUMMARY)].into_iter().chain(quantizers)
+}
+
+const AUTO_SUMMARY: &str =
+    "the best for what is known of each module's inputs; the plan says which";
+
+/// How codes and scales are chosen, as it was asked for: words of registries, and a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Choosing<'a> {
+    /// `--method`.
+    pub method: Option<&'a str>,
+    /// `--effort`.
+    pub effort: Option<&'a str>,
+    /// `--order`.
+    pub order: Option<&'a str>,
+    /// `--damping`.
+    pub damping: Option<f64>,
+}
+
+impl Choosing<'_> {
+    /// The method's own id and its settings. Without a word for it, it is rounding to nearest, and with statistics of inputs the
+    /// best for each module.
+    ///
+    /// # Errors
+    /// No such method, effort or order; a damping that is no share; settings for a method that has none.
+    pub fn resolve(
+        &self,
+        calibration: Option<&CalibrationFile>,
+    ) -> Result<(&'static str, Settings), OptionError> {
+        let default = calibration.map_or("rtn", |_| AUTO);
+        let method = method(self.method.unwrap_or(default))?;
+        let settings = Settings {
+            effort: self.effort.map(effort).transpose()?.unwrap_or_default(),
+            order: self.order.map(order).transpose()?,
+            damping: self.damping.map(damping).transpose()?,
+        };
+        let quantizer = QUANTIZERS.iter().find(|q| q.id() == method);
+        let has_settings = quantizer.is_none_or(|q| q.needs() != Needs::Nothing);
+        let is_set = self.effort.is_some() || self.order.is_some() || self.damping.is_some();
+        if is_set && !has_settings {
+            return Err(OptionError::new(
+                format!("method {method} has no effort, order or damping to choose"),
+                "leave them out, or choose a method that searches, such as auto",
+            ));
+        }
+        Ok((method, settings))
+    }
+}
+
+/// The quantizer's own id, or `auto`.
 ///
 /// # Errors
 /// No such quantizer.
 pub fn method(asked: &str) -> Result<&'static str, OptionError> {
-    let ids = || QUANTIZERS.iter().map(|quantizer| quantizer.id());
+    let ids = || methods().map(|(id, _)| id);
     ids()
         .find(|id| *id == asked)
         .ok_or_else(|| OptionError::unknown("method", asked, ids()))
 }
+
+fn effort(asked: &str) -> Result<Effort, OptionError> {
+    let found = Effort::ALL.into_iter().find(|e| e.name() == asked);
+    let words = Effort::ALL.iter().map(|e| e.name());
+    found.ok_or_else(|| OptionError::unknown("effort", asked, words))
+}
+
+fn order(asked: &str) -> Result<Order, OptionError> {
+    let found = Order::ALL.into_iter().find(|o| o.name() == asked);
+    let words = Order::ALL.iter().map(|o| o.name());
+    found.ok_or_else(|| OptionError::unknown("order", asked, words))
+}
+
+fn damping(asked: f64) -> Result<f64, OptionError> {
+    if asked.is_finite() && (0.0..=MOST_DAMPING).contains(&asked) {
+        return Ok(asked);
+    }
+    Err(OptionError::new(
+        format!("damping {asked} is no share of the mean diagonal"),
+        "a number from 0 to 1, such as 0.01",
+    ))
+}
+
+/// With as much as the diagonal itself nothing is left of what is off it.
+const MOST_DAMPING: f64 = 1.0;
 
 /// The compiled form of an option's pattern.
 ///

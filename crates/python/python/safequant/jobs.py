@@ -68,7 +68,11 @@ class Request:
     scheme: str | None = None
     group_size: int | None = None
     convention: str | None = None
-    method: str = "rtn"
+    method: str | None = None
+    calibration: str | None = None
+    effort: str | None = None
+    order: str | None = None
+    damping: float | None = None
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     division: str = "source"
@@ -108,6 +112,8 @@ class Plan:
         files: Names and exact bytes.
         peak_memory_bytes: Bytes of buffers at the peak.
         scratch_bytes: Bytes that the file system must have free.
+        peak_statistics_bytes: Bytes beside that budget, for the largest second moment of a module's inputs and what is derived
+            from it.
     """
 
     files: list[tuple[str, int]]
@@ -115,6 +121,7 @@ class Plan:
     peak_memory_bytes: int
     scratch_bytes: int
     notes: list[str]
+    peak_statistics_bytes: int = 0
 
     @property
     def output_bytes(self) -> int:
@@ -182,7 +189,11 @@ def quantize_request(
     scheme: str,
     group_size: int | None = None,
     convention: str | None = None,
-    method: str = "rtn",
+    method: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    effort: Literal["fast", "default", "high", "max"] | None = None,
+    order: Literal["natural", "activation", "group-aware", "min-pivot"] | None = None,
+    damping: float | None = None,
     targets: Sequence[str] = (),
     ignore: Sequence[str] = (),
     division: Literal["source", "f32"] = "source",
@@ -202,6 +213,10 @@ def quantize_request(
         group_size=group_size,
         convention=convention,
         method=method,
+        calibration=None if calibration is None else os.fspath(calibration),
+        effort=effort,
+        order=order,
+        damping=damping,
         targets=_patterns(targets),
         ignore=_patterns(ignore),
         division=division,
@@ -275,7 +290,9 @@ def quantize(
     """Quantizes a checkpoint: dense (or quantized) in, quantized out.
 
     Keyword arguments are those of ``quantize_request``: ``scheme`` (``"W4A16"``; ``safequant.registries()["schemes"]`` lists
-    them) is required; ``group_size``, ``convention``, ``method``, ``targets``, ``ignore`` (globs, or ``re:`` and a regular
+    them) is required; ``group_size``, ``convention``, ``method`` (``"rtn"`` by default, with ``calibration`` ``"auto"``),
+    ``calibration`` (a file of statistics: what ``safequant.calibrate`` writes, or llama.cpp's imatrix), ``effort``, ``order``,
+    ``damping`` (of methods that search), ``targets``, ``ignore`` (globs, or ``re:`` and a regular
     expression, on module names), ``division``, ``nonfinite``, ``memory``, ``threads``, ``max_shard_size``, ``resume`` (continue an interrupted job), ``force``
     (replace the output, at the end and atomically).
 

@@ -164,6 +164,7 @@ def run(
         request,
         source=os.path.abspath(request.source),
         output=os.path.abspath(request.output),
+        calibration=None if request.calibration is None else os.path.abspath(request.calibration),
         threads=threads,
     )
     tell = progress if progress is not None else _ignore

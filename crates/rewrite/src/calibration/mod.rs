@@ -8,6 +8,7 @@ mod error;
 mod file;
 pub mod imatrix;
 mod names;
+mod opened;
 mod values;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use safequant_container::{FileSource, Limits, ReadAt};
 
 pub use error::Error;
+pub use opened::CalibrationFile;
 
 use imatrix::Imatrix;
 
@@ -164,6 +166,18 @@ impl Calibration {
             Source::File(file) => file.module(name),
             Source::Imatrix(imatrix) => imatrix.module(name),
         }
+    }
+
+    /// What the file has about one matrix of a stack of experts, which is stored under one name, as
+    /// [`Calibration::expert_statistics`] finds it.
+    pub fn expert_module(&self, stack: &str, expert: u64) -> Option<Module> {
+        if let Source::Imatrix(imatrix) = &self.source
+            && let Some(found) = imatrix.expert_module(stack, expert)
+        {
+            return Some(found);
+        }
+        let members = members_of(stack, expert);
+        members.iter().find_map(|member| self.module(member))
     }
 
     /// The statistics of a module whose weight has `in_features` columns; `None` if the file has none.

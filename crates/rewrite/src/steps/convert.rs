@@ -9,8 +9,8 @@ use safequant_schemes::{
 };
 
 use super::{
-    Carried, DenseSource, Key, Ordered, QuantizeWork, Step, Steps, TranscodeWork, Work,
-    drop_orphans, is_dense, layout_of, left, share_statistics, stored,
+    Carried, DenseSource, Key, MatrixWork, Method, Ordered, QuantizeWork, Step, Steps,
+    TranscodeWork, Work, drop_orphans, is_dense, layout_of, left, share_statistics, stored,
 };
 use crate::convert::{Conversion, Label, conversion};
 use crate::select::{Kind, kind};
@@ -189,6 +189,7 @@ impl Builder<'_> {
             sources: vec![source],
             layout,
             target,
+            matrices: vec![MatrixWork::plain(Method::named("rtn")?)],
             statistics: None,
         }));
         let action = Action::Convert(Label::Lossy);
@@ -264,7 +265,7 @@ impl Builder<'_> {
                 preset: None,
             })?
         };
-        let statistics = share_statistics(&mut steps, "rtn")?;
+        let statistics = share_statistics(&mut steps);
         if self.left_out > 0 {
             notes.push(format!(
                 "{} tensors that belong to modules but not to weights (activation scales and the like) have no place in {} and are left out",

@@ -7,6 +7,7 @@ use safequant_schemes::{
     ConventionWriter, Model, Preset, QuantizedTensor, Storage, WeightCode, Written,
 };
 
+use super::method::Chooser;
 use super::{
     DenseSource, Key, Ordered, QuantizeWork, Step, Steps, Work, drop_orphans, is_dense, layout_of,
     left, share_statistics, stored,
@@ -26,6 +27,7 @@ pub(crate) fn quantize(
         recipe,
         writer,
         selection: Selection::new(recipe)?,
+        chooser: Chooser::new(recipe.calibration.as_ref()),
         ordered: Ordered::default(),
         ignored: Vec::new(),
         notes: Vec::new(),
@@ -53,6 +55,7 @@ struct Builder<'a> {
     recipe: &'a QuantizeRecipe,
     writer: &'static dyn ConventionWriter,
     selection: Selection,
+    chooser: Chooser<'a>,
     ordered: Ordered,
     ignored: Vec<String>,
     notes: Vec<String>,
@@ -115,7 +118,7 @@ impl Builder<'_> {
     }
 
     fn quantized(
-        &self,
+        &mut self,
         module: &str,
         shape: &[u64],
         source: DenseSource,
@@ -140,6 +143,7 @@ impl Builder<'_> {
             sources: vec![source],
             layout,
             target,
+            matrices: self.chooser.choose(module, shape, self.recipe)?,
             statistics: None,
         }));
         let action = Action::Quantize(preset.name);
@@ -160,8 +164,10 @@ impl Builder<'_> {
             ignored: &self.ignored,
             preset: Some(&self.recipe.preset),
         })?;
-        let statistics = share_statistics(&mut steps, self.recipe.method)?;
+        let statistics = share_statistics(&mut steps);
         self.notes.extend(self.selection.notes());
+        self.notes
+            .extend(self.chooser.finish(self.checkpoint.name())?);
         self.notes.extend(fused_notes(&layouts, &self.ignored));
         self.notes
             .extend(other_blocks(&layouts, &self.recipe.preset));

@@ -21,7 +21,6 @@ use crate::{Action, Error};
 pub(crate) fn respell(
     checkpoint: &Checkpoint,
     writer: &dyn ConventionWriter,
-    method: &str,
     mut steps: Steps,
 ) -> Result<Steps, Error> {
     let Some(respelling) = writer.respelling(Headers::new(checkpoint))? else {
@@ -68,7 +67,7 @@ pub(crate) fn respell(
             .push(format!("{n} tensors are left out: {reason}"));
     }
     if has_stacks {
-        steps.statistics = share_statistics(&mut list, method)?;
+        steps.statistics = share_statistics(&mut list);
     }
     let written = dense.iter().map(|(name, shape, float)| WrittenDense {
         name,
@@ -288,6 +287,7 @@ fn stacked(name: &str, members: Vec<Step>) -> Result<Step, Error> {
             }
             (Work::Quantize(all), Work::Quantize(one)) if is_alike(&all.layout, &one.layout) => {
                 all.sources.extend(one.sources);
+                all.matrices.extend(one.matrices);
             }
             (Work::Transcode(all), Work::Transcode(one)) if is_alike(&all.layout, &one.layout) => {
                 all.members.extend(one.members);

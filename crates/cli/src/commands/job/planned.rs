@@ -100,6 +100,12 @@ fn totals(job: &Job, plan: &Plan<'_>) -> Text {
         output::bytes(plan.peak_memory_bytes),
         output::bytes(plan.scratch_bytes),
     ));
+    if plan.peak_statistics_bytes > 0 {
+        text.line(format_args!(
+            "  beside the budget: {} for the largest second moment and what is derived from it",
+            output::bytes(plan.peak_statistics_bytes),
+        ));
+    }
     text.line(format_args!("  nothing was written: this was a dry run"));
     text
 }
@@ -121,6 +127,7 @@ fn record(job: &Job, plan: &Plan<'_>) -> Value {
         "files": files_record(&plan.files),
         "output_bytes": total(&plan.files),
         "peak_memory_bytes": plan.peak_memory_bytes,
+        "peak_statistics_bytes": plan.peak_statistics_bytes,
         "scratch_bytes": plan.scratch_bytes,
         "modules": modules.collect::<Value>(),
         "notes": plan.notes,

@@ -110,6 +110,17 @@ impl Imatrix {
         Some(module)
     }
 
+    /// What is known of one matrix of the stack that `name` is.
+    pub(super) fn expert_module(&self, name: &str, expert: u64) -> Option<Module> {
+        let (entry, named) = self.find(name)?;
+        if named.is_some() || entry.n_matrices().is_some_and(|n| n > 1 && expert >= n) {
+            return None;
+        }
+        let mut module = entry.module(name.to_owned(), Some(expert));
+        module.owner = format!("{name}.{expert}");
+        Some(module)
+    }
+
     /// The entry of a module, and which matrix of a stack it is.
     fn find(&self, name: &str) -> Option<(&Entry, Option<u64>)> {
         let name = names::without_suffix(name);
