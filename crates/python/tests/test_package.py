@@ -212,6 +212,26 @@ class Checkpoints(unittest.TestCase):
         with self.assertRaises(safequant.MissingError):
             module.part("mask")
 
+    def test_metadata_is_a_mapping_of_python_values(self) -> None:
+        path = FIXTURES / "llama.cpp" / "hf-llama-spm" / "expected.gguf"
+        metadata = safequant.open(path).metadata
+        self.assertEqual(next(iter(metadata)), "general.architecture")
+        self.assertEqual(len(metadata), 35)
+        self.assertEqual(metadata["general.architecture"], "llama")
+        self.assertEqual(metadata["llama.block_count"], 2)
+        self.assertEqual(metadata["llama.rope.freq_base"], 10000.0)
+        self.assertIs(metadata["tokenizer.ggml.add_eos_token"], False)
+        self.assertEqual(metadata["tokenizer.ggml.tokens"][:3], ["<unk>", "<s>", "</s>"])
+        self.assertEqual({len(values) for values in metadata.values() if isinstance(values, list)}, {70})
+        self.assertEqual(metadata.get("llama.expert_count", 0), 0)
+        with self.assertRaises(safequant.MissingError):
+            metadata["llama.expert_count"]
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch, "model.gguf")
+            copy.write_bytes(path.read_bytes().replace(b"<ctrl>", b"<\xff\xfe\xfd\xfc>"))
+            self.assertEqual(safequant.open(copy).metadata["tokenizer.ggml.tokens"][3], b"<\xff\xfe\xfd\xfc>")
+        self.assertEqual(dict(safequant.open(path.parent).metadata), {})
+
     def test_slices_of_all_ranks_are_the_whole(self) -> None:
         module = next(iter(safequant.open(W4).modules.values()))
         shares = [module.slice(rank, 4) for rank in range(4)]
