@@ -83,6 +83,8 @@ pub struct Backend {
     pub sweep: fn(Sweep<'_>) -> usize,
     /// What candidates for scale and offset lose. [`portable::fit::losses`].
     pub losses: fn(Levels, values: &[f32], weights: &[f32], &[Candidate], out: &mut [f32]),
+    /// The levels nearest to values. [`portable::fit::nearest`].
+    pub nearest: fn(Levels, values: &[f32], Candidate, out: &mut [f32]),
     /// What better scales and offsets follow from. [`portable::fit::fit_sums`].
     pub fit_sums: fn(Levels, values: &[f32], weights: &[f32], Candidate) -> FitSums,
     /// Whole blocks of ggml to floats, in one go. [`BlockFormat::decode`].
@@ -122,6 +124,7 @@ pub const PORTABLE: Backend = Backend {
     feed_back: portable::feedback::feed_back,
     sweep: portable::sweep::sweep,
     losses: portable::fit::losses,
+    nearest: portable::fit::nearest,
     fit_sums: portable::fit::fit_sums,
 };
 

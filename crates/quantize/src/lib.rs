@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod factor;
 mod grid;
 pub mod inputs;
 mod prepared;
@@ -9,6 +10,7 @@ pub mod quantizer;
 pub mod quantizers;
 pub mod report;
 mod rules;
+mod search;
 
 pub use error::Error;
 pub use inputs::{Effort, Inputs, Needs, Order, OutputLoss, SecondMoment, Settings};

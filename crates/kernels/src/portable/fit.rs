@@ -16,6 +16,23 @@ pub struct Candidate {
     pub offset: f32,
 }
 
+impl Candidate {
+    /// The reciprocal of the scale; 0 where that is none, so that every value gets the level nearest to 0.
+    #[inline(always)]
+    #[must_use]
+    pub fn inverse(&self) -> f32 {
+        let inverse = 1.0 / self.scale;
+        if inverse.is_finite() { inverse } else { 0.0 }
+    }
+
+    /// What a level stands for.
+    #[inline(always)]
+    #[must_use]
+    pub fn value(&self, level: f32) -> f32 {
+        level * self.scale + self.offset
+    }
+}
+
 /// Weighted sums over a group, `h` the weights, `w` the values, `l` the levels nearest to them: what the best scale and offset for
 /// these levels follow from.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -63,15 +80,25 @@ pub fn fit_sums(levels: Levels, values: &[f32], weights: &[f32], candidate: Cand
     with_levels!(levels, |set| sums(set, values, weights, candidate))
 }
 
+/// The levels nearest to values under a candidate.
+///
+/// # Panics
+/// If lengths do not fit.
 #[inline(always)]
-fn inverse(scale: f32) -> f32 {
-    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+pub fn nearest(levels: Levels, values: &[f32], candidate: Candidate, out: &mut [f32]) {
+    assert_eq!(values.len(), out.len(), "a level per value");
+    with_levels!(levels, |set| {
+        let per_scale = candidate.inverse();
+        for (value, out) in values.iter().zip(out) {
+            *out = set.nearest((value - candidate.offset) * per_scale);
+        }
+    });
 }
 
 #[inline(always)]
 fn loss(set: impl LevelSet, values: &[f32], weights: &[f32], candidate: Candidate) -> f32 {
     let Candidate { scale, offset } = candidate;
-    let per_scale = inverse(scale);
+    let per_scale = candidate.inverse();
     let mut chains = [0.0_f32; LANES];
     let one = |value: f32, weight: f32| {
         let level = set.nearest((value - offset) * per_scale);
@@ -93,8 +120,8 @@ fn loss(set: impl LevelSet, values: &[f32], weights: &[f32], candidate: Candidat
 
 #[inline(always)]
 fn sums(set: impl LevelSet, values: &[f32], weights: &[f32], candidate: Candidate) -> FitSums {
-    let Candidate { scale, offset } = candidate;
-    let per_scale = inverse(scale);
+    let offset = candidate.offset;
+    let per_scale = candidate.inverse();
     let mut chains = [[0.0_f32; LANES]; 5];
     let (whole_values, rest_values) = values.as_chunks::<LANES>();
     let (whole_weights, rest_weights) = weights.as_chunks::<LANES>();

@@ -61,7 +61,7 @@ pub fn add_product_f64(product: Product<'_, f64>) {
 fn add<T: Real, const WIDTH: usize>(product: Product<'_, T>) {
     let (m, n, k) = product.shape();
     let Product {
-        mut c,
+        c,
         a,
         b,
         sign,

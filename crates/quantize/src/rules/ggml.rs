@@ -39,6 +39,16 @@ impl Blocks {
         )
     }
 
+    /// Where what lies in a block.
+    pub(crate) fn layout(self) -> &'static BlockLayout {
+        self.layout
+    }
+
+    /// Whether scales are halves of unsigned E4M3.
+    pub(crate) fn has_half_e4m3_scales(self) -> bool {
+        self.layout.scale == BlockScale::HalfE4M3
+    }
+
     /// The block type, if rows are whole blocks of it.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ mod hqq;
 mod micro;
 mod mlx;
 mod model_opt;
-mod numbers;
+pub(crate) mod numbers;
 mod ocp_mx;
 mod quanto;
 mod torch_ao;
@@ -142,7 +142,7 @@ impl Chosen<'_> {
 }
 
 /// One tool's way of choosing.
-pub(crate) trait Reference: std::fmt::Debug {
+pub(crate) trait Reference: std::fmt::Debug + Sync {
     /// The scale of the scales of a matrix, from its extremes; only asked where the scheme has one.
     ///
     /// # Errors

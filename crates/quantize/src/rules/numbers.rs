@@ -42,7 +42,7 @@ pub(super) fn stored_positive(dtype: Float, scale: f32) -> Result<f32, f32> {
 ///
 /// As encoding and decoding would give it, without a code in between: the kept mantissa bits are rounded in place, or, for
 /// subnormals, by adding a number whose last place is the smallest of them.
-pub(super) fn e4m3(value: f32) -> f32 {
+pub(crate) fn e4m3(value: f32) -> f32 {
     const SMALLEST_NORMAL: f32 = 0.015_625;
     const LARGEST: f32 = 448.0;
     /// Its last place is 2^-9.

@@ -39,5 +39,6 @@ fused! {
     fn feed_back(block: Feedback<'_>) = portable::feedback::feed_back;
     fn sweep(row: Sweep<'_>) -> usize = portable::sweep::sweep;
     fn losses(levels: Levels, values: &[f32], weights: &[f32], candidates: &[Candidate], out: &mut [f32]) = portable::fit::losses;
+    fn nearest(levels: Levels, values: &[f32], candidate: Candidate, out: &mut [f32]) = portable::fit::nearest;
     fn fit_sums(levels: Levels, values: &[f32], weights: &[f32], candidate: Candidate) -> FitSums = portable::fit::fit_sums;
 }

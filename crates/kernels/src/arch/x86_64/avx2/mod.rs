@@ -68,6 +68,7 @@ pub(crate) static BACKEND: Backend = Backend {
     feed_back: fused::feed_back,
     sweep: fused::sweep,
     losses: fused::losses,
+    nearest: fused::nearest,
     fit_sums: fused::fit_sums,
     ..PORTABLE
 };

@@ -1,0 +1,247 @@
+//! ggml's types with two levels of scales: `Q2_K` to `Q6_K` and `IQ4_XS`.
+//!
+//! A group of 16 or 32 elements stands for `level * (d * sc) - dmin * m`: integers `sc` and `m` of its own under F16 numbers `d`
+//! and `dmin` that the 256 elements of a super-block share; types without minima have neither `dmin` nor `m`.
+//!
+//! The search goes from the groups to the super-block and back. Each group first gets the scale (and offset) that it would have
+//! alone; `d` and `dmin` are then sought so that the integers can come close to what all groups want, and from there integers and
+//! codes, `d` and `dmin` are fitted in turn. What ggml's own quantizer chooses is one of the starts.
+
+mod solve;
+#[cfg(test)]
+mod tests;
+
+use safequant_kernels::blocks::{BlockFields, BlockLayout, BlockOffset, BlockScale, CodeValue};
+use safequant_kernels::{Backend, BlockFormat, Candidate, Codebook, Floats, Levels, Stores};
+use safequant_schemes::Scheme;
+
+use self::solve::{Choice, Problem};
+use super::one::{Range, Signs};
+use super::{Freedom, RowFormat, RowScales, Stored};
+use crate::rules::Blocks;
+use crate::{Effort, Error};
+
+/// Most groups of a super-block.
+const GROUPS: usize = 16;
+
+/// A block type with two levels of scales, for rows that are whole blocks.
+#[derive(Debug)]
+pub(crate) struct SuperBlocks {
+    format: BlockFormat,
+    layout: &'static BlockLayout,
+    levels: Levels,
+    range: Range,
+    /// The least and the largest integer that a group's scale or minimum can be.
+    integers: (f32, f32),
+}
+
+impl SuperBlocks {
+    /// The type of a scheme; `None` for schemes that have not two levels of scales, or have others.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedScheme`] for rows that are no whole blocks.
+    pub(crate) fn new(scheme: &Scheme, in_features: usize) -> Result<Option<Self>, Error> {
+        let Ok(blocks) = Blocks::of(scheme) else {
+            return Ok(None);
+        };
+        let layout = blocks.layout();
+        if layout.scale != BlockScale::Integers || layout.n_groups() > GROUPS {
+            return Ok(None);
+        }
+        let format = blocks.format_for(in_features)?;
+        let stored = layout.scale_range();
+        Ok(Some(Self {
+            format,
+            layout,
+            levels: levels(layout),
+            range: range(layout),
+            integers: (f32::from(*stored.start()), f32::from(*stored.end())),
+        }))
+    }
+
+    fn has_minima(&self) -> bool {
+        self.layout.offset == BlockOffset::Subtracted
+    }
+
+    /// What the integers of a group stand for.
+    fn effective(&self, (d, dmin): (f32, f32), (scale, min): (f32, f32)) -> Candidate {
+        Candidate {
+            scale: d * scale,
+            offset: if self.has_minima() {
+                0.0 - dmin * min
+            } else {
+                0.0
+            },
+        }
+    }
+
+    /// The integer nearest to a ratio; 0 for what is none.
+    fn integer(&self, ratio: f32) -> f32 {
+        let (low, high) = self.integers;
+        if ratio.is_nan() {
+            return 0.0;
+        }
+        ratio.round_ties_even().clamp(low, high)
+    }
+
+    /// What ggml's quantizer gives the blocks of a row.
+    fn reference(&self, values: &[f32], backend: &'static Backend) -> BlockFields {
+        let mut blocks = vec![0; values.len() / self.layout.elements * self.layout.bytes];
+        let source = Floats::F32(values);
+        (backend.encode_blocks)(self.format, source, &mut blocks, Stores::Ordinary);
+        let mut fields = BlockFields::default();
+        self.layout.unpack(&blocks, &mut fields);
+        fields
+    }
+
+    /// The numbers of block `i`.
+    ///
+    /// # Errors
+    /// The number that F16 cannot hold.
+    fn first(&self, fields: &BlockFields, i: usize) -> Result<Choice, f32> {
+        let n = self.layout.n_groups();
+        let number = |all: &[f32]| all.get(i).copied().unwrap_or(0.0);
+        let integers = |all: &[i16]| {
+            let mut found = [0.0; GROUPS];
+            for (to, from) in found.iter_mut().zip(all.iter().skip(i * n).take(n)) {
+                *to = f32::from(*from);
+            }
+            found
+        };
+        let choice = Choice {
+            d: number(&fields.d),
+            dmin: number(&fields.m),
+            scales: integers(&fields.scales),
+            mins: integers(&fields.mins),
+            ..Choice::default()
+        };
+        let numbers = [choice.d, choice.dmin];
+        match numbers.into_iter().find(|number| !number.is_finite()) {
+            Some(number) => Err(number),
+            None => Ok(choice),
+        }
+    }
+
+    /// Appends what was chosen for a super-block.
+    fn push(&self, choice: &Choice, row: &mut RowScales) {
+        let supers = (choice.d, choice.dmin);
+        let pairs = choice.scales.iter().zip(&choice.mins);
+        for (&scale, &min) in pairs.take(self.layout.n_groups()) {
+            row.stored.push(stored((scale, min)));
+            row.effective.push(self.effective(supers, (scale, min)));
+        }
+        row.supers.push(choice.d);
+        if self.has_minima() {
+            row.offset_supers.push(choice.dmin);
+        }
+    }
+}
+
+impl RowFormat for SuperBlocks {
+    fn levels(&self) -> Levels {
+        self.levels
+    }
+
+    fn group(&self) -> usize {
+        self.layout.group
+    }
+
+    fn freedom(&self) -> Freedom {
+        if self.has_minima() {
+            Freedom::Both
+        } else {
+            Freedom::Scale
+        }
+    }
+
+    fn choose(
+        &self,
+        values: &[f32],
+        weights: &[f32],
+        effort: Effort,
+        backend: &'static Backend,
+        row: &mut RowScales,
+    ) -> Result<(), (usize, f32)> {
+        row.clear();
+        let fields = self.reference(values, backend);
+        let elements = self.layout.elements;
+        let blocks = values.chunks_exact(elements);
+        let mut relative = vec![0.0; elements];
+        for (i, (values, weights)) in blocks.zip(weights.chunks_exact(elements)).enumerate() {
+            let first = self.first(&fields, i);
+            let first = first.map_err(|number| (i * self.layout.n_groups(), number))?;
+            make_relative(weights, self.layout.group, &mut relative);
+            let problem = Problem::new(self, values, &relative, backend);
+            self.push(&problem.solve(first, effort), row);
+        }
+        Ok(())
+    }
+
+    fn near(
+        &self,
+        row: &RowScales,
+        group: usize,
+        wanted: Candidate,
+    ) -> Option<(Stored, Candidate)> {
+        let block = group / self.layout.n_groups();
+        let d = *row.supers.get(block)?;
+        let dmin = row.offset_supers.get(block).copied().unwrap_or(0.0);
+        let scale = self.integer(wanted.scale / d);
+        let min = if self.has_minima() {
+            self.integer(-wanted.offset / dmin)
+        } else {
+            0.0
+        };
+        let found = (stored((scale, min)), self.effective((d, dmin), (scale, min)));
+        (found.0 != *row.stored.get(group)?).then_some(found)
+    }
+}
+
+/// Integers as they stand in a tile.
+fn stored((scale, min): (f32, f32)) -> Stored {
+    Stored {
+        scale,
+        zero: 0,
+        offset: min,
+    }
+}
+
+fn levels(layout: &BlockLayout) -> Levels {
+    match layout.value {
+        CodeValue::Integer { zero } => Levels::integers(layout.code_bits, i32::from(zero)),
+        CodeValue::Table(_) => Levels::codebook(Codebook::Iq4Nl),
+    }
+}
+
+/// What a group looks at when it chooses for itself. With few levels it pays to cut off what is large.
+fn range(layout: &BlockLayout) -> Range {
+    if layout.offset == BlockOffset::Subtracted {
+        return Range::Ends;
+    }
+    let (from, to) = match layout.code_bits {
+        0..=3 => (0.4, 1.2),
+        4 => (0.5, 1.15),
+        _ => (0.75, 1.05),
+    };
+    Range::Scale {
+        from,
+        to,
+        signs: Signs::Either,
+    }
+}
+
+/// Weights as shares of the largest, so that no sum of theirs leaves F32. A group that weighs nothing gets next to nothing, so that
+/// it is not forgotten.
+fn make_relative(weights: &[f32], group: usize, relative: &mut [f32]) {
+    const NEXT_TO_NOTHING: f32 = 1e-9;
+    let largest = weights.iter().copied().fold(0.0, f32::max);
+    let groups = weights.chunks_exact(group);
+    for (weights, relative) in groups.zip(relative.chunks_exact_mut(group)) {
+        for (relative, weight) in relative.iter_mut().zip(weights) {
+            *relative = weight / largest;
+        }
+        if weights.iter().all(|weight| *weight == 0.0) {
+            relative.fill(NEXT_TO_NOTHING);
+        }
+    }
+}
