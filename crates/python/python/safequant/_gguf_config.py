@@ -102,6 +102,11 @@ def configuration(checkpoint: Checkpoint) -> transformers.PreTrainedConfig:
 
 
 def architecture_of(checkpoint: Checkpoint) -> str:
+    """llama.cpp's name of the architecture.
+
+    Raises:
+        UnsupportedError: It is none of those known.
+    """
     found = checkpoint.metadata.get("general.architecture")
     if not isinstance(found, str) or found not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
@@ -113,7 +118,11 @@ def architecture_of(checkpoint: Checkpoint) -> str:
 
 
 def machinery_of(checkpoint: Checkpoint) -> Any:
-    """transformers' module for GGUF, which versions to come may lack, and with it the package for names."""
+    """transformers' module for GGUF, which versions to come may lack, and with it the package for names.
+
+    Raises:
+        UnsupportedError: One of both is missing.
+    """
     try:
         import gguf  # noqa: F401
         import transformers.modeling_gguf_pytorch_utils as machinery
@@ -133,7 +142,10 @@ def _told(checkpoint: Checkpoint, architecture: str) -> dict[str, Any]:
     """The metadata as a dictionary that configurations are made from."""
     machinery = machinery_of(checkpoint)
     known = _ARCHITECTURES[architecture]
-    tables = machinery.GGUF_TO_TRANSFORMERS_MAPPING["config"]
+    tables = machinery.GGUF_TO_TRANSFORMERS_MAPPING.get("config", {})
+    if known.table not in tables:
+        text = f"{checkpoint.path}: transformers {transformers.__version__} has no table for the metadata of {architecture}"
+        raise UnsupportedError(text, "transformers", _HINT)
     found = Found(checkpoint, architecture)
     told: dict[str, Any] = {"model_type": known.model_type}
     told |= machinery.GGUF_CONFIG_DEFAULTS_MAPPING.get(known.table, {})
@@ -150,7 +162,7 @@ def _told(checkpoint: Checkpoint, architecture: str) -> dict[str, Any]:
     told = _implied(found, architecture, told) | told
     told |= _of_tensors(checkpoint, architecture, told)
     told |= _rotation(found)
-    for suffix, name in tables["tokenizer"].items():
+    for suffix, name in tables.get("tokenizer", {}).items():
         if isinstance(token := checkpoint.metadata.get(f"tokenizer.{suffix}"), int):
             told[name] = token
     found.refuse_others(settings)
@@ -232,6 +244,12 @@ class Found:
         return self._prefix + suffix in self.checkpoint.metadata
 
     def number(self, suffix: str, default: float | None = None) -> Any:
+        """A number, which must be there unless there is a default.
+
+        Raises:
+            MalformedError: It is missing, or of another kind.
+            UnsupportedError: There is one for each layer.
+        """
         return self._value(suffix, (int, float), "a number", default)
 
     def text(self, suffix: str, default: str) -> Any:
@@ -252,6 +270,7 @@ class Found:
         return value
 
     def refuse(self, suffix: str, found: str) -> UnsupportedError:
+        """The error for a key that transformers has no place for."""
         key = self._prefix + suffix
         return UnsupportedError(f"{self.checkpoint.path}: no configuration of transformers for {key}: {found}", "transformers", _HINT)
 

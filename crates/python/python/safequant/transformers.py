@@ -71,7 +71,9 @@ def from_quantized(
     """
     checkpoint = path if isinstance(path, Checkpoint) else open(path)
     is_gguf = _gguf.is_gguf(checkpoint)
-    dense = config or (_gguf_config.configuration(checkpoint) if is_gguf else _dense_config(checkpoint))
+    dense = config
+    if dense is None:
+        dense = _gguf_config.configuration(checkpoint) if is_gguf else _dense_config(checkpoint)
     build = _class_of(dense, checkpoint) if model_class is None else model_class
     # What is turned into another layout is turned on the CPU.
     weights = state_dict(checkpoint, device="cpu" if device is None or is_gguf else device)
