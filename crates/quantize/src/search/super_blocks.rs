@@ -81,7 +81,8 @@ impl SuperBlocks {
         if ratio.is_nan() {
             return 0.0;
         }
-        ratio.round_ties_even().clamp(low, high)
+        // Adding zero makes a negative zero a positive one.
+        ratio.round_ties_even().clamp(low, high) + 0.0
     }
 
     /// What ggml's quantizer gives the blocks of a row.
@@ -108,13 +109,8 @@ impl SuperBlocks {
             }
             found
         };
-        let choice = Choice {
-            d: number(&fields.d),
-            dmin: number(&fields.m),
-            scales: integers(&fields.scales),
-            mins: integers(&fields.mins),
-            ..Choice::default()
-        };
+        let supers = (number(&fields.d), number(&fields.m));
+        let choice = Choice::new(supers, integers(&fields.scales), integers(&fields.mins));
         let numbers = [choice.d, choice.dmin];
         match numbers.into_iter().find(|number| !number.is_finite()) {
             Some(number) => Err(number),
@@ -192,7 +188,10 @@ impl RowFormat for SuperBlocks {
         } else {
             0.0
         };
-        let found = (stored((scale, min)), self.effective((d, dmin), (scale, min)));
+        let found = (
+            stored((scale, min)),
+            self.effective((d, dmin), (scale, min)),
+        );
         (found.0 != *row.stored.get(group)?).then_some(found)
     }
 }

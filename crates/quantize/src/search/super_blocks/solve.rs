@@ -21,6 +21,17 @@ pub(super) struct Choice {
 }
 
 impl Choice {
+    /// With losses that nobody has looked at yet.
+    pub(super) fn new((d, dmin): (f32, f32), scales: [f32; GROUPS], mins: [f32; GROUPS]) -> Self {
+        Self {
+            d,
+            dmin,
+            scales,
+            mins,
+            losses: [0.0; GROUPS],
+        }
+    }
+
     fn loss(&self) -> f32 {
         self.losses.iter().sum()
     }
@@ -188,7 +199,8 @@ impl<'a> Problem<'a> {
 
     fn candidate(&self, choice: &Choice, g: usize) -> Candidate {
         let supers = (choice.d, choice.dmin);
-        self.of.effective(supers, (choice.scales[g], choice.mins[g]))
+        self.of
+            .effective(supers, (choice.scales[g], choice.mins[g]))
     }
 
     /// Fills in the losses.
@@ -412,7 +424,10 @@ impl<'a> Problem<'a> {
                 (to_m * dd - to_d * dm) / determinant,
             )
         } else {
-            ((to_d - dm * f64::from(choice.dmin)) / dd, choice.dmin.into())
+            (
+                (to_d - dm * f64::from(choice.dmin)) / dd,
+                choice.dmin.into(),
+            )
         };
         #[expect(clippy::cast_possible_truncation, reason = "F16 is to hold it")]
         let or = |fitted: f64, now: f32| {
