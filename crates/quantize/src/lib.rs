@@ -3,11 +3,13 @@
 
 mod error;
 mod factor;
+mod feedback;
 mod grid;
 pub mod inputs;
 mod prepared;
 pub mod quantizer;
 pub mod quantizers;
+mod refine;
 pub mod report;
 mod rules;
 mod search;
@@ -19,5 +21,5 @@ pub use quantizer::{
     Division, NonFinite, Output, QUANTIZERS, Quantizer, RowWork, Rows, ScaleRule, Statistics,
     Target,
 };
-pub use quantizers::RoundToNearest;
+pub use quantizers::{RoundToNearest, Searched};
 pub use report::Loss;

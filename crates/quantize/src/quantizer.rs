@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::Error;
 use crate::inputs::{Inputs, Needs, OutputLoss, Settings};
 use crate::prepared::Prepared;
-use crate::quantizers::RoundToNearest;
+use crate::quantizers::{RoundToNearest, Searched};
 
 /// What to quantize to.
 #[derive(Clone, Debug, PartialEq)]
@@ -192,22 +192,6 @@ pub trait Quantizer: Sync {
         backend: &'static Backend,
     ) -> Result<(), Error>;
 
-    /// Some rows as whole blocks of ggml, the block type of the scheme: everything that is stored of them.
-    ///
-    /// # Errors
-    /// As [`Quantizer::quantize_into`]; a scheme that is no block type's, rows that are no whole blocks.
-    ///
-    /// # Panics
-    /// If `blocks` has not the length of the rows' blocks.
-    fn quantize_blocks(
-        &self,
-        target: &Target,
-        rows: Rows<'_>,
-        blocks: &mut [u8],
-        stores: Stores,
-        backend: &'static Backend,
-    ) -> Result<(), Error>;
-
     /// Codes, scales and zero points of some rows, one code to a byte.
     ///
     /// # Errors
@@ -234,4 +218,10 @@ pub trait Quantizer: Sync {
 }
 
 /// Every quantizer.
-pub static QUANTIZERS: &[&dyn Quantizer] = &[&RoundToNearest];
+pub static QUANTIZERS: &[&dyn Quantizer] = &[
+    &RoundToNearest,
+    &Searched::MeanSquares,
+    &Searched::HalfQuadratic,
+    &Searched::Feedback,
+    &Searched::Refine,
+];

@@ -1,5 +1,7 @@
-//! One file per algorithm.
+//! The algorithms.
 
-pub mod round_to_nearest;
+pub(crate) mod round_to_nearest;
+pub mod searched;
 
 pub use round_to_nearest::RoundToNearest;
+pub use searched::Searched;

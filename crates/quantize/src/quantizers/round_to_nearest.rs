@@ -87,8 +87,17 @@ impl Quantizer for RoundToNearest {
             grid.lines().try_for_each(|line| tile.line(&line, values))
         })
     }
+}
 
-    fn quantize_blocks(
+impl RoundToNearest {
+    /// Some rows as whole blocks of ggml, the block type of the scheme: everything that is stored of them.
+    ///
+    /// # Errors
+    /// As [`Quantizer::quantize_into`]; a scheme that is no block type's, rows that are no whole blocks.
+    ///
+    /// # Panics
+    /// If `blocks` has not the length of the rows' blocks.
+    pub fn quantize_blocks(
         &self,
         target: &Target,
         rows: Rows<'_>,
@@ -123,7 +132,7 @@ impl Quantizer for RoundToNearest {
 }
 
 /// The lengths of the caller.
-fn check_output(rows: &Rows<'_>, output: &Output<'_>) {
+pub(crate) fn check_output(rows: &Rows<'_>, output: &Output<'_>) {
     let packing = output.form.packing;
     let (unit, _) = packing.codes_per_unit();
     assert!(
@@ -440,7 +449,7 @@ impl Tile<'_, '_> {
 }
 
 /// Why a tile was given up.
-enum Stop {
+pub(crate) enum Stop {
     /// A value is not finite.
     NonFinite,
     Refused(Error),
@@ -461,7 +470,7 @@ fn finite(extremes: (f32, f32)) -> Result<(f32, f32), Stop> {
     }
 }
 
-fn has_super_scale(scheme: &Scheme) -> bool {
+pub(crate) fn has_super_scale(scheme: &Scheme) -> bool {
     matches!(
         scheme.super_scale,
         SuperScale::Multiply | SuperScale::Divide
@@ -469,7 +478,7 @@ fn has_super_scale(scheme: &Scheme) -> bool {
 }
 
 /// The dtype of a scale, for messages.
-fn stored_dtype(scale: ScaleCoding) -> &'static str {
+pub(crate) fn stored_dtype(scale: ScaleCoding) -> &'static str {
     match scale {
         ScaleCoding::Float(Float::F16) => "F16",
         ScaleCoding::Float(Float::Bf16) => "BF16",
@@ -482,7 +491,7 @@ fn stored_dtype(scale: ScaleCoding) -> &'static str {
     }
 }
 
-fn known_extremes(statistics: Option<&Statistics>, matrix: u64) -> Result<Group, Error> {
+pub(crate) fn known_extremes(statistics: Option<&Statistics>, matrix: u64) -> Result<Group, Error> {
     let index = usize::try_from(matrix).unwrap_or(usize::MAX);
     let known = statistics.and_then(|s| s.extremes.get(index)).copied();
     let extremes = known.ok_or(Error::MissingStatistics { matrix })?;
@@ -491,7 +500,7 @@ fn known_extremes(statistics: Option<&Statistics>, matrix: u64) -> Result<Group,
 
 /// Calls `work` with the values that are quantized: finite, and in the scheme's basis. Values are looked at one by one only
 /// where `work` has met one that is not finite, or a basis has to be changed.
-fn with_finite<T>(
+pub(crate) fn with_finite<T>(
     target: &Target,
     rows: &Rows<'_>,
     backend: &'static Backend,

@@ -24,6 +24,15 @@ pub(crate) struct GroupFormat {
     freedom: Freedom,
 }
 
+/// Whether rows share scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Each row has its own.
+    None,
+    /// Some or all rows have the same.
+    Rows,
+}
+
 /// Who chooses the candidate that a search begins with.
 #[derive(Debug)]
 enum First {
@@ -68,14 +77,15 @@ enum Zero {
 }
 
 impl GroupFormat {
-    /// The format of a target; `group` columns share a scale, and scales are scaled by `above`.
+    /// The format of a target; `group` columns share a scale, with other rows if `sharing` says so, and scales are scaled by
+    /// `above`.
     ///
     /// # Errors
     /// [`Error::UnsupportedScheme`].
     pub(crate) fn new(
         target: &Target,
         source: Float,
-        group: usize,
+        (group, sharing): (usize, Sharing),
         above: f32,
     ) -> Result<Self, Error> {
         let scheme = &target.scheme;
@@ -90,6 +100,10 @@ impl GroupFormat {
             Zero::None => (scale_range(scheme, numbers.signs), Freedom::Scale),
             Zero::Integer(..) => (Range::Ends, Freedom::Scale),
             Zero::Offset(..) => (Range::Ends, Freedom::Both),
+        };
+        let freedom = match sharing {
+            Sharing::None => freedom,
+            Sharing::Rows => Freedom::Fixed,
         };
         Ok(Self {
             levels,
@@ -117,6 +131,11 @@ impl GroupFormat {
             offset: choice.offset,
         };
         Ok((stored, self.numbers.effective(stored)))
+    }
+
+    /// What can be stored and is nearest to a wanted scale and offset.
+    pub(crate) fn store(&self, wanted: Candidate) -> Option<(Stored, Candidate)> {
+        self.numbers.store(wanted)
     }
 
     /// The best for values that share a scale, of which `first` was the tool's choice.

@@ -1,12 +1,15 @@
 //! Scales and offsets by search: what a file can hold for the groups of a row, and the best of it for given values and weights.
 
 mod groups;
+mod half_quadratic;
 mod one;
+mod super_blocks;
 
 use safequant_kernels::{Backend, Candidate, Levels};
 
-pub(crate) use self::groups::GroupFormat;
-pub(crate) use self::one::{Range, search};
+pub(crate) use self::groups::{GroupFormat, Sharing, ends_of};
+pub(crate) use self::half_quadratic::half_quadratic;
+pub(crate) use self::super_blocks::SuperBlocks;
 use crate::Effort;
 
 /// The numbers that are stored for a group, as [`safequant_schemes::CodeTile`] has them.
