@@ -1,0 +1,69 @@
+"""GPTQModel: its GPTQ in the orders that it has, with and without its MSE search for scales.
+
+The file has an underscore in its name so that it does not shadow the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from common import Form, Module, Quantized, Variant, main, packed_bytes
+from gptqmodel.quantization import QuantizeConfig
+from gptqmodel.quantization.gptq import GPTQ
+
+#: Order and grid, with the names of its options; the first with ``desc_act`` alone stores ``g_idx``.
+WAYS: dict[str, dict[str, Any]] = {
+    "GPTQ group-aware, default": {"desc_act": False, "act_group_aware": True},
+    "GPTQ natural order": {"desc_act": False, "act_group_aware": False},
+    "GPTQ desc_act static": {"desc_act": True, "act_group_aware": False, "static_groups": True},
+    "GPTQ desc_act, g_idx": {"desc_act": True, "act_group_aware": False, "static_groups": False},
+    "GPTQ desc_act static, mse=2.4": {"desc_act": True, "act_group_aware": False, "static_groups": True, "mse": 2.4},
+    "GPTQ group-aware, mse=2.4": {"desc_act": False, "act_group_aware": True, "mse": 2.4},
+}
+
+
+def quantize(module: Module, form: Form, way: dict[str, Any]) -> Quantized:
+    """One layer; the sums of its Hessian are put in place of those of a run."""
+    linear = torch.nn.Linear(module.weight.shape[1], module.weight.shape[0], bias=False)
+    linear.weight.data = module.weight
+    config = QuantizeConfig(bits=form.bits, group_size=form.group, sym=form.symmetric, **way)
+    config.damp_percent = config.damp_percent or 0.05
+    worker = GPTQ(linear, config)
+    worker.quantizer.configure(perchannel=True)
+    worker.fallback = None
+    worker.H = 2 * module.hessian
+    worker.nsamples = worker._hessian_total_samples = module.tokens
+    worker._hessian_dirty = False
+    weight, scale, zero, g_idx, *_ = worker.quantize()
+    groups = module.weight.shape[1] // form.group
+    index = torch.arange(module.weight.shape[1]) // form.group
+    if not way.get("static_groups") and way["desc_act"]:
+        stored_index = 4 * g_idx.numel()
+    else:
+        stored_index = 0
+        check_groups(weight, scale.half().float(), zero, index, module)
+    zeros = 0 if form.symmetric else zero.numel() * form.bits / 8
+    assert scale.shape[1] == groups, f"{scale.shape[1]} groups, expected {groups}"
+    return weight, packed_bytes(module.weight, form.bits) + 2 * scale.numel() + zeros + stored_index
+
+
+def check_groups(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, index: torch.Tensor, module: Module) -> None:
+    """Asserts that the weights are codes of the groups in their places, so that no ``g_idx`` is needed."""
+    codes = weight / scale[:, index] + zero[:, index]
+    off = (codes - codes.round()).abs().max()
+    if float(off) > 0.05:
+        raise ValueError(f"{module.name}: weights are not on the grid of their groups (off by {float(off):.2f})")
+
+
+def variants(form: Form, task: Any) -> Iterator[Variant]:
+    """All of ``WAYS`` for integers."""
+    if form.family == "integer":
+        for name, way in WAYS.items():
+            yield Variant(name, "full", partial(quantize, form=form, way=way), "g_idx" not in name)
+
+
+if __name__ == "__main__":
+    main("gptqmodel", variants)
