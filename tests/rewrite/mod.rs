@@ -1,9 +1,11 @@
 //! Writing jobs: plans, faults, kills and resumption.
 
+mod calibrated;
 mod faults;
 mod gguf;
 mod jobs;
 mod parts;
 mod places;
 mod resume;
+mod statistics;
 mod tiny;

@@ -14,6 +14,14 @@ pub(crate) fn action(action: &Action) -> String {
     }
 }
 
+/// What is done with a module and how, for a table; rounding to nearest goes without saying.
+pub(crate) fn action_by(kind: &Action, method: Option<&str>) -> String {
+    match method.filter(|method| *method != "rtn") {
+        Some(method) => format!("{} by {method}", action(kind)),
+        None => action(kind),
+    }
+}
+
 /// What is done with a module, for JSON: the verb, and the scheme or convention that goes with it.
 pub(crate) const fn action_parts(action: &Action) -> (&'static str, Option<&'static str>) {
     match action {

@@ -150,6 +150,10 @@ impl Progress {
 }
 
 impl Events for Progress {
+    fn seconds(&self) -> Option<f64> {
+        Some(self.elapsed())
+    }
+
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Start {

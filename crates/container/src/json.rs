@@ -265,6 +265,20 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
+    /// A number, or nothing where `null` stands.
+    pub(crate) fn number_or_null(&mut self) -> Result<Option<f64>, Error> {
+        match self.peek() {
+            Some(b'n') => self.literal("null").map(|()| None),
+            Some(b'-' | b'0'..=b'9') => {
+                let start = self.pos;
+                self.skip_number()?;
+                let text = self.text.get(start..self.pos).unwrap_or_default();
+                text.parse().map(Some).map_err(|_| self.expected("a number"))
+            }
+            Some(_) | None => Err(self.expected("a number or null")),
+        }
+    }
+
     /// How many numbers stand between the cursor and the first byte that no list of plain integers has.
     ///
     /// Each takes two bytes of text at least, so memory for that many values is in proportion to the text.

@@ -46,7 +46,7 @@ pub use header::Header;
 pub use index::Index;
 pub use limits::Limits;
 pub use logical::{Carrier, LogicalDtype};
-pub use manifest::{Manifest, ManifestEntry};
+pub use manifest::{Manifest, ManifestEntry, ManifestLosses, ManifestModule};
 #[cfg(feature = "mmap")]
 pub use mmap::{MappedCheckpoint, MmapSource};
 pub use name::Name;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use safequant::options::{self, Choosing};
-use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
+use safequant::quantize::{Division, Effort, OutputLoss};
 use safequant::rewrite::{
     Action, CalibrationFile, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy,
     QuantizeRecipe, Verb,
@@ -163,12 +163,28 @@ impl Told {
 }
 
 /// Sends events to the thread that listens.
-pub(crate) struct Sending(pub(crate) std::sync::Mutex<std::sync::mpsc::Sender<Told>>);
+pub(crate) struct Sending {
+    sender: std::sync::Mutex<std::sync::mpsc::Sender<Told>>,
+    began: std::time::Instant,
+}
+
+impl Sending {
+    pub(crate) fn new(sender: std::sync::mpsc::Sender<Told>) -> Self {
+        Self {
+            sender: std::sync::Mutex::new(sender),
+            began: std::time::Instant::now(),
+        }
+    }
+}
 
 impl Events for Sending {
+    fn seconds(&self) -> Option<f64> {
+        Some(self.began.elapsed().as_secs_f64())
+    }
+
     fn event(&self, event: Event<'_>) {
         // Who does not listen any more has canceled the job.
-        if let Ok(sender) = self.0.lock() {
+        if let Ok(sender) = self.sender.lock() {
             let _ = sender.send(Told::new(event));
         }
     }
@@ -210,7 +226,7 @@ pub(crate) fn run(
     let work = |sender| -> Result<Summary, Failure> {
         let checkpoint = Checkpoint::open(&request.source, &Limits::default())?;
         let plan = safequant::plan(&checkpoint, &verb, &request.output, &options)?;
-        let events = Sending(std::sync::Mutex::new(sender));
+        let events = Sending::new(sender);
         for note in &plan.notes {
             events.event(Event::Note { text: note });
         }
@@ -245,6 +261,8 @@ impl Planned {
     fn into_dict(self, py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         let modules = self.modules.into_iter().map(|module| {
             let dict = action_dict(py, module.name, &module.action)?;
+            dict.set_item("method", module.method)?;
+            dict.set_item("effort", module.effort.map(Effort::name))?;
             dict.set_item("shape", module.shape)?;
             dict.set_item("source_bytes", module.source_bytes)?;
             dict.set_item("output_bytes", module.output_bytes)?;
@@ -274,6 +292,11 @@ pub(crate) fn summary_dict<'py>(
         let loss = module.loss.as_ref();
         dict.set_item("sqnr_db", loss.map(safequant::quantize::Loss::sqnr_db))?;
         dict.set_item("max_error", loss.map(|loss| loss.max_error))?;
+        dict.set_item("method", module.method.as_deref())?;
+        dict.set_item("effort", module.effort.map(Effort::name))?;
+        let output = module.output_loss.as_ref();
+        dict.set_item("output_error", output.map(OutputLoss::relative))?;
+        dict.set_item("seconds", module.seconds)?;
         Ok(dict)
     });
     let dict = PyDict::new(py);

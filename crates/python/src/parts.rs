@@ -13,20 +13,35 @@ use crate::jobs::{Request, summary_dict};
 use crate::work;
 
 /// Keeps the lines that are worth reading.
-#[derive(Default)]
-struct Notes(Mutex<Vec<String>>);
+struct Notes {
+    lines: Mutex<Vec<String>>,
+    began: std::time::Instant,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self {
+            lines: Mutex::default(),
+            began: std::time::Instant::now(),
+        }
+    }
+}
 
 impl Notes {
     fn into_inner(self) -> Vec<String> {
-        self.0.into_inner().unwrap_or_default()
+        self.lines.into_inner().unwrap_or_default()
     }
 }
 
 impl Events for Notes {
+    fn seconds(&self) -> Option<f64> {
+        Some(self.began.elapsed().as_secs_f64())
+    }
+
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Note { text } => {
-                if let Ok(mut notes) = self.0.lock() {
+                if let Ok(mut notes) = self.lines.lock() {
                     notes.push(text.to_owned());
                 }
             }

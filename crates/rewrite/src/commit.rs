@@ -31,14 +31,7 @@ pub(crate) fn commit(workspace: &mut Workspace<'_>) -> Result<(), Error> {
         let source = plan.checkpoint.sidecar(name)?;
         copy_file(disk, &out.join(name), source.as_ref(), *len_bytes)?;
     }
-    let digest = |step, output: usize| {
-        let record = workspace
-            .outputs
-            .record(step)
-            .and_then(|r| r.digests.get(output));
-        record.cloned().unwrap_or_default()
-    };
-    let manifest = manifest(&job.steps, digest).to_json();
+    let manifest = manifest(&job.steps, |step| workspace.outputs.record(step)).to_json();
     write_file(disk, &out.join(manifest_name(&job.place)), &manifest)?;
     for folder in folders.iter().rev() {
         sync_dir(disk, folder)?;

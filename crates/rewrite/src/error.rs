@@ -77,6 +77,12 @@ pub enum Error {
         /// The source.
         source_name: String,
     },
+    /// The method cannot do without statistics of inputs, and there is no calibration file.
+    #[error("method {method} needs statistics of the modules' inputs: --calibration FILE")]
+    NoCalibration {
+        /// The method.
+        method: &'static str,
+    },
     /// The calibration file has no statistics of a module any more: it changed since the job was planned.
     #[error("{module}: its statistics are gone: the calibration file changed in between")]
     CalibrationGone {
@@ -372,6 +378,7 @@ impl Error {
             Error::NothingSelected { .. } => "nothing_selected",
             Error::NothingQuantized { .. } => "nothing_quantized",
             Error::CalibrationOfAnother { .. } => "calibration_of_another",
+            Error::NoCalibration { .. } => "no_calibration",
             Error::CalibrationGone { .. } => "calibration_gone",
             Error::UnknownMethod { .. } => "unknown_method",
             Error::NotWritable { .. } => "convention_not_writable",
@@ -440,6 +447,7 @@ impl Error {
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
             | Error::CalibrationOfAnother { .. }
+            | Error::NoCalibration { .. }
             | Error::CalibrationGone { .. }
             | Error::DestinationFormat { .. }
             | Error::RowOrder { .. }

@@ -43,6 +43,12 @@ pub enum Event<'a> {
 pub trait Events: Sync {
     /// Called from one thread at a time.
     fn event(&self, event: Event<'_>);
+
+    /// Seconds on the listener's own clock, from whatever point on; asked from any thread. Libraries have no clock: without one
+    /// nobody measures how long modules take.
+    fn seconds(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// Lets another thread (a signal handler's) stop a job at the next tile.

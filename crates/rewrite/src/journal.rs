@@ -104,7 +104,7 @@ impl Fingerprint {
         for step in steps {
             // Names may need six bytes per byte when escaped; a digest and its punctuation take less than 100.
             let tensors = step.outputs.iter().map(|o| 6 * o.tensor.name.len() + 100);
-            bytes += 6 * step.name.len() + 260 + tensors.sum::<usize>();
+            bytes += 6 * step.name.len() + 300 + tensors.sum::<usize>();
         }
         bytes as u64
     }
@@ -164,6 +164,8 @@ pub(crate) struct Record {
     pub(crate) loss: Option<Loss>,
     /// What its outputs lost on the calibration inputs, where that is known.
     pub(crate) output_loss: Option<OutputLoss>,
+    /// Seconds of work, where somebody has a clock.
+    pub(crate) seconds: Option<f64>,
 }
 
 impl Record {
@@ -179,7 +181,13 @@ impl Record {
         });
         let output_loss =
             (self.output_loss.as_ref()).map(|l| json!([l.signal.to_bits(), l.noise.to_bits()]));
-        json!({"module": self.name, "blake3": self.digests, "loss": loss, "output_loss": output_loss})
+        json!({
+            "module": self.name,
+            "blake3": self.digests,
+            "loss": loss,
+            "output_loss": output_loss,
+            "seconds": self.seconds,
+        })
     }
 
     fn from_json(value: &Value) -> Option<Self> {
@@ -209,6 +217,7 @@ impl Record {
                 .collect::<Option<_>>()?,
             loss,
             output_loss,
+            seconds: value["seconds"].as_f64(),
         })
     }
 }

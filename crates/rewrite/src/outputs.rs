@@ -218,6 +218,11 @@ impl<'p> Outputs<'p> {
         Ok(FileWriter::resume(plan, opened)?)
     }
 
+    /// Who listens.
+    pub(crate) fn listener(&self) -> &'p dyn Events {
+        self.events
+    }
+
     pub(crate) fn event(&self, event: Event<'_>) {
         self.events.event(event);
     }

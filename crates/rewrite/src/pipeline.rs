@@ -1,22 +1,24 @@
 //! The heart of a run: tiles go out to workers, and come back in the order in which they went.
 
+mod known;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use rayon::prelude::*;
 use safequant_container::FileWriter;
 use safequant_quantize::{Loss, OutputLoss, Statistics};
 
+use self::known::Ready;
 use crate::budget::SIDE_BUFFER_BYTES;
 use crate::journal::{Book, Record};
 use crate::outputs::{Outputs, file_of};
-use crate::prepare::{self, Preparations};
+use crate::prepare::Preparations;
 use crate::read_ahead::ReadAhead;
 use crate::scratch::Scratches;
-use crate::steps::{QuantizeWork, Step, Work};
+use crate::steps::{Step, Work};
 use crate::subtree::{Digest, Segment};
 use crate::tile::{Done, StepContext};
 use crate::{CancelToken, Error, Event, Plan};
@@ -39,14 +41,8 @@ struct Answer<'p> {
     span: Range<u64>,
     is_last: bool,
     done: Result<Done, Error>,
-}
-
-/// What is known of a matrix before its tiles are handed out.
-enum Ready {
-    /// So much.
-    Now(Option<Arc<Statistics>>),
-    /// The tiles in flight must come back first.
-    AfterTiles,
+    /// How long it took.
+    seconds: Option<f64>,
 }
 
 /// An output file while it is written.
@@ -63,6 +59,7 @@ struct Current {
     output_loss: Option<OutputLoss>,
     n_rows: u64,
     n_zero_scales: u64,
+    seconds: Option<f64>,
 }
 
 /// An output as its tiles come back.
@@ -107,6 +104,8 @@ pub(crate) struct Pipeline<'w, 'p> {
     preparations: Preparations<'p>,
     /// What is known of the matrix whose tiles are handed out: place of its step in the order, its index, and what.
     matrix: Option<(usize, u64, Option<Arc<Statistics>>)>,
+    /// How long it took to derive what the next tile is the first to use.
+    deriving: Option<f64>,
     read_ahead: ReadAhead<'p>,
     scratches: Arc<Scratches>,
     in_flight: VecDeque<InFlight<'p>>,
@@ -154,6 +153,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             statistics: vec![None; plan.job.statistics.len()],
             preparations,
             matrix: None,
+            deriving: None,
             read_ahead,
             scratches: Arc::new(Scratches::new(plan.job.budget.share())),
             in_flight: VecDeque::new(),
@@ -289,7 +289,10 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         }
         let sender = self.sender.clone();
         let scratches = Arc::clone(&self.scratches);
+        let listener = self.outputs.listener();
+        let before = self.deriving.take();
         scope.spawn(move |_| {
+            let began = listener.seconds();
             // A panic would leave the other side waiting for this tile for ever.
             let run = AssertUnwindSafe(|| {
                 let mut scratch = scratches.take();
@@ -303,6 +306,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
                     module: context.step.name.clone(),
                 })
             });
+            let took = began.zip(listener.seconds()).map(|(a, b)| (b - a).max(0.0));
             // Nobody listens any more once the job has failed. The context goes along, so that the thread which takes
             // tiles back holds the last reference to it.
             let _ = sender.send((
@@ -312,6 +316,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
                     span,
                     is_last,
                     done,
+                    seconds: took.map(|took| took + before.unwrap_or(0.0)),
                 },
             ));
         });
@@ -349,6 +354,9 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         }
         for loss in &done.output_losses {
             current.output_loss.get_or_insert_default().add(loss);
+        }
+        if let Some(seconds) = answer.seconds {
+            *current.seconds.get_or_insert_default() += seconds;
         }
         current.n_zero_scales += done.n_zero_scales;
         let before = current.n_rows;
@@ -400,6 +408,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             digests,
             loss: current.loss,
             output_loss: current.output_loss,
+            seconds: current.seconds,
         };
         let file = step.outputs[0].at.0;
         self.book.record(file, &record, step.output_bytes())?;
@@ -427,104 +436,6 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         });
         Ok(())
     }
-
-    /// What the tiles of the cursor's matrix need to know.
-    fn known_of(&mut self, step: &'p Step) -> Result<Ready, Error> {
-        let Work::Quantize(work) = &step.work else {
-            return Ok(Ready::Now(None));
-        };
-        let (i, tile) = self.cursor;
-        let index = step.matrix(tile);
-        if let Some((at, matrix, known)) = &self.matrix
-            && (*at, *matrix) == (i, index)
-        {
-            return Ok(Ready::Now(known.clone()));
-        }
-        let Ready::Now(observed) = self.statistics_of(work)? else {
-            return Ok(Ready::AfterTiles);
-        };
-        let matrix = work.matrix(index);
-        let prepared = match self.preparations.at_hand(work, matrix) {
-            Some(prepared) => prepared,
-            None if prepare::is_large(matrix) && !self.in_flight.is_empty() => {
-                return Ok(Ready::AfterTiles);
-            }
-            None if prepare::is_large(matrix) => {
-                self.check_cancel()?;
-                let preparations = &mut self.preparations;
-                self.pool
-                    .install(|| preparations.derive(step, work, matrix))?
-            }
-            // Not worth waiting for a worker.
-            None => self.preparations.derive(step, work, matrix)?,
-        };
-        let known = match prepared {
-            None => observed,
-            Some(prepared) => Some(Arc::new(Statistics {
-                extremes: observed.map_or_else(Vec::new, |seen| seen.extremes.clone()),
-                prepared: Some(prepared),
-            })),
-        };
-        self.matrix = Some((i, index, known.clone()));
-        Ok(Ready::Now(known))
-    }
-
-    /// The last tile of a matrix is handed out: its tiles hold what they need.
-    fn leave(&mut self, step: &Step, index: u64) {
-        self.matrix = None;
-        if let Work::Quantize(work) = &step.work {
-            self.preparations.used(work.matrix(index));
-        }
-    }
-
-    /// Statistics that a step needs of its whole weight, and of those that share scales with it.
-    fn statistics_of(&mut self, work: &QuantizeWork) -> Result<Ready, Error> {
-        let Some(group) = work.statistics else {
-            return Ok(Ready::Now(None));
-        };
-        if self.statistics[group].is_none() {
-            // Taking them uses the budget too.
-            if !self.in_flight.is_empty() {
-                return Ok(Ready::AfterTiles);
-            }
-            let mut merged = Statistics::default();
-            for &i in &self.plan.job.statistics[group] {
-                merged.merge(&self.observe(i)?);
-            }
-            self.statistics[group] = Some(Arc::new(merged));
-        }
-        Ok(Ready::Now(self.statistics[group].clone()))
-    }
-
-    /// Statistics of one step: a first pass over its source, in waves that fit the budget.
-    fn observe(&mut self, i: usize) -> Result<Statistics, Error> {
-        let step = &self.plan.job.steps[i];
-        let budget = self.plan.job.budget;
-        let context = StepContext::new(i, step, self.plan.checkpoint, None)?;
-        let need = step.tiling.need_bytes.max(1);
-        let width = (budget.for_tiles() / need).clamp(1, budget.threads as u64);
-        self.peak_bytes = self.peak_bytes.max(width * need);
-        let mut merged = Statistics::default();
-        let mut next = 0;
-        while next < step.n_tiles() {
-            self.check_cancel()?;
-            let wave = next..(next + width).min(step.n_tiles());
-            next = wave.end;
-            let observe = |tile| {
-                let mut scratch = self.scratches.take();
-                let seen = context.observe(&step.tile(tile), &mut scratch);
-                self.scratches.give_back(scratch);
-                seen
-            };
-            let seen: Vec<Result<Statistics, Error>> = self
-                .pool
-                .install(|| wave.into_par_iter().map(observe).collect());
-            for statistics in seen {
-                merged.merge(&statistics?);
-            }
-        }
-        Ok(merged)
-    }
 }
 
 /// Starts a step on the side of what comes back: the parts that no tile fills come first.
@@ -538,6 +449,7 @@ fn begin(context: &StepContext<'_>) -> Result<Current, Error> {
         output_loss: None,
         n_rows: 0,
         n_zero_scales: 0,
+        seconds: None,
     })
 }
 

@@ -4,18 +4,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use safequant_container::{
-    Checkpoint, CheckpointPlan, Disk, FileFormat, FilePlan, Manifest, ManifestEntry, OsDisk,
-    TensorGroup,
+    Checkpoint, CheckpointPlan, Disk, FileFormat, FilePlan, Manifest, ManifestEntry,
+    ManifestLosses, ManifestModule, OsDisk, TensorGroup,
 };
+use safequant_quantize::Effort;
 use safequant_schemes::{ConventionWriter, Model};
 use serde_json::{Value, json};
 
 use crate::budget::Budget;
 use crate::config::{Travel, travels};
-use crate::journal::Fingerprint;
+use crate::journal::{Fingerprint, Record};
 use crate::outputs::file_of;
 use crate::place::{OutputKind, Place};
-use crate::steps::{Step, Steps};
+use crate::steps::{QuantizeWork, Step, Steps};
 use crate::{
     CalibrationFile, ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, config,
     prepare, recipe, steps,
@@ -115,6 +116,10 @@ pub struct PlannedModule {
     pub name: String,
     /// What is done.
     pub action: Action,
+    /// The quantizer of what is quantized; several, joined by `+`, where the matrices of a stack are not all quantized alike.
+    pub method: Option<String>,
+    /// How hard it tries; `None` for methods that cannot be told.
+    pub effort: Option<Effort>,
     /// Logical shape.
     pub shape: Vec<u64>,
     /// Bytes read.
@@ -409,9 +414,8 @@ impl<'a> Planner<'a, '_> {
                 .map(|(name, bytes)| (name.clone(), bytes.len() as u64)),
         );
         files.extend(sidecars.iter().cloned());
-        // Digests have a fixed length, so the manifest's is known before them.
-        let digest = "0".repeat(2 * blake3::OUT_LEN);
-        let manifest = manifest(steps, |_, _| digest.clone()).to_json();
+        // Digests and losses have a fixed length, so the manifest's is known before them.
+        let manifest = manifest(steps, |_| None).to_json();
         files.push((manifest_name(&self.place), manifest.len() as u64));
         files
     }
@@ -462,27 +466,58 @@ pub(crate) fn manifest_name(place: &Place) -> String {
     }
 }
 
-/// The manifest of the steps' outputs; `digest` is asked by step and output.
-pub(crate) fn manifest(steps: &[Step], digest: impl Fn(usize, usize) -> String) -> Manifest {
-    let mut tensors = Vec::new();
+/// The manifest of the steps' outputs; without a record it has the length that it will have with one.
+pub(crate) fn manifest<'r>(
+    steps: &[Step],
+    record: impl Fn(usize) -> Option<&'r Record>,
+) -> Manifest {
+    let (mut tensors, mut modules) = (Vec::new(), Vec::new());
+    let unknown = "0".repeat(2 * blake3::OUT_LEN);
     for (s, step) in steps.iter().enumerate() {
+        let record = record(s);
         for (o, output) in step.outputs.iter().enumerate() {
+            let digest = record.and_then(|record| record.digests.get(o));
             tensors.push(ManifestEntry {
                 name: output.tensor.name.clone(),
                 dtype: output.tensor.dtype,
                 shape: output.tensor.shape.clone(),
-                blake3: digest(s, o),
+                blake3: digest.unwrap_or(&unknown).clone(),
             });
         }
+        modules.extend(step.quantizing().map(|work| listed(step, work, record)));
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    Manifest { tensors }
+    modules.sort_by(|a, b| a.name.cmp(&b.name));
+    Manifest { tensors, modules }
+}
+
+/// What the manifest says of a module that is quantized.
+fn listed(step: &Step, work: &QuantizeWork, record: Option<&Record>) -> ManifestModule {
+    let loss = record.and_then(|record| record.loss);
+    let output = record.and_then(|record| record.output_loss);
+    ManifestModule {
+        name: step.name.clone(),
+        scheme: work.scheme.to_owned(),
+        method: work.methods(),
+        effort: work.effort().map(|effort| effort.name().to_owned()),
+        n_weights: step.n_weights(),
+        len_bytes: step.output_bytes(),
+        losses: ManifestLosses {
+            signal: loss.map(|loss| loss.signal),
+            noise: loss.map(|loss| loss.noise),
+            max_error: loss.map(|loss| loss.max_error),
+            output_signal: output.map(|loss| loss.signal),
+            output_noise: output.map(|loss| loss.noise),
+        },
+    }
 }
 
 fn planned(step: &Step) -> PlannedModule {
     PlannedModule {
         name: step.name.clone(),
         action: step.action.clone(),
+        method: step.quantizing().map(QuantizeWork::methods),
+        effort: step.quantizing().and_then(QuantizeWork::effort),
         shape: step.shape.clone(),
         source_bytes: step.source_bytes,
         output_bytes: step.output_bytes(),
@@ -501,6 +536,8 @@ impl Plan<'_> {
                 "name": m.name,
                 "action": m.action.word(),
                 "detail": m.action.detail(),
+                "method": m.method,
+                "effort": m.effort.map(Effort::name),
                 "shape": m.shape,
                 "source_bytes": m.source_bytes,
                 "output_bytes": m.output_bytes,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use safequant_kernels::Backend;
-use safequant_quantize::{Inputs, Needs, Prepared, SecondMoment, Settings, Target};
+use safequant_quantize::{Inputs, Prepared, SecondMoment, Settings, Target};
 
 use crate::Error;
 use crate::calibration::{self, CalibrationFile, Detail};
@@ -74,15 +74,12 @@ impl<'p> Preparations<'p> {
         }
     }
 
-    /// What is at hand for a matrix; `None` if it has to be derived. The inner one is `None` where the quantizer needs nothing.
+    /// What is at hand for a matrix; `None` if it has to be derived. The inner one is `None` where the quantizer derives nothing.
     pub(crate) fn at_hand(
         &self,
         work: &QuantizeWork,
         matrix: &MatrixWork,
     ) -> Option<Option<Arc<Prepared>>> {
-        if matrix.method.0.needs() == Needs::Nothing {
-            return Some(None);
-        }
         let in_features = usize::try_from(work.layout.in_features()).ok()?;
         let derived = self.derived.as_ref()?;
         let is_it = derived.is_of(work, matrix, in_features);
@@ -202,6 +199,26 @@ pub(crate) fn peak_bytes(steps: &[Step]) -> u64 {
     let most = steps.iter().map(of_step).max().unwrap_or(0);
     most.saturating_mul(MATRICES * VALUE_BYTES)
 }
+
+/// What is worth a line about what was derived.
+pub(crate) fn note(
+    step: &Step,
+    matrix: &MatrixWork,
+    prepared: Option<&Prepared>,
+) -> Option<String> {
+    let used = prepared?.damping()?;
+    let asked = matrix.settings.damping.unwrap_or(USUAL_DAMPING);
+    // A matrix that could not be factored with what was asked for gets at least twice as much.
+    (used > 1.5 * asked).then(|| {
+        format!(
+            "{}: the second moment is not positive definite with a damping of {asked}: it is raised to {used:.3}",
+            step.name
+        )
+    })
+}
+
+/// What the quantizers that factor a second moment add where nothing else is asked for.
+const USUAL_DAMPING: f64 = 0.01;
 
 fn as_inputs(found: calibration::Statistics) -> Inputs {
     Inputs {

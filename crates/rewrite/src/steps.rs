@@ -10,7 +10,7 @@ use safequant_container::{
     TensorRef,
 };
 use safequant_kernels::Float;
-use safequant_quantize::Target;
+use safequant_quantize::{Effort, Needs, Target};
 use safequant_schemes::scheme::dtype_of;
 use safequant_schemes::{
     Code, ConfigEdit, ConventionWriter, ExtraTensor, Model, Part, QuantizedTensor, RowOrder,
@@ -105,6 +105,8 @@ pub(crate) struct QuantizeWork {
     pub(crate) sources: Vec<DenseSource>,
     pub(crate) layout: QuantizedTensor,
     pub(crate) target: Target,
+    /// The scheme, as users name it.
+    pub(crate) scheme: &'static str,
     /// How each matrix of the stack is quantized; one for all of them where they are alike.
     pub(crate) matrices: Vec<MatrixWork>,
     /// Index into the job's groups that share statistics; `None` where none are needed.
@@ -122,6 +124,24 @@ impl QuantizeWork {
             .and_then(|i| self.matrices.get(i));
         let found = found.or(self.matrices.last());
         found.expect("whoever plans a step to quantize says how")
+    }
+
+    /// The quantizer; several, joined by `+`, where matrices of the stack are not all quantized alike.
+    pub(crate) fn methods(&self) -> String {
+        let mut ids: Vec<&str> = Vec::new();
+        for id in self.matrices.iter().map(|matrix| matrix.method.id()) {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids.join("+")
+    }
+
+    /// How hard it tries; `None` for methods that cannot be told.
+    pub(crate) fn effort(&self) -> Option<Effort> {
+        let mut matrices = self.matrices.iter();
+        let found = matrices.find(|matrix| matrix.method.0.needs() != Needs::Nothing);
+        found.map(|matrix| matrix.settings.effort)
     }
 
     /// The matrix of the stack that a row belongs to.
@@ -268,6 +288,16 @@ impl Step {
     /// Bytes of the tensors it writes.
     pub(crate) fn output_bytes(&self) -> u64 {
         self.outputs.iter().map(|o| o.len_bytes).sum()
+    }
+
+    /// What is quantized anew, if anything is.
+    pub(crate) fn quantizing(&self) -> Option<&QuantizeWork> {
+        match &self.work {
+            Work::Quantize(work) => Some(work),
+            Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) | Work::Transcode(_) => {
+                None
+            }
+        }
     }
 
     /// Logical weights.

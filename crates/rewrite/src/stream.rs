@@ -4,11 +4,12 @@
 //! sequence for every number of threads. Workers read, compute and write their own tile; no two tiles share a byte.
 
 use safequant_container::Disk;
-use safequant_quantize::{Loss, OutputLoss};
+use safequant_quantize::{Effort, Loss, OutputLoss};
 
 use crate::journal::Book;
 use crate::outputs::Outputs;
 use crate::pipeline::Pipeline;
+use crate::steps::QuantizeWork;
 use crate::workspace::Workspace;
 use crate::{Action, CancelToken, Error, Events, Plan, parts};
 
@@ -42,6 +43,21 @@ pub struct ModuleSummary {
     pub loss: Option<Loss>,
     /// What its outputs lost on the calibration inputs, summed over rows in order; `None` where these are not known.
     pub output_loss: Option<OutputLoss>,
+    /// The quantizer of what was quantized; several, joined by `+`, where the matrices of a stack were not all quantized alike.
+    pub method: Option<String>,
+    /// How hard it tried; `None` for methods that cannot be told.
+    pub effort: Option<Effort>,
+    /// Seconds of work, those of all threads added up; `None` where the listener has no clock ([`Events::seconds`]).
+    pub seconds: Option<f64>,
+}
+
+impl ModuleSummary {
+    /// Bits that a weight takes, scales and all; `None` where there is no weight.
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+        let bits = || 8.0 * self.output_bytes as f64 / self.n_weights as f64;
+        (self.n_weights > 0).then(bits)
+    }
 }
 
 /// Runs a plan to its end, or leaves a resumable state.
@@ -131,6 +147,9 @@ pub(crate) fn modules(outputs: &Outputs<'_>) -> Vec<ModuleSummary> {
         output_bytes: step.output_bytes(),
         loss: outputs.record(i).and_then(|r| r.loss),
         output_loss: outputs.record(i).and_then(|r| r.output_loss),
+        method: step.quantizing().map(QuantizeWork::methods),
+        effort: step.quantizing().and_then(QuantizeWork::effort),
+        seconds: outputs.record(i).and_then(|r| r.seconds),
     };
     outputs.steps().map(summary).collect()
 }

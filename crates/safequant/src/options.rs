@@ -146,6 +146,12 @@ impl Choosing<'_> {
             damping: self.damping.map(damping).transpose()?,
         };
         let quantizer = QUANTIZERS.iter().find(|q| q.id() == method);
+        if calibration.is_none() && quantizer.is_some_and(|q| q.needs() == Needs::SecondMoment) {
+            return Err(OptionError::new(
+                format!("method {method} needs statistics of the modules' inputs"),
+                "--calibration FILE: what `safequant.calibrate` of the Python package writes",
+            ));
+        }
         let has_settings = quantizer.is_none_or(|q| q.needs() != Needs::Nothing);
         let is_set = self.effort.is_some() || self.order.is_some() || self.damping.is_some();
         if is_set && !has_settings {

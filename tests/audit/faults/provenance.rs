@@ -91,6 +91,7 @@ fn manifest(draft: &Draft) -> Manifest {
     };
     Manifest {
         tensors: all.map(entry).collect(),
+        modules: Vec::new(),
     }
 }
 

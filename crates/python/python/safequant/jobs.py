@@ -93,12 +93,16 @@ class PlannedModule:
         action: ``"copy"``, ``"quantize"``, ``"dequantize"``, ``"convert"``, ``"respell"`` or ``"drop"``.
         scheme_or_convention: What it is quantized to, or dequantized from.
         label: Of a conversion: ``"exact"``, ``"cast"``, ``"lossy"`` or ``"impossible"``.
+        method: The quantizer of what is quantized; several joined by ``+`` in a stack that is not quantized alike.
+        effort: How hard it tries; ``None`` for methods without one.
     """
 
     name: str
     action: str
     scheme_or_convention: str | None
     label: str | None
+    method: str | None
+    effort: str | None
     shape: list[int]
     source_bytes: int
     output_bytes: int
@@ -137,6 +141,10 @@ class ModuleSummary:
         weights: Logical parameters.
         sqnr_db: Ratio of signal to noise in decibels, where codes were chosen; infinite where nothing was lost.
         max_error: Largest absolute error, where codes were chosen.
+        method: The quantizer, where codes were chosen; several joined by ``+`` in a stack that was not quantized alike.
+        effort: How hard it tried; ``None`` for methods without one.
+        output_error: Squared error of the outputs on the calibration inputs as a share of these; ``None`` where they are not known.
+        seconds: Seconds of work, those of all threads added up; ``None`` where nothing was done.
     """
 
     name: str
@@ -148,6 +156,15 @@ class ModuleSummary:
     output_bytes: int
     sqnr_db: float | None
     max_error: float | None
+    method: str | None = None
+    effort: str | None = None
+    output_error: float | None = None
+    seconds: float | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that a logical parameter takes, scales and all included."""
+        return 8 * self.output_bytes / self.weights if self.weights else 0.0
 
 
 @dataclass(frozen=True)
@@ -177,7 +194,10 @@ class Summary:
         return 8 * sum(module.output_bytes for module in self.modules) / weights if weights else 0.0
 
     def worst(self, n: int = 5) -> list[ModuleSummary]:
-        """The modules that lost most, worst first."""
+        """The modules that lost most, worst first: by the error of their outputs where any is known, else by ``sqnr_db``."""
+        known = [m for m in self.modules if m.output_error is not None and m.output_error > 0]
+        if known:
+            return sorted(known, key=lambda m: (-(m.output_error or 0.0), m.name))[:n]
         lossy = [m for m in self.modules if m.sqnr_db is not None and m.sqnr_db < float("inf")]
         return sorted(lossy, key=lambda m: (m.sqnr_db, m.name))[:n]
 

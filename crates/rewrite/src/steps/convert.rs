@@ -189,6 +189,7 @@ impl Builder<'_> {
             sources: vec![source],
             layout,
             target,
+            scheme: preset.name,
             matrices: vec![MatrixWork::plain(Method::named("rtn")?)],
             statistics: None,
         }));

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use safequant_quantize::{Needs, QUANTIZERS, Quantizer, Settings};
+use safequant_quantize::{Needs, QUANTIZERS, Quantizer, Settings, Target};
+use safequant_schemes::Granularity;
 
 use crate::calibration::{self, Calibration, CalibrationFile, Detail, Module};
 use crate::recipe::{self, AUTO};
@@ -151,8 +152,8 @@ impl<'a> Chooser<'a> {
     /// [`calibration::Error::Width`] for statistics of another width; [`Error::UnknownMethod`].
     pub(crate) fn choose(
         &mut self,
-        module: &str,
-        shape: &[u64],
+        (module, shape): (&str, &[u64]),
+        target: &Target,
         recipe: &QuantizeRecipe,
     ) -> Result<Vec<MatrixWork>, Error> {
         let in_features = shape.last().copied().unwrap_or(0);
@@ -171,7 +172,7 @@ impl<'a> Chooser<'a> {
             if let (Some(file), Some(found)) = (file, &found) {
                 check_width(file, found, in_features)?;
             }
-            works.push(self.matrix((module, expert), found, recipe)?);
+            works.push(self.matrix((module, expert), found, target, recipe)?);
         }
         if file.is_some() {
             self.n_asked += 1;
@@ -184,6 +185,7 @@ impl<'a> Chooser<'a> {
         &mut self,
         (module, expert): (&str, Option<u64>),
         found: Option<Module>,
+        target: &Target,
         recipe: &QuantizeRecipe,
     ) -> Result<MatrixWork, Error> {
         let known = match &found {
@@ -195,7 +197,7 @@ impl<'a> Chooser<'a> {
                 Detail::Diagonal => Known::Diagonal,
             },
         };
-        let (method, fell_back) = resolve(recipe.method, known)?;
+        let (method, fell_back) = resolve(recipe.method, known, target)?;
         let asks = method.0.needs() != Needs::Nothing || fell_back;
         if self.file.is_some() && (asks || recipe.method == AUTO) {
             let name = expert.map_or_else(|| module.to_owned(), |e| format!("{module} [{e}]"));
@@ -271,22 +273,35 @@ impl<'a> Chooser<'a> {
 }
 
 /// The method for what is known, and whether it is another than was asked for.
-fn resolve(asked: &str, known: Known) -> Result<(Method, bool), Error> {
+fn resolve(asked: &str, known: Known, target: &Target) -> Result<(Method, bool), Error> {
     if asked == AUTO {
-        let method = match known {
-            Known::Full => Method::first_of(&["refine", "gptq", "mse"])?,
-            Known::Diagonal | Known::Nothing => Method::first_of(&["mse"])?,
-        };
-        return Ok((method, false));
+        return Ok((best(known, target)?, false));
     }
     let method = Method::named(asked)?;
     match (method.0.needs(), known) {
         (Needs::SecondMoment, Known::Diagonal | Known::Nothing) => {
-            Ok((Method::first_of(&["mse"])?, true))
+            Ok((best(Known::Nothing, target)?, true))
         }
         (Needs::SecondMoment, Known::Full) | (Needs::Nothing | Needs::Welcome, _) => {
             Ok((method, false))
         }
+    }
+}
+
+/// The method that loses least with what is known.
+fn best(known: Known, target: &Target) -> Result<Method, Error> {
+    match target.scheme.granularity {
+        // Searches choose for columns of a row; here groups run on from row to row, or are gathered.
+        Granularity::Flat { .. }
+        | Granularity::IndexedGroup { .. }
+        | Granularity::Strided { .. } => Method::first_of(&["rtn"]),
+        Granularity::Tensor
+        | Granularity::Channel
+        | Granularity::Group { .. }
+        | Granularity::Block { .. } => match known {
+            Known::Full => Method::first_of(&["refine", "gptq", "mse"]),
+            Known::Diagonal | Known::Nothing => Method::first_of(&["mse"]),
+        },
     }
 }
 

@@ -139,11 +139,14 @@ impl Builder<'_> {
             nonfinite: self.recipe.nonfinite,
         };
         let parts = layout.parts.clone();
+        let chooser = &mut self.chooser;
+        let matrices = chooser.choose((module, shape), &target, self.recipe)?;
         let work = Work::Quantize(Box::new(QuantizeWork {
             sources: vec![source],
             layout,
             target,
-            matrices: self.chooser.choose(module, shape, self.recipe)?,
+            scheme: preset.name,
+            matrices,
             statistics: None,
         }));
         let action = Action::Quantize(preset.name);

@@ -1,5 +1,6 @@
 //! `--dry-run`: the plan as a table or as JSON. It equals what the run then does.
 
+use safequant::quantize::Effort;
 use safequant::rewrite::Plan;
 use serde_json::{Value, json};
 
@@ -40,10 +41,10 @@ pub(super) fn print(job: &Job, plan: &Plan<'_>, output: Output) -> Result<(), Fa
 
 /// Modules collapsed, and the number of rows left out.
 fn modules(plan: &Plan<'_>) -> (Table, usize) {
-    let keys = plan
-        .modules
-        .iter()
-        .map(|m| (m.name.as_str(), (describe::action(&m.action), &m.shape)));
+    let keys = plan.modules.iter().map(|m| {
+        let action = describe::action_by(&m.action, m.method.as_deref());
+        (m.name.as_str(), (action, &m.shape))
+    });
     let groups = collapse(keys);
     let mut table = Table::new(&[
         ("module", Align::Left),
@@ -118,6 +119,8 @@ fn record(job: &Job, plan: &Plan<'_>) -> Value {
             "action": action,
             "scheme_or_convention": to,
             "label": describe::label(&module.action),
+            "method": module.method,
+            "effort": module.effort.map(Effort::name),
             "shape": module.shape,
             "source_bytes": module.source_bytes,
             "output_bytes": module.output_bytes,

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use safequant::quantize::{Effort, Loss, OutputLoss};
 use safequant::rewrite::{ModuleSummary, Summary};
 use serde_json::{Value, json};
 
@@ -30,6 +31,13 @@ pub(super) fn print(
     output::data(&headline(job, summary))?;
     output::data(&format!("\n{}\n", output.heading("Weights")))?;
     output.table(&actions_table(summary))?;
+    let outputs = worst_outputs(summary);
+    if !outputs.is_empty() {
+        let title = output.heading("Worst modules by error of their outputs");
+        output::data(&format!("\n{title}\n"))?;
+        output.table(&outputs_table(&outputs))?;
+        return Ok(());
+    }
     let worst = worst(summary);
     if !worst.is_empty() {
         output::data(&format!("\n{}\n", output.heading("Worst modules by SQNR")))?;
@@ -72,8 +80,14 @@ fn output_bytes(summary: &Summary) -> u64 {
 fn headline(job: &Job, summary: &Summary) -> String {
     let (before, after) = (source_bytes(summary), output_bytes(summary));
     let bits = |len_bytes| output::figure(output::bits_per_weight(len_bytes, weights(summary)));
+    let outputs = mean_output_error(summary).map_or_else(String::new, |error| {
+        format!(
+            "  output error     {:.4}% in the mean of modules\n",
+            100.0 * error
+        )
+    });
     format!(
-        "{}: {}, {}\n  weights          {} -> {} ({:.1}%)\n  bits per weight  {} -> {}\n",
+        "{}: {}, {}\n  weights          {} -> {} ({:.1}%)\n  bits per weight  {} -> {}\n{outputs}",
         Name(&path(&job.destination)),
         output::counted(output::len(summary.files.len()), "file"),
         output::bytes(total(&summary.files)),
@@ -100,7 +114,7 @@ struct ActionTotal {
 fn actions(summary: &Summary) -> Vec<ActionTotal> {
     let mut totals: Vec<ActionTotal> = Vec::new();
     for module in &summary.modules {
-        let label = describe::action(&module.action);
+        let label = describe::action_by(&module.action, module.method.as_deref());
         let at = totals
             .iter()
             .position(|total| total.label == label)
@@ -182,20 +196,74 @@ fn worst_table(worst: &[(&ModuleSummary, f64)]) -> Table {
     table
 }
 
+/// The quantized modules whose outputs on the calibration inputs are off most, as a share of them, worst first.
+fn worst_outputs(summary: &Summary) -> Vec<(&ModuleSummary, f64)> {
+    let lossy = summary.modules.iter().filter_map(|module| {
+        let error = output_error(module)?;
+        (error > 0.0).then_some((module, error))
+    });
+    let mut all: Vec<_> = lossy.collect();
+    all.sort_by(|(a, a_error), (b, b_error)| {
+        b_error
+            .partial_cmp(a_error)
+            .unwrap_or(Ordering::Equal)
+            .then_with(|| a.name.cmp(&b.name))
+    });
+    all.truncate(N_WORST);
+    all
+}
+
+/// The error of a module's outputs on the calibration inputs as a share of these, where it is known.
+fn output_error(module: &ModuleSummary) -> Option<f64> {
+    let error = module.output_loss.as_ref().map(OutputLoss::relative);
+    error.filter(|error| error.is_finite())
+}
+
+/// Over all modules whose outputs are known: the mean of their relative errors.
+fn mean_output_error(summary: &Summary) -> Option<f64> {
+    let errors: Vec<f64> = summary.modules.iter().filter_map(output_error).collect();
+    let n = output::real(output::len(errors.len()));
+    (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / n)
+}
+
+fn outputs_table(worst: &[(&ModuleSummary, f64)]) -> Table {
+    let mut table = Table::new(&[
+        ("module", Align::Left),
+        ("output error", Align::Right),
+        ("SQNR", Align::Right),
+        ("method", Align::Left),
+    ]);
+    for (module, error) in worst {
+        let sqnr = module.loss.as_ref().map(Loss::sqnr_db);
+        table.row([
+            Name(&module.name).to_string(),
+            format!("{:.4}%", 100.0 * error),
+            sqnr.map_or_else(|| "-".to_owned(), |db| format!("{db:.2} dB")),
+            module.method.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
 /// Infinities and NaN are no JSON numbers: a module that lost nothing has `null`.
 fn module_record(module: &ModuleSummary) -> Value {
     let (action, to) = describe::action_parts(&module.action);
-    let sqnr_db = module.loss.as_ref().map(safequant::quantize::Loss::sqnr_db);
+    let sqnr_db = module.loss.as_ref().map(Loss::sqnr_db);
     json!({
         "name": module.name,
         "action": action,
         "scheme_or_convention": to,
         "label": describe::label(&module.action),
+        "method": module.method,
+        "effort": module.effort.map(Effort::name),
         "weights": module.n_weights,
         "source_bytes": module.source_bytes,
         "output_bytes": module.output_bytes,
         "sqnr_db": sqnr_db.filter(|db| db.is_finite()),
         "max_error": module.loss.as_ref().map(|loss| loss.max_error),
+        "output_error": output_error(module),
+        "bits_per_weight": module.bits_per_weight(),
+        "seconds": module.seconds,
     })
 }
 
@@ -228,6 +296,8 @@ fn record(job: &Job, summary: &Summary, elapsed: f64) -> Value {
         },
         "actions": actions.collect::<Value>(),
         "worst": worst(summary).iter().map(|(m, db)| json!({ "name": m.name, "sqnr_db": db })).collect::<Value>(),
+        "worst_outputs": worst_outputs(summary).iter().map(|(m, error)| json!({ "name": m.name, "output_error": error })).collect::<Value>(),
+        "mean_output_error": mean_output_error(summary),
         "modules": summary.modules.iter().map(module_record).collect::<Value>(),
         "peak_buffer_bytes": summary.peak_buffer_bytes,
         "resumed_modules": summary.resumed_modules,
