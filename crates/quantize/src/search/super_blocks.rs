@@ -7,6 +7,7 @@
 //! alone; `d` and `dmin` are then sought so that the integers can come close to what all groups want, and from there integers and
 //! codes, `d` and `dmin` are fitted in turn. What ggml's own quantizer chooses is one of the starts.
 
+mod alone;
 mod solve;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,6 @@ use safequant_kernels::{Backend, BlockFormat, Candidate, Codebook, Floats, Level
 use safequant_schemes::Scheme;
 
 use self::solve::{Choice, Problem};
-use super::one::{Range, Signs};
 use super::{Freedom, RowFormat, RowScales, Stored};
 use crate::rules::Blocks;
 use crate::{Effort, Error};
@@ -30,7 +30,8 @@ pub(crate) struct SuperBlocks {
     format: BlockFormat,
     layout: &'static BlockLayout,
     levels: Levels,
-    range: Range,
+    /// What a group tries for itself, as shares of what its largest values ask for.
+    shares: (f32, f32),
     /// The least and the largest integer that a group's scale or minimum can be.
     integers: (f32, f32),
 }
@@ -54,7 +55,7 @@ impl SuperBlocks {
             format,
             layout,
             levels: levels(layout),
-            range: range(layout),
+            shares: shares(layout),
             integers: (f32::from(*stored.start()), f32::from(*stored.end())),
         }))
     }
@@ -76,13 +77,15 @@ impl SuperBlocks {
     }
 
     /// The integer nearest to a ratio; 0 for what is none.
+    #[inline]
     fn integer(&self, ratio: f32) -> f32 {
+        /// Added and subtracted again it rounds what is below 2^22, ties to even; there is no call in it.
+        const TO_INTEGER: f32 = 12_582_912.0;
         let (low, high) = self.integers;
         if ratio.is_nan() {
             return 0.0;
         }
-        // Adding zero makes a negative zero a positive one.
-        ratio.round_ties_even().clamp(low, high) + 0.0
+        (ratio.clamp(low, high) + TO_INTEGER) - TO_INTEGER
     }
 
     /// What ggml's quantizer gives the blocks of a row.
@@ -212,20 +215,15 @@ fn levels(layout: &BlockLayout) -> Levels {
     }
 }
 
-/// What a group looks at when it chooses for itself. With few levels it pays to cut off what is large.
-fn range(layout: &BlockLayout) -> Range {
-    if layout.offset == BlockOffset::Subtracted {
-        return Range::Ends;
-    }
-    let (from, to) = match layout.code_bits {
-        0..=3 => (0.4, 1.2),
-        4 => (0.5, 1.15),
-        _ => (0.75, 1.05),
-    };
-    Range::Scale {
-        from,
-        to,
-        signs: Signs::Either,
+/// Which scales a group tries. With few levels it pays to cut off what is large.
+fn shares(layout: &BlockLayout) -> (f32, f32) {
+    match (layout.offset, layout.code_bits) {
+        (BlockOffset::Subtracted, 0..=3) => (0.55, 1.15),
+        (BlockOffset::Subtracted, 4) => (0.8, 1.06),
+        (BlockOffset::Subtracted, _) => (0.88, 1.03),
+        (BlockOffset::None | BlockOffset::Added, 0..=3) => (0.5, 1.15),
+        (BlockOffset::None | BlockOffset::Added, 4) => (0.6, 1.1),
+        (BlockOffset::None | BlockOffset::Added, _) => (0.85, 1.03),
     }
 }
 

@@ -2,8 +2,7 @@
 
 use safequant_kernels::{Backend, Candidate, FitSums, Float};
 
-use super::super::Stored;
-use super::super::one::search;
+use super::alone::{Bowl, Group, Kind, Trials};
 use super::{GROUPS, SuperBlocks};
 use crate::Effort;
 
@@ -40,6 +39,8 @@ impl Choice {
 /// How much is tried.
 #[derive(Clone, Copy, Debug)]
 struct Tries {
+    /// What a group looks at for itself.
+    alone: Trials,
     /// Pairs of `d` and `dmin` that the search begins with.
     starts: usize,
     /// Times that everything is fitted in turn.
@@ -50,101 +51,24 @@ struct Tries {
 
 impl Tries {
     fn of(effort: Effort) -> Self {
-        match effort {
-            Effort::Fast => Tries {
-                starts: 1,
-                rounds: 1,
-                options: 1,
-            },
-            Effort::Default => Tries {
-                starts: 2,
-                rounds: 3,
-                options: 2,
-            },
-            Effort::High | Effort::Max => Tries {
-                starts: 6,
-                rounds: 8,
-                options: 4,
-            },
-        }
-    }
-}
-
-/// What a group loses with codes that stay, about the scale and offset that fit these best:
-/// `ss ds^2 + 2 so ds do + oo do^2` more than there.
-#[derive(Clone, Copy, Debug, Default)]
-struct Bowl {
-    bottom: Candidate,
-    ss: f32,
-    so: f32,
-    oo: f32,
-}
-
-impl Bowl {
-    /// About `now` where codes do not say what fits them.
-    fn new(sums: &FitSums, now: Candidate, has_minima: bool) -> Self {
-        let FitSums {
-            weights,
-            values,
-            levels,
-            squares,
-            products,
-        } = *sums;
-        if !has_minima {
-            let scale = products / squares;
-            return Bowl {
-                bottom: Candidate {
-                    scale: if scale.is_finite() { scale } else { now.scale },
-                    offset: 0.0,
-                },
-                ss: squares,
-                so: 0.0,
-                oo: 0.0,
-            };
-        }
-        let determinant = squares * weights - levels * levels;
-        let bottom = if determinant > 1e-6 * squares * weights {
-            let scale = (products * weights - levels * values) / determinant;
-            Candidate {
-                scale,
-                offset: (values - scale * levels) / weights,
-            }
-        } else {
-            now
+        let (alone, starts, rounds, options) = match effort {
+            Effort::Fast => ((6, 1, 1), 1, 1, 1),
+            Effort::Default => ((14, 2, 2), 2, 3, 2),
+            Effort::High => ((28, 4, 4), 4, 6, 3),
+            Effort::Max => ((48, 6, 8), 6, 8, 4),
         };
-        Bowl {
-            bottom,
-            ss: squares,
-            so: levels,
-            oo: weights,
+        let alone = Trials {
+            scales: alone.0,
+            starts: alone.1,
+            rounds: alone.2,
+        };
+        Tries {
+            alone,
+            starts,
+            rounds,
+            options,
         }
     }
-
-    fn loss(&self, at: Candidate) -> f32 {
-        let ds = at.scale - self.bottom.scale;
-        let offset = at.offset - self.bottom.offset;
-        self.ss * ds * ds + (2.0 * self.so * ds + self.oo * offset) * offset
-    }
-
-    /// The best scale for an offset.
-    fn scale_for(&self, offset: f32) -> f32 {
-        self.bottom.scale - ratio(self.so, self.ss) * (offset - self.bottom.offset)
-    }
-
-    /// The best offset for a scale.
-    fn offset_for(&self, scale: f32) -> f32 {
-        self.bottom.offset - ratio(self.so, self.oo) * (scale - self.bottom.scale)
-    }
-
-    /// What a scale costs with the best offset for it.
-    fn loss_of_scale(&self, scale: f32) -> f32 {
-        let ds = scale - self.bottom.scale;
-        (self.ss - self.so * ratio(self.so, self.oo)).max(0.0) * ds * ds
-    }
-}
-
-fn ratio(a: f32, b: f32) -> f32 {
-    if b == 0.0 { 0.0 } else { a / b }
 }
 
 /// The values of one super-block, what they weigh, and how they are stored.
@@ -174,8 +98,8 @@ impl<'a> Problem<'a> {
     pub(super) fn solve(&self, mut first: Choice, effort: Effort) -> Choice {
         let tries = Tries::of(effort);
         self.weigh(&mut first);
-        let mut best = self.refined(first, tries);
-        let bowls = self.free(&first, effort);
+        let mut best = first;
+        let bowls = self.alone(&first, tries);
         for (d, dmin) in self.supers(&bowls, tries.starts) {
             let start = self.settled((d, dmin), &bowls, tries);
             let found = self.refined(start, tries);
@@ -191,10 +115,20 @@ impl<'a> Problem<'a> {
         self.of.layout.n_groups()
     }
 
-    fn group(&self, g: usize) -> (&'a [f32], &'a [f32]) {
+    fn group(&self, g: usize) -> Group<'a> {
         let size = self.of.layout.group;
         let at = g * size..(g + 1) * size;
-        (&self.values[at.clone()], &self.weights[at])
+        Group {
+            levels: self.of.levels,
+            kind: if self.of.has_minima() {
+                Kind::ScaleAndMinimum
+            } else {
+                Kind::Scale
+            },
+            values: &self.values[at.clone()],
+            weights: &self.weights[at],
+            backend: self.backend,
+        }
     }
 
     fn candidate(&self, choice: &Choice, g: usize) -> Candidate {
@@ -207,43 +141,24 @@ impl<'a> Problem<'a> {
     fn weigh(&self, choice: &mut Choice) {
         for g in 0..self.n_groups() {
             let candidate = self.candidate(choice, g);
-            let (values, weights) = self.group(g);
-            let loss = &mut choice.losses[g..=g];
-            (self.backend.losses)(self.of.levels, values, weights, &[candidate], loss);
+            self.losses(g, &[candidate], &mut choice.losses[g..=g]);
         }
     }
 
-    fn bowl(&self, g: usize, at: Candidate) -> (FitSums, Bowl) {
-        let (values, weights) = self.group(g);
-        let sums = (self.backend.fit_sums)(self.of.levels, values, weights, at);
-        (sums, Bowl::new(&sums, at, self.of.has_minima()))
+    fn losses(&self, g: usize, candidates: &[Candidate], losses: &mut [f32]) {
+        let Group {
+            values, weights, ..
+        } = self.group(g);
+        (self.backend.losses)(self.of.levels, values, weights, candidates, losses);
     }
 
     /// What each group would choose for itself.
-    fn free(&self, first: &Choice, effort: Effort) -> [Bowl; GROUPS] {
-        let has_minima = self.of.has_minima();
-        let store = |wanted: Candidate| {
-            let offset = if has_minima {
-                wanted.offset.min(0.0)
-            } else {
-                0.0
-            };
-            let stored = Stored {
-                scale: wanted.scale,
-                zero: 0,
-                offset,
-            };
-            let scale = wanted.scale;
-            (scale.is_finite() && offset.is_finite())
-                .then_some((stored, Candidate { scale, offset }))
-        };
+    fn alone(&self, first: &Choice, tries: Tries) -> [Bowl; GROUPS] {
         let mut bowls = [Bowl::default(); GROUPS];
         for (g, bowl) in bowls.iter_mut().enumerate().take(self.n_groups()) {
-            let start = self.candidate(first, g);
-            let Some(start) = store(start) else { continue };
-            let of = (self.of.levels, self.of.range);
-            let (_, found) = search(of, self.group(g), start, store, effort, self.backend);
-            *bowl = self.bowl(g, found).1;
+            let group = self.group(g);
+            let found = group.search(self.candidate(first, g), self.of.shares, tries.alone);
+            *bowl = group.bowl(found).1;
         }
         bowls
     }
@@ -251,74 +166,63 @@ impl<'a> Problem<'a> {
     /// The most promising pairs of `d` and `dmin` for what groups want, best first.
     fn supers(&self, bowls: &[Bowl; GROUPS], n: usize) -> Vec<(f32, f32)> {
         let bowls = &bowls[..self.n_groups()];
-        let wanted = bowls.iter().map(|bowl| bowl.bottom.scale);
+        let mut wanted = [0.0; GROUPS];
+        let wanted = &mut wanted[..bowls.len()];
+        for (wanted, bowl) in wanted.iter_mut().zip(bowls) {
+            *wanted = bowl.bottom.scale;
+        }
         let scales = self.divisions(wanted, n, |g, scale| bowls[g].loss_of_scale(scale));
         let pair = |d: f32| {
             if !self.of.has_minima() {
                 return (d, 0.0);
             }
-            let offset = |bowl: &Bowl| {
+            let mut wanted = [0.0; GROUPS];
+            let wanted = &mut wanted[..bowls.len()];
+            for (wanted, bowl) in wanted.iter_mut().zip(bowls) {
                 let scale = d * self.of.integer(bowl.bottom.scale / d);
-                (-bowl.offset_for(scale)).max(0.0)
-            };
-            let offsets: Vec<f32> = bowls.iter().map(offset).collect();
+                *wanted = (-bowl.offset_for(scale)).max(0.0);
+            }
+            let wanted = &*wanted;
             let loss = |g: usize, offset: f32| {
-                let difference = offset - offsets[g];
+                let difference = offset - wanted[g];
                 bowls[g].oo * difference * difference
             };
-            let found = self.divisions(offsets.iter().copied(), 1, loss);
+            let found = self.divisions(wanted, 1, loss);
             (d, found.first().copied().unwrap_or(0.0))
         };
         scales.into_iter().map(pair).collect()
     }
 
     /// Units whose multiples come near to all numbers that are wanted: the `n` best, as F16 holds them.
-    fn divisions(
-        &self,
-        wanted: impl Iterator<Item = f32> + Clone,
-        n: usize,
-        loss: impl Fn(usize, f32) -> f32,
-    ) -> Vec<f32> {
-        /// From this share of the integers on.
-        const FROM: f32 = 0.6;
-        const STEPS: u8 = 40;
-        let extreme = wanted.clone().fold(0.0_f32, |most, number| {
-            if number.abs() > most.abs() {
-                number
-            } else {
-                most
+    fn divisions(&self, wanted: &[f32], n: usize, loss: impl Fn(usize, f32) -> f32) -> Vec<f32> {
+        let mut extreme = 0.0_f32;
+        for number in wanted {
+            if number.abs() > extreme.abs() {
+                extreme = *number;
             }
-        });
-        if extreme == 0.0 {
-            return vec![0.0; usize::from(n > 0)];
         }
-        let mut found: Vec<(f32, f32)> = Vec::new();
-        for end in [self.of.integers.0, self.of.integers.1] {
-            if end == 0.0 {
-                continue;
-            }
+        if extreme == 0.0 {
+            return vec![0.0; n.min(1)];
+        }
+        let mut found = [(f32::INFINITY, 0.0); 2 * STEPS];
+        let ends = [self.of.integers.0, self.of.integers.1];
+        let parts = found.chunks_exact_mut(STEPS).zip(ends);
+        for (found, end) in parts.filter(|(_, end)| *end != 0.0) {
+            // What rounds to the last integer is still near it.
             let most = end + 0.49_f32.copysign(end);
-            for step in 0..=STEPS {
-                let share = FROM + (1.0 - FROM) * f32::from(step) / f32::from(STEPS);
+            let mut share = FROM;
+            for found in found {
                 let unit = extreme / (most * share);
+                share += (1.0 - FROM) / (STEPS - 1) as f32;
                 let per_unit = 1.0 / unit;
-                let losses = wanted.clone().enumerate();
-                let total = losses.fold(0.0, |sum, (g, number)| {
+                let each = wanted.iter().enumerate();
+                let total = each.fold(0.0, |sum, (g, number)| {
                     sum + loss(g, unit * self.of.integer(number * per_unit))
                 });
-                found.push((total, unit));
+                *found = (total, unit);
             }
         }
-        found.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut units: Vec<f32> = Vec::new();
-        for (_, unit) in found {
-            let unit = f16(unit);
-            let is_new = |known: &f32| (known - unit).abs() > 0.004 * unit.abs();
-            if units.len() < n && unit.is_finite() && units.iter().all(is_new) {
-                units.push(unit);
-            }
-        }
-        units
+        best_of(&mut found, n)
     }
 
     /// The best integers under these, from what groups want.
@@ -337,49 +241,49 @@ impl<'a> Problem<'a> {
 
     /// Tries the `n` most promising pairs of integers for a group, and keeps the best.
     fn settle(&self, choice: &mut Choice, g: usize, bowl: &Bowl, n: usize) {
-        let options = self.options((choice.d, choice.dmin), bowl);
         let supers = (choice.d, choice.dmin);
-        let options = &options[..n.min(options.len())];
-        let mut candidates = [Candidate::default(); OPTIONS];
-        for (candidate, (_, integers)) in candidates.iter_mut().zip(options) {
-            *candidate = self.of.effective(supers, *integers);
-        }
-        let mut losses = [0.0; OPTIONS];
-        let (values, weights) = self.group(g);
-        let (candidates, losses) = (&candidates[..options.len()], &mut losses[..options.len()]);
-        (self.backend.losses)(self.of.levels, values, weights, candidates, losses);
-        for (loss, (_, integers)) in losses.iter().zip(options) {
+        let options = self.options(supers, bowl);
+        let n = n.min(KEPT);
+        let candidates = options.map(|(_, integers)| self.of.effective(supers, integers));
+        let mut losses = [0.0; KEPT];
+        self.losses(g, &candidates[..n], &mut losses[..n]);
+        for (loss, (_, integers)) in losses[..n].iter().zip(options) {
             if *loss < choice.losses[g] {
                 choice.losses[g] = *loss;
-                (choice.scales[g], choice.mins[g]) = *integers;
+                (choice.scales[g], choice.mins[g]) = integers;
             }
         }
     }
 
     /// Pairs of integers near a bottom, with what they seem to lose, the least first.
-    fn options(&self, (d, dmin): (f32, f32), bowl: &Bowl) -> [(f32, (f32, f32)); OPTIONS] {
+    fn options(&self, (d, dmin): (f32, f32), bowl: &Bowl) -> [(f32, (f32, f32)); KEPT] {
         let of = self.of;
-        let mut found = [(f32::INFINITY, (0.0, 0.0)); OPTIONS];
-        let mut pairs = [(0.0, 0.0); OPTIONS];
+        let mut kept = [(f32::INFINITY, (0.0, 0.0)); KEPT];
+        let mut add = |pair: (f32, f32)| {
+            let mut next = (bowl.loss(of.effective((d, dmin), pair)), pair);
+            for kept in &mut kept {
+                if next.0 < kept.0 {
+                    std::mem::swap(kept, &mut next);
+                }
+            }
+        };
         if of.has_minima() {
-            let min = (-bowl.bottom.offset / dmin).floor();
-            for (i, pairs) in pairs.chunks_exact_mut(2).enumerate() {
-                let min = of.integer(min + STEPS_ABOUT[i]);
-                let scale = (bowl.scale_for(-dmin * min) / d).floor();
-                pairs[0] = (of.integer(scale), min);
-                pairs[1] = (of.integer(scale + 1.0), min);
+            let nearest = of.integer(-bowl.bottom.offset / dmin);
+            for step in [0.0, -1.0, 1.0] {
+                let min = of.integer(nearest + step);
+                let wanted = bowl.scale_for(-dmin * min) / d;
+                let scale = of.integer(wanted);
+                let other = scale + if wanted > scale { 1.0 } else { -1.0 };
+                add((scale, min));
+                add((of.integer(other), min));
             }
         } else {
-            let scale = (bowl.bottom.scale / d).floor();
-            for (pair, step) in pairs.iter_mut().zip(STEPS_ABOUT) {
-                *pair = (of.integer(scale + step), 0.0);
+            let scale = of.integer(bowl.bottom.scale / d);
+            for step in [0.0, -1.0, 1.0, -2.0, 2.0] {
+                add((of.integer(scale + step), 0.0));
             }
         }
-        for (found, pair) in found.iter_mut().zip(pairs) {
-            *found = (bowl.loss(of.effective((d, dmin), pair)), pair);
-        }
-        found.sort_by(|a, b| a.0.total_cmp(&b.0));
-        found
+        kept
     }
 
     /// Fits `d` and `dmin` to integers and codes, and these to them, as long as that is a gain.
@@ -388,7 +292,7 @@ impl<'a> Problem<'a> {
             let mut bowls = [Bowl::default(); GROUPS];
             let mut all = [FitSums::default(); GROUPS];
             for g in 0..self.n_groups() {
-                (all[g], bowls[g]) = self.bowl(g, self.candidate(&choice, g));
+                (all[g], bowls[g]) = self.group(g).bowl(self.candidate(&choice, g));
             }
             let (d, dmin) = self.fitted(&choice, &all);
             let mut next = Choice { d, dmin, ..choice };
@@ -438,11 +342,33 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// Pairs of integers that are considered for a group.
-const OPTIONS: usize = 8;
+/// Pairs of integers that are looked at for a group, at most.
+const KEPT: usize = 4;
 
-/// What they are away from the integer below the bottom, the nearest first.
-const STEPS_ABOUT: [f32; OPTIONS] = [0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0];
+/// Units that are considered for each end of the integers.
+const STEPS: usize = 32;
+
+/// The largest number is this share of the last integer at least.
+const FROM: f32 = 0.6;
+
+/// The `n` units of least loss that differ, as F16 holds them.
+fn best_of(found: &mut [(f32, f32)], n: usize) -> Vec<f32> {
+    /// Nearer ones lead to the same end.
+    const APART: f32 = 0.004;
+    let mut units: Vec<f32> = Vec::with_capacity(n);
+    found.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    for (_, unit) in found {
+        let unit = f16(*unit);
+        let is_new = |known: &f32| (known - unit).abs() > APART * unit.abs();
+        if unit.is_finite() && units.iter().all(is_new) {
+            units.push(unit);
+        }
+        if units.len() >= n {
+            break;
+        }
+    }
+    units
+}
 
 fn f16(value: f32) -> f32 {
     Float::F16.nearest(value)
