@@ -4,7 +4,7 @@
 Four steps, each with its own help; a work folder outside of the repository holds what they make::
 
     benches/quality/quality.py prepare --work WORK
-    benches/quality/quality.py peers   --work WORK --python llmcompressor=VENV/bin/python --python hqq=VENV2/bin/python
+    benches/quality/quality.py peers   --work WORK --python llm_compressor=VENV/bin/python --python hqq_core=VENV2/bin/python
     benches/quality/quality.py ours    --work WORK --binary target/release/safequant
     benches/quality/quality.py report  --work WORK --markdown docs/quality.md --svg docs/quality.svg
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument("--variants", default="rtn|mse|auto, diagonal|auto, effort high|auto, effort max", help="divided by | [%(default)s]")
     ours.add_argument("--threads", type=int, default=1, help="threads of the engine [%(default)s]")
 
-    peers = verb("peers", "Run the peers on all formats.", "peers --work /tmp/quality --python llmcompressor=/venvs/lc/bin/python")
+    peers = verb("peers", "Run the peers on all formats.", "peers --work /tmp/quality --python llm_compressor=/venvs/lc/bin/python")
     peers.add_argument("--python", action="append", default=[], metavar="PEER=PATH", help="the Python that a peer runs in; peers without one are skipped")
     peers.add_argument("--ggml", type=Path, help="libggml-base.so, for the peer ggml")
 

@@ -1,6 +1,6 @@
 """llm-compressor: its observers with rounding to nearest, and its GPTQ; with minimum and maximum it is compressed-tensors' own way.
 
-Weights are observed in F32, which is kinder than the BF16 of a checkpoint; scales are rounded to BF16 as they are stored.
+The file has an underscore in its name so that it does not shadow the library. Weights are observed in F32, which is kinder than the BF16 of a checkpoint; scales are rounded to BF16 as they are stored.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def variants(form: Form, task: Any) -> Iterator[Variant]:
     for name, observer in weighted.items():
         yield Variant(name, "diagonal", partial(nearest, args=args, observer=observer))
     for name, observer in (observers | weighted).items():
-        yield Variant(f"GPTQ, {name}", "full", partial(gptq, args=args, observer=observer, order=None))
-        if is_grouped:
-            yield Variant(f"GPTQ act-order, {name}", "full", partial(gptq, args=args, observer=observer, order="static"))
+        # In natural order it is worse wherever it has the choice.
+        order = "static" if is_grouped else None
+        yield Variant(f"GPTQ act-order, {name}" if order else f"GPTQ, {name}", "full", partial(gptq, args=args, observer=observer, order=order))
 
 
 if __name__ == "__main__":
