@@ -1,6 +1,6 @@
 //! The schemes that users name: `W4A16`, `FP8_BLOCK` ... with their options resolved.
 
-use safequant_kernels::blocks::BlockOffset;
+use safequant_kernels::blocks::{BlockOffset, CodeValue};
 use safequant_kernels::{BlockFormat, Codebook, Minifloat};
 
 use crate::Error;
@@ -339,6 +339,16 @@ pub static PRESETS: &[Preset] = &[
         "ggml's 8-bit blocks of 32, symmetric",
         BlockFormat::Q8_0,
     ),
+    block(
+        "IQ4_NL",
+        "ggml's 4-bit blocks of 32 with a code book",
+        BlockFormat::Iq4Nl,
+    ),
+    block(
+        "IQ4_XS",
+        "ggml's 4-bit super-blocks of 256 with a code book",
+        BlockFormat::Iq4Xs,
+    ),
 ];
 
 /// Which integer preset.
@@ -415,7 +425,10 @@ impl WeightCode {
     pub const fn is_integer(self) -> bool {
         match self {
             Self::SymmetricInteger { .. } | Self::AsymmetricInteger { .. } => true,
-            Self::Block(format) => !matches!(format, BlockFormat::Mxfp4 | BlockFormat::Nvfp4),
+            Self::Block(format) => match format.layout() {
+                Some(layout) => matches!(layout.value, CodeValue::Integer { .. }),
+                None => false,
+            },
             Self::Minifloat(_) | Self::Nvfp4 | Self::Mx(_) | Self::Codebook(_) => false,
         }
     }
@@ -520,7 +533,7 @@ mod tests {
 
     #[test]
     fn presets_are_found_by_name_in_any_case() {
-        assert_eq!(PRESETS.len(), 33);
+        assert_eq!(PRESETS.len(), 35);
         for preset in PRESETS {
             assert_eq!(
                 Preset::by_name(&preset.name.to_lowercase()).unwrap(),
@@ -564,9 +577,10 @@ mod tests {
             "INT8",
             "Q6_K",
             "Q4_1",
+            "IQ4_XS",
             "W5A16_ASYM",
         ];
-        assert_eq!(names.map(bits), [4, 8, 4, 8, 6, 4, 5]);
+        assert_eq!(names.map(bits), [4, 8, 4, 8, 6, 4, 4, 5]);
         let asymmetric = PRESETS.iter().filter(|p| p.weights.is_asymmetric());
         assert_eq!(asymmetric.count(), 11);
         let integers = PRESETS.iter().filter(|p| p.weights.is_integer());

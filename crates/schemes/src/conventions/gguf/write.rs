@@ -22,6 +22,7 @@ const FALLBACKS: &[(BlockFormat, BlockFormat)] = &[
     (BlockFormat::Q4K, BlockFormat::Q5_0),
     (BlockFormat::Q5K, BlockFormat::Q5_1),
     (BlockFormat::Q6K, BlockFormat::Q8_0),
+    (BlockFormat::Iq4Xs, BlockFormat::Iq4Nl),
 ];
 
 impl ConventionWriter for Writer {
@@ -113,7 +114,7 @@ impl ConventionWriter for Writer {
     fn presets(&self) -> &'static [&'static str] {
         &[
             "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
-            "MXFP4A16", "NVFP4A16",
+            "IQ4_NL", "IQ4_XS", "MXFP4A16", "NVFP4A16",
         ]
     }
 
@@ -262,5 +263,51 @@ impl Respelling for Kept<'_> {
             }
         }
         Ok(metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clause T2.
+    #[test]
+    fn rows_that_are_no_whole_blocks_take_what_llama_quantize_takes() {
+        let mut n_blocks = 0;
+        for name in Writer.presets() {
+            let preset = Preset::by_name(name).unwrap();
+            let WeightCode::Block(wanted) = preset.weights else {
+                continue;
+            };
+            let found = |columns: u64| {
+                let tensor = Writer.lay_out("m", &[3, columns], &preset, Float::Bf16)?;
+                match tensor.parts.first().map(|part| &part.storage) {
+                    Some(Storage::Blocks { format }) => Ok::<_, Error>(*format),
+                    other => panic!("{name}: {other:?}"),
+                }
+            };
+            assert_eq!(found(512).unwrap(), wanted, "{name}");
+            let fallback = match *name {
+                "Q2_K" | "Q3_K" => BlockFormat::Q4_0,
+                "Q4_K" => BlockFormat::Q5_0,
+                "Q5_K" => BlockFormat::Q5_1,
+                "Q6_K" => BlockFormat::Q8_0,
+                "IQ4_XS" => BlockFormat::Iq4Nl,
+                _ => wanted,
+            };
+            assert_eq!(found(384).unwrap(), fallback, "{name}");
+            assert!(found(40).is_err(), "{name}");
+            n_blocks += 1;
+        }
+        assert_eq!(n_blocks, 12);
+    }
+
+    #[test]
+    fn blocks_of_a_code_book_are_no_integers() {
+        for (name, is_integer) in [("Q4_K", true), ("IQ4_NL", false), ("IQ4_XS", false)] {
+            let preset = Preset::by_name(name).unwrap();
+            assert_eq!(preset.weights.is_integer(), is_integer, "{name}");
+            assert!(!preset.weights.is_asymmetric() || is_integer, "{name}");
+        }
     }
 }
