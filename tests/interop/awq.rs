@@ -134,7 +134,7 @@ fn converted(checkpoint: &Checkpoint, id: &str) -> Checkpoint {
     let written = Written {
         modules: &layouts,
         ignored: &[],
-        preset: None,
+        asked: safequant::schemes::Asked::Nothing,
     };
     let edit = writer(id).config(&written).unwrap();
     let config = json!({"dtype": "float16", "quantization_config": edit.quantization_config});
@@ -209,7 +209,7 @@ fn documents_say_what_those_of_the_tools_say() {
         let written = Written {
             modules: &Model::bind(&fixture.open()).unwrap().quantized,
             ignored: &["lm_head".to_owned()],
-            preset: None,
+            asked: safequant::schemes::Asked::Nothing,
         };
         let ours = writer(id).config(&written).unwrap().quantization_config;
         let theirs = config["quantization_config"].as_object().unwrap();
@@ -380,7 +380,7 @@ fn gptq_v1_of_gptqmodel_keeps_its_bytes_and_the_name_they_depend_on() {
     let written = Written {
         modules: &[tensor.clone(), other],
         ignored: &[],
-        preset: None,
+        asked: safequant::schemes::Asked::Nothing,
     };
     assert!(writer("gptq").config(&written).is_err());
 }
@@ -415,7 +415,7 @@ fn gptq_describes_what_it_takes_over_as_its_tools_do() {
         let written = Written {
             modules: &modules,
             ignored: &["lm_head".to_owned()],
-            preset: None,
+            asked: safequant::schemes::Asked::Nothing,
         };
         let ours = writer(id).config(&written).unwrap().quantization_config;
         for key in ["bits", "group_size", "desc_act", "sym", "checkpoint_format"] {

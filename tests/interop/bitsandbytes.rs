@@ -234,7 +234,7 @@ fn writing_gives_the_parts_of_the_library() {
         let written = Written {
             modules: &model.quantized,
             ignored: &ignored,
-            preset: None,
+            asked: safequant::schemes::Asked::Nothing,
         };
         let mut ours = writer.config(&written).unwrap().quantization_config;
         let (_, documents) = fixture.files();

@@ -196,7 +196,7 @@ fn writing_gives_the_parts_and_settings_of_mlx() {
         let written = Written {
             modules: &model.quantized,
             ignored: &[],
-            preset: None,
+            asked: safequant::schemes::Asked::Nothing,
         };
         let edit = writer.config(&written).unwrap();
         let (_, documents) = fixture.files();

@@ -77,7 +77,7 @@ fn documents_of_modelopt_are_those_of_its_exporter() {
         let written = Written {
             modules: &bound(name),
             ignored: &ignored,
-            preset: None,
+            asked: safequant::schemes::Asked::Nothing,
         };
         let edit = writer("modelopt").config(&written).unwrap();
         let (file, bytes) = &edit.documents[0];
@@ -100,7 +100,7 @@ fn mixed_layers_are_described_one_by_one() {
     let written = Written {
         modules: &modules,
         ignored: &["lm_head".to_owned()],
-        preset: None,
+        asked: safequant::schemes::Asked::Nothing,
     };
     let edit = writer("modelopt").config(&written).unwrap();
     let document: Value = serde_json::from_slice(&edit.documents[0].1).unwrap();
@@ -141,7 +141,7 @@ fn documents_of_fp8_are_those_of_its_readers() {
             .config(&Written {
                 modules: &modules,
                 ignored: &[],
-                preset: None,
+                asked: safequant::schemes::Asked::Nothing,
             })
             .unwrap();
         for key in ["quant_method", "weight_block_size", "activation_scheme"] {
@@ -246,7 +246,7 @@ fn documents_of_hqq_and_quanto_are_those_of_the_tools() {
             .config(&Written {
                 modules: &modules,
                 ignored: &["lm_head".to_owned()],
-                preset: None,
+                asked: safequant::schemes::Asked::Nothing,
             })
             .unwrap();
         let config = &json("config.json")["quantization_config"];

@@ -22,7 +22,7 @@ fn describe<'a>(
     Written {
         modules,
         ignored,
-        preset: Some(preset),
+        asked: safequant::schemes::Asked::Same(preset),
     }
 }
 
@@ -486,7 +486,7 @@ fn compressed_tensors_are_laid_out_and_described_as_they_were() {
         let written = Written {
             modules: &layouts,
             ignored: &["lm_head".to_owned()],
-            preset: None,
+            asked: safequant::schemes::Asked::Nothing,
         };
         let ours = Value::from(writer.config(&written).unwrap().quantization_config);
         let (shards, mut documents) = fixture.files();
@@ -551,7 +551,7 @@ fn torchao_lays_out_what_torchao_wrote() {
             .config(&safequant::schemes::Written {
                 modules: &model.quantized,
                 ignored: &[],
-                preset: None,
+                asked: safequant::schemes::Asked::Nothing,
             })
             .unwrap();
         let theirs = |key: &str| {

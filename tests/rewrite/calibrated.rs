@@ -15,9 +15,9 @@ fn job(method: &'static str, calibration: Option<CalibrationFile>) -> Verb {
     let Verb::Quantize(mut recipe) = quantize("W4A16", "compressed-tensors") else {
         panic!("a quantize verb");
     };
-    recipe.method = method;
+    recipe.groups[0].method = method;
     recipe.calibration = calibration;
-    recipe.settings = Settings::default();
+    recipe.groups[0].settings = Settings::default();
     Verb::Quantize(recipe)
 }
 

@@ -289,7 +289,8 @@ fn codes_go_over_with_their_rows() {
     llama(&at("src"));
     let mut scheme = tiny::quantize("W4A16", "compressed-tensors");
     if let Verb::Quantize(recipe) = &mut scheme {
-        recipe.preset = recipe.preset.clone().with_group_size(Some(32)).unwrap();
+        let preset = &mut recipe.groups[0].preset;
+        *preset = preset.clone().with_group_size(Some(32)).unwrap();
     }
     run(&at("src"), &scheme, &at("ct"), &roomy()).unwrap();
     let summary = run(&at("ct"), &to("gguf"), &at("m.gguf"), &roomy()).unwrap();

@@ -215,7 +215,7 @@ fn recipes_choose_modules() {
     let Verb::Quantize(mut recipe) = quantize("W8A8", "compressed-tensors") else {
         panic!("a quantize verb");
     };
-    recipe.targets = vec![
+    recipe.groups[0].targets = vec![
         "*self_attn*".to_owned(),
         "lm_head".to_owned(),
         "*nothing*".to_owned(),

@@ -6,6 +6,7 @@ mod gguf;
 mod jobs;
 mod parts;
 mod places;
+mod recipes;
 mod resume;
 mod statistics;
 mod tiny;

@@ -12,7 +12,7 @@ use safequant::quantize::quantizer::NonFinite;
 use safequant::quantize::{Division, Settings};
 use safequant::rewrite::{
     self, CancelToken, DequantizeRecipe, Destination, Error, Event, Events, JobOptions,
-    OutputDtype, QuantizeRecipe, Summary, Verb,
+    OutputDtype, QuantizeRecipe, SchemeGroup, Summary, Verb,
 };
 use safequant::schemes::Preset;
 
@@ -180,16 +180,25 @@ impl Bench {
 
 pub(crate) fn quantize(scheme: &str, convention: &'static str) -> Verb {
     Verb::Quantize(QuantizeRecipe {
-        preset: Preset::by_name(scheme).unwrap(),
+        groups: vec![group(scheme)],
         convention,
-        method: "rtn",
-        settings: Settings::default(),
         calibration: None,
-        targets: Vec::new(),
         ignore: Vec::new(),
         division: Division::SourceDtype,
         nonfinite: NonFinite::Refuse,
+        notes: Vec::new(),
     })
+}
+
+/// Every linear weight, rounded to nearest.
+pub(crate) fn group(scheme: &str) -> SchemeGroup {
+    SchemeGroup {
+        preset: Preset::by_name(scheme).unwrap(),
+        method: "rtn",
+        settings: Settings::default(),
+        targets: Vec::new(),
+        ignore: Vec::new(),
+    }
 }
 
 pub(crate) fn dequantize(dtype: OutputDtype) -> Verb {

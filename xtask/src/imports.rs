@@ -109,6 +109,9 @@ const TABLE: &[Row] = &[
             "half",
             "ndarray",
             "rayon",
+            // Recipes: YAML, and values as JSON has them.
+            "saphyr-parser",
+            "serde_json",
             "thiserror",
         ],
         never: &[NO_FILE, NO_THREAD, NO_ENVIRONMENT, NO_CLOCK, NO_WALL_CLOCK],

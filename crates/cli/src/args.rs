@@ -288,8 +288,32 @@ pub(crate) struct QuantizeArgs {
     #[command(flatten)]
     pub(crate) paths: Paths,
     /// The scheme to quantize to
-    #[arg(long, value_name = "SCHEME", value_parser = schemes(), ignore_case = true)]
-    pub(crate) scheme: String,
+    #[arg(long, value_name = "SCHEME", value_parser = schemes(), ignore_case = true, required_unless_present_any = ["recipe", "schemes"])]
+    pub(crate) scheme: Option<String>,
+    /// Several schemes, each with its modules and its method: YAML or JSON; llm-compressor's recipes are taken, too
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["scheme", "group_size", "method", "effort", "order", "damping", "targets"]
+    )]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Bits per weight of the quantized modules, scales and all, that a mixture of --schemes is to keep to
+    #[arg(long, value_name = "BITS", requires = "schemes")]
+    pub(crate) target_bpw: Option<f64>,
+    /// Schemes to choose among, module by module, by the loss that is measured for each bit
+    #[arg(
+        long,
+        value_name = "SCHEME",
+        value_parser = schemes(),
+        ignore_case = true,
+        value_delimiter = ',',
+        requires = "target_bpw",
+        conflicts_with_all = ["scheme", "recipe", "group_size"]
+    )]
+    pub(crate) schemes: Vec<String>,
+    /// Write what is done as a recipe, also with --dry-run; --force replaces the file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_recipe: Option<PathBuf>,
     /// The convention to write [default: the scheme's own]
     #[arg(long, value_name = "CONVENTION", value_parser = written_conventions())]
     pub(crate) convention: Option<String>,

@@ -1,18 +1,21 @@
 //! The command line as meant: what was typed becomes the libraries' options, or an error that says what would do.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use safequant::audit::diff::Level;
 use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::container::Limits;
 use safequant::kernels::Float;
-use safequant::options::{self, Choosing};
+use safequant::options::{self, Choosing, Quantizing};
 use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
+use safequant::recipe::MAX_BYTES;
 use safequant::rewrite::repair::{RepairOptions, Weights};
 use safequant::rewrite::{
     CalibrationFile, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy,
-    OutputDtype, QuantizeRecipe, Verb,
+    OutputDtype, Verb,
 };
 use safequant::schemes::pattern::Pattern;
 
@@ -42,6 +45,10 @@ pub(crate) struct Job {
     pub(crate) record: Record,
     /// No progress.
     pub(crate) quiet: bool,
+    /// Bits per weight that the recipe's schemes are to be mixed to.
+    pub(crate) target_bits: Option<f64>,
+    /// Where the recipe is written to.
+    pub(crate) save_recipe: Option<PathBuf>,
 }
 
 /// Whether anything is written.
@@ -71,6 +78,8 @@ impl Job {
             mode: Mode::of_switch(args.dry_run),
             record: Record::of_switch(args.json),
             quiet: args.quiet,
+            target_bits: None,
+            save_recipe: None,
         }
     }
 }
@@ -230,27 +239,27 @@ pub(crate) fn diff(args: DiffArgs) -> Result<Diffing, Failure> {
 /// # Errors
 /// Options that do not go together; a calibration file that cannot be read.
 pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
-    let preset = options::preset(&args.scheme, args.group_size)?;
-    options::check_patterns("--targets", &args.targets)?;
-    options::check_patterns("--ignore", &args.ignore)?;
     let opened = |path: &PathBuf| CalibrationFile::open(path, &Limits::default());
     let calibration = args.calibration.as_ref().map(opened).transpose();
     let calibration = calibration.map_err(safequant::rewrite::Error::from)?;
-    let choosing = Choosing {
-        method: args.method.as_deref(),
-        effort: args.effort.as_deref(),
-        order: args.order.as_deref(),
-        damping: args.damping,
-    };
-    let (method, settings) = choosing.resolve(calibration.as_ref())?;
-    let recipe = QuantizeRecipe {
-        convention: options::convention(&preset, args.convention.as_deref())?,
-        preset,
-        method,
-        settings,
+    let recipe = args.recipe.as_deref().map(text).transpose()?;
+    let quantizing = Quantizing {
+        scheme: args.scheme.as_deref(),
+        schemes: &args.schemes,
+        group_size: args.group_size,
+        choosing: Choosing {
+            method: args.method.as_deref(),
+            effort: args.effort.as_deref(),
+            order: args.order.as_deref(),
+            damping: args.damping,
+        },
+        targets: &args.targets,
+        ignore: &args.ignore,
+        convention: args.convention.as_deref(),
+        recipe: recipe
+            .as_ref()
+            .map(|(name, text)| (name.as_str(), text.as_str())),
         calibration,
-        targets: args.targets,
-        ignore: args.ignore,
         division: match args.division {
             DivisionArg::Source => Division::SourceDtype,
             DivisionArg::F32 => Division::F32,
@@ -260,12 +269,30 @@ pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
             NonFiniteArg::Clamp => NonFinite::Clamp,
         },
     };
-    Ok(Job::new(
-        "quantize",
-        args.paths,
-        Verb::Quantize(recipe),
-        &args.job,
-    ))
+    let recipe = quantizing.resolve()?;
+    let verb = Verb::Quantize(recipe);
+    Ok(Job {
+        target_bits: args.target_bpw.map(options::target_bits).transpose()?,
+        save_recipe: args.save_recipe,
+        ..Job::new("quantize", args.paths, verb, &args.job)
+    })
+}
+
+/// A file's name and its text.
+///
+/// # Errors
+/// If it cannot be read, or is longer than any recipe.
+fn text(path: &Path) -> Result<(String, String), Failure> {
+    let name = path.display().to_string();
+    let failed = |source| Failure::File {
+        path: name.clone(),
+        source,
+    };
+    let mut text = String::new();
+    let file = File::open(path).map_err(failed)?;
+    let mut file = file.take(MAX_BYTES as u64 + 1);
+    file.read_to_string(&mut text).map_err(failed)?;
+    Ok((name, text))
 }
 
 /// What `dequantize` means.

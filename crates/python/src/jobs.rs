@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use safequant::options::{self, Choosing};
+use safequant::options::{self, Choosing, Quantizing};
 use safequant::quantize::quantizer::NonFinite;
 use safequant::quantize::{Division, Effort, OutputLoss};
+use safequant::recipe::Recipe;
 use safequant::rewrite::{
     Action, CalibrationFile, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy,
-    QuantizeRecipe, Verb,
+    Verb,
 };
 use safequant::size::Size;
 use safequant::{CancelToken, Checkpoint, Event, Events, Limits, OsDisk, Plan, Summary};
@@ -25,6 +26,9 @@ pub(crate) struct Request {
     pub(crate) source: PathBuf,
     pub(crate) output: PathBuf,
     scheme: Option<String>,
+    recipe: Option<String>,
+    schemes: Vec<String>,
+    target_bpw: Option<f64>,
     group_size: Option<i64>,
     convention: Option<String>,
     method: Option<String>,
@@ -58,28 +62,24 @@ impl Request {
     }
 
     fn quantize(&self) -> Result<Verb, Failure> {
-        let scheme = self.scheme.as_deref().unwrap_or_default();
-        let preset = options::preset(scheme, self.group_size)?;
-        options::check_patterns("targets", &self.targets)?;
-        options::check_patterns("ignore", &self.ignore)?;
         let opened = |path: &PathBuf| CalibrationFile::open(path, &Limits::default());
         let calibration = self.calibration.as_ref().map(opened).transpose();
         let calibration = calibration.map_err(safequant::Error::from)?;
-        let choosing = Choosing {
-            method: self.method.as_deref(),
-            effort: self.effort.as_deref(),
-            order: self.order.as_deref(),
-            damping: self.damping,
-        };
-        let (method, settings) = choosing.resolve(calibration.as_ref())?;
-        Ok(Verb::Quantize(QuantizeRecipe {
-            convention: options::convention(&preset, self.convention.as_deref())?,
-            preset,
-            method,
-            settings,
+        let quantizing = Quantizing {
+            scheme: self.scheme.as_deref(),
+            schemes: &self.schemes,
+            group_size: self.group_size,
+            choosing: Choosing {
+                method: self.method.as_deref(),
+                effort: self.effort.as_deref(),
+                order: self.order.as_deref(),
+                damping: self.damping,
+            },
+            targets: &self.targets,
+            ignore: &self.ignore,
+            convention: self.convention.as_deref(),
+            recipe: self.recipe.as_deref().map(|text| ("the recipe", text)),
             calibration,
-            targets: self.targets.clone(),
-            ignore: self.ignore.clone(),
             division: match self.division.as_str() {
                 "source" => Division::SourceDtype,
                 "f32" => Division::F32,
@@ -90,7 +90,8 @@ impl Request {
                 "clamp" => NonFinite::Clamp,
                 other => return Err(expected("nonfinite", other, "refuse or clamp")),
             },
-        }))
+        };
+        Ok(Verb::Quantize(quantizing.resolve()?))
     }
 
     fn convert(&self) -> Result<Verb, Failure> {
@@ -234,6 +235,25 @@ pub(crate) fn run(
     };
     let summary = work::run(py, &cancel, work, teller(progress))??;
     summary_dict(py, &summary)
+}
+
+/// The recipe of a mixture: for each module one of the request's schemes, so that all keep to its bits per weight.
+#[pyfunction]
+pub(crate) fn mixed_recipe(py: Python<'_>, request: Request) -> PyResult<String> {
+    let (verb, options) = (request.verb()?, request.options()?);
+    let target = options::target_bits(request.target_bpw.unwrap_or_default());
+    let target = target.map_err(Failure::from)?;
+    let Verb::Quantize(recipe) = verb else {
+        return Err(Failure::usage("only quantize mixes schemes").into());
+    };
+    let cancel = CancelToken::default();
+    let work = |_sender: std::sync::mpsc::Sender<Told>| -> Result<String, Failure> {
+        let checkpoint = Checkpoint::open(&request.source, &Limits::default())?;
+        let found =
+            safequant::rewrite::mixed::choose(&checkpoint, &recipe, target, &options, &cancel);
+        Ok(Recipe::of(&found?.recipe).to_json())
+    };
+    Ok(work::run(py, &cancel, work, teller(None))??)
 }
 
 /// A plan without its borrowings.

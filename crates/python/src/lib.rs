@@ -30,7 +30,7 @@ mod native {
     #[pymodule_export]
     use crate::checkpoint::{Checkpoint, Part, Weight};
     #[pymodule_export]
-    use crate::jobs::{plan, run};
+    use crate::jobs::{mixed_recipe, plan, run};
     #[pymodule_export]
     use crate::memory::Memory;
     #[pymodule_export]

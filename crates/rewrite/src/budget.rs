@@ -72,6 +72,12 @@ impl Budget {
         self.for_tiles() / self.slots
     }
 
+    /// Tiles of a step that fit at once, no more than there are threads for.
+    pub(crate) fn width(&self, step: &Step) -> u64 {
+        let need = step.tiling.need_bytes.max(1);
+        (self.for_tiles() / need).clamp(1, self.threads as u64)
+    }
+
     /// Bytes of buffers at the peak of a job.
     pub(crate) fn peak_bytes(&self, steps: &[Step]) -> u64 {
         let largest = steps.iter().map(|s| s.tiling.need_bytes).max().unwrap_or(0);

@@ -77,6 +77,16 @@ pub enum Error {
         /// The source.
         source_name: String,
     },
+    /// So few bits a weight cannot be had.
+    #[error(
+        "{target} bits per weight cannot be had: the cheapest of the schemes takes {least:.3}; name a cheaper one, or leave fewer modules to it"
+    )]
+    TargetBits {
+        /// What was asked for.
+        target: f64,
+        /// The least that there is.
+        least: f64,
+    },
     /// The method cannot do without statistics of inputs, and there is no calibration file.
     #[error("method {method} needs statistics of the modules' inputs: --calibration FILE")]
     NoCalibration {
@@ -378,6 +388,7 @@ impl Error {
             Error::NothingSelected { .. } => "nothing_selected",
             Error::NothingQuantized { .. } => "nothing_quantized",
             Error::CalibrationOfAnother { .. } => "calibration_of_another",
+            Error::TargetBits { .. } => "target_bits",
             Error::NoCalibration { .. } => "no_calibration",
             Error::CalibrationGone { .. } => "calibration_gone",
             Error::UnknownMethod { .. } => "unknown_method",
@@ -447,6 +458,7 @@ impl Error {
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
             | Error::CalibrationOfAnother { .. }
+            | Error::TargetBits { .. }
             | Error::NoCalibration { .. }
             | Error::CalibrationGone { .. }
             | Error::DestinationFormat { .. }

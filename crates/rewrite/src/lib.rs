@@ -10,6 +10,7 @@ mod error;
 pub mod events;
 mod journal;
 mod metadata;
+pub mod mixed;
 mod outputs;
 pub mod parts;
 mod pipeline;
@@ -34,5 +35,7 @@ pub use error::{Error, ErrorGroup};
 pub use events::{CancelToken, Event, Events};
 pub use place::OutputKind;
 pub use plan::{Action, Destination, JobOptions, Plan, PlannedModule, Verb, plan, plan_on};
-pub use recipe::{AUTO, ConvertRecipe, DequantizeRecipe, LossPolicy, OutputDtype, QuantizeRecipe};
+pub use recipe::{
+    AUTO, ConvertRecipe, DequantizeRecipe, LossPolicy, OutputDtype, QuantizeRecipe, SchemeGroup,
+};
 pub use stream::{ModuleSummary, Summary, run};

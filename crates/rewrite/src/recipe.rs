@@ -16,25 +16,39 @@ pub const AUTO: &str = "auto";
 /// What `quantize` is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizeRecipe {
-    /// The scheme, its options resolved.
-    pub preset: Preset,
+    /// The schemes, and which modules get them; at least one.
+    pub groups: Vec<SchemeGroup>,
     /// The convention to write.
     pub convention: &'static str,
-    /// The quantizer's id (`rtn`), or [`AUTO`].
-    pub method: &'static str,
-    /// How hard it is to try, and how.
-    pub settings: Settings,
     /// What is known of the inputs of modules.
     pub calibration: Option<CalibrationFile>,
-    /// Patterns of modules to quantize; empty means every linear weight.
-    pub targets: Vec<String>,
-    /// Patterns of modules to leave dense; wins over `targets`. `lm_head` and embeddings are left dense unless targeted
-    /// by name.
+    /// Patterns of modules to leave dense; wins over the targets of all groups. `lm_head` and embeddings are left dense unless
+    /// targeted by name.
     pub ignore: Vec<String>,
     /// Where divisions round.
     pub division: Division,
     /// What to do with NaN and infinities.
     pub nonfinite: NonFinite,
+    /// What is to be said about how it was read; has no effect.
+    pub notes: Vec<String>,
+}
+
+/// A scheme, and which modules get it how.
+///
+/// A module that several groups want gets the one whose pattern says most: a whole name wins over a pattern, that over "all linear
+/// weights"; among equals the first group wins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchemeGroup {
+    /// The scheme, its options resolved.
+    pub preset: Preset,
+    /// The quantizer's id (`rtn`), or [`AUTO`].
+    pub method: &'static str,
+    /// How hard it is to try, and how.
+    pub settings: Settings,
+    /// Patterns of modules to quantize; empty means every linear weight.
+    pub targets: Vec<String>,
+    /// Patterns of modules that this group does not want.
+    pub ignore: Vec<String>,
 }
 
 /// What `dequantize` is to do.
@@ -82,17 +96,18 @@ pub(crate) fn writer_of(convention: &str) -> Result<&'static dyn ConventionWrite
         })
 }
 
-/// The writer of a recipe's convention, if it holds the recipe's scheme.
+/// The writer of a recipe's convention, if it holds the recipe's schemes.
 pub(crate) fn writer(recipe: &QuantizeRecipe) -> Result<&'static dyn ConventionWriter, Error> {
     let writer = writer_of(recipe.convention)?;
-    if writer.presets().contains(&recipe.preset.name) {
-        return Ok(writer);
+    let is_held = |group: &&SchemeGroup| writer.presets().contains(&group.preset.name);
+    match recipe.groups.iter().find(|group| !is_held(group)) {
+        None => Ok(writer),
+        Some(group) => Err(Error::SchemeNotHeld {
+            convention: recipe.convention,
+            scheme: group.preset.name,
+            holds: writer.presets().join(", "),
+        }),
     }
-    Err(Error::SchemeNotHeld {
-        convention: recipe.convention,
-        scheme: recipe.preset.name,
-        holds: writer.presets().join(", "),
-    })
 }
 
 /// Everything of a verb that decides about the output, in a form that compares equal exactly when the verbs do.
@@ -100,15 +115,9 @@ pub(crate) fn canonical(verb: &Verb) -> Value {
     match verb {
         Verb::Quantize(r) => json!({
             "verb": "quantize",
-            "scheme": r.preset.name,
-            "weights": format!("{:?}", r.preset.weights),
-            "granularity": format!("{:?}", r.preset.granularity),
-            "activations": format!("{:?}", r.preset.activations),
+            "groups": r.groups.iter().map(canonical_group).collect::<Value>(),
             "convention": r.convention,
-            "method": r.method,
-            "settings": format!("{:?}", r.settings),
             "calibration": r.calibration.as_ref().map(CalibrationFile::identity),
-            "targets": r.targets,
             "ignore": r.ignore,
             "division": format!("{:?}", r.division),
             "nonfinite": format!("{:?}", r.nonfinite),
@@ -124,4 +133,17 @@ pub(crate) fn canonical(verb: &Verb) -> Value {
             "dtype": format!("{:?}", r.dtype),
         }),
     }
+}
+
+fn canonical_group(group: &SchemeGroup) -> Value {
+    json!({
+        "scheme": group.preset.name,
+        "weights": format!("{:?}", group.preset.weights),
+        "granularity": format!("{:?}", group.preset.granularity),
+        "activations": format!("{:?}", group.preset.activations),
+        "method": group.method,
+        "settings": format!("{:?}", group.settings),
+        "targets": group.targets,
+        "ignore": group.ignore,
+    })
 }

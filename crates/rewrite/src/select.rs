@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use safequant_schemes::pattern::Pattern;
 
-use crate::{Error, QuantizeRecipe};
+use crate::{Error, QuantizeRecipe, SchemeGroup};
 
 /// Why a weight is not quantized by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,6 +84,12 @@ pub(crate) fn is_unoriented_stack(tensor: &str, shape: &[u64]) -> bool {
 
 /// The patterns of a recipe, compiled, with what they matched.
 pub(crate) struct Selection {
+    groups: Vec<Rules>,
+    ignore: Vec<Rule>,
+}
+
+/// The patterns of a group.
+struct Rules {
     targets: Vec<Rule>,
     ignore: Vec<Rule>,
 }
@@ -96,19 +102,64 @@ struct Rule {
 /// What a recipe says of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Choice {
-    /// Quantize it.
-    Quantize,
+    /// Quantize it, as this group of the recipe says.
+    Quantize(usize),
     /// A linear weight that stays dense, by a pattern or by default.
     Ignore,
     /// No linear weight.
     Copy,
 }
 
+/// How much a target says of a module, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Says {
+    Everything,
+    Pattern,
+    Name,
+}
+
+impl Says {
+    fn of(pattern: &str) -> Self {
+        match pattern {
+            "*" => Says::Everything,
+            text if text.starts_with("re:") || text.contains(['*', '?', '[', '{']) => Says::Pattern,
+            _ => Says::Name,
+        }
+    }
+}
+
+impl Rules {
+    /// How much the group says of a module that it wants.
+    fn wants(&mut self, module: &str, kind: Kind) -> Result<Option<Says>, Error> {
+        if mark(&mut self.ignore, module, |_| true)?.is_some() {
+            return Ok(None);
+        }
+        let last = last_component(module);
+        Ok(match kind {
+            // Only a pattern that spells the name out means it: `*` does not mean the head.
+            Kind::DenseByDefault => mark(&mut self.targets, module, |text| text.contains(last))?,
+            Kind::Linear if self.targets.is_empty() => Some(Says::Everything),
+            Kind::Linear => mark(&mut self.targets, module, |_| true)?,
+            Kind::NotLinear => None,
+        })
+    }
+}
+
 impl Selection {
     /// Compiles a recipe's patterns.
     pub(crate) fn new(recipe: &QuantizeRecipe) -> Result<Self, Error> {
+        let rules = |group: &SchemeGroup| {
+            Ok(Rules {
+                targets: compile(&group.targets)?,
+                ignore: compile(&group.ignore)?,
+            })
+        };
         Ok(Self {
-            targets: compile(&recipe.targets)?,
+            groups: recipe
+                .groups
+                .iter()
+                .map(rules)
+                .collect::<Result<_, Error>>()?,
             ignore: compile(&recipe.ignore)?,
         })
     }
@@ -118,19 +169,18 @@ impl Selection {
         if kind == Kind::NotLinear {
             return Ok(Choice::Copy);
         }
-        let is_ignored = mark(&mut self.ignore, module, |_| true)?;
-        let last = last_component(module);
-        let is_target = match kind {
-            // Only a pattern that spells the name out means it: `*` does not mean the head.
-            Kind::DenseByDefault => mark(&mut self.targets, module, |text| text.contains(last))?,
-            Kind::Linear => mark(&mut self.targets, module, |_| true)? || self.targets.is_empty(),
-            Kind::NotLinear => false,
-        };
-        let is_chosen = is_target && !is_ignored;
-        Ok(if is_chosen {
-            Choice::Quantize
-        } else {
-            Choice::Ignore
+        let is_ignored = mark(&mut self.ignore, module, |_| true)?.is_some();
+        let mut best: Option<(Says, usize)> = None;
+        for (i, group) in self.groups.iter_mut().enumerate() {
+            if let Some(says) = group.wants(module, kind)?
+                && best.is_none_or(|(most, _)| says > most)
+            {
+                best = Some((says, i));
+            }
+        }
+        Ok(match best.filter(|_| !is_ignored) {
+            Some((_, group)) => Choice::Quantize(group),
+            None => Choice::Ignore,
         })
     }
 
@@ -147,7 +197,11 @@ impl Selection {
                 })
                 .collect()
         };
-        let mut notes = unused(&self.targets, "--targets");
+        let mut notes = Vec::new();
+        for group in &self.groups {
+            notes.extend(unused(&group.targets, "--targets"));
+            notes.extend(unused(&group.ignore, "--ignore"));
+        }
         notes.extend(unused(&self.ignore, "--ignore"));
         notes
     }
@@ -163,13 +217,17 @@ fn compile(texts: &[String]) -> Result<Vec<Rule>, Error> {
     texts.iter().map(one).collect()
 }
 
-/// Whether an admitted pattern matches; every pattern that does is marked as used.
-fn mark(rules: &mut [Rule], module: &str, admit: impl Fn(&str) -> bool) -> Result<bool, Error> {
-    let mut found = false;
+/// How much the admitted pattern that matches says, the most if several do; every pattern that does is marked as used.
+fn mark(
+    rules: &mut [Rule],
+    module: &str,
+    admit: impl Fn(&str) -> bool,
+) -> Result<Option<Says>, Error> {
+    let mut found = None;
     for rule in rules {
         if admit(rule.pattern.text()) && rule.pattern.is_match(module)? {
             rule.is_used = true;
-            found = true;
+            found = found.max(Some(Says::of(rule.pattern.text())));
         }
     }
     Ok(found)

@@ -3,6 +3,8 @@
 //! A tile is what is handed to a worker. It is worked off in *runs* of rows, so small that what is read, computed and written
 //! stays in a core's cache.
 
+mod lost;
+
 use std::mem::take;
 use std::ops::Range;
 use std::sync::Arc;

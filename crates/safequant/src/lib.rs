@@ -142,6 +142,7 @@
 
 pub mod options;
 pub mod parallel;
+pub mod recipe;
 pub mod repair;
 pub mod size;
 pub mod views;

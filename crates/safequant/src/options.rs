@@ -3,11 +3,14 @@
 
 use safequant_audit::profile::{Profile, profile, profiles};
 use safequant_audit::{Rule, all_rules, repair};
+use safequant_quantize::quantizer::{Division, NonFinite};
 use safequant_quantize::{Effort, Needs, Order, QUANTIZERS, Settings};
-use safequant_rewrite::{AUTO, CalibrationFile};
+use safequant_rewrite::{AUTO, CalibrationFile, QuantizeRecipe, SchemeGroup};
 use safequant_schemes::convention::writers_of;
 use safequant_schemes::pattern::Pattern;
 use safequant_schemes::{CONVENTIONS, ConventionWriter, Preset};
+
+use crate::recipe::Recipe;
 
 /// An option names something that does not exist, or does not go with the others.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +109,122 @@ fn writer(asked: &str) -> Result<(&'static str, &'static dyn ConventionWriter), 
         .ok_or_else(|| OptionError::unknown("convention", asked, writers().map(|(id, _)| id)))
 }
 
+/// What `quantize` is asked for, as words.
+#[derive(Debug)]
+pub struct Quantizing<'a> {
+    /// `--scheme`; `None` with a recipe, or with schemes to choose among.
+    pub scheme: Option<&'a str>,
+    /// `--schemes`: what is to be chosen among, module by module ([`safequant_rewrite::mixed`]).
+    pub schemes: &'a [String],
+    /// `--group-size`.
+    pub group_size: Option<i64>,
+    /// `--method` and what goes with it.
+    pub choosing: Choosing<'a>,
+    /// `--targets`.
+    pub targets: &'a [String],
+    /// `--ignore`.
+    pub ignore: &'a [String],
+    /// `--convention`.
+    pub convention: Option<&'a str>,
+    /// `--recipe`: the file's name and its text.
+    pub recipe: Option<(&'a str, &'a str)>,
+    /// `--calibration`.
+    pub calibration: Option<CalibrationFile>,
+    /// `--division`.
+    pub division: Division,
+    /// `--nonfinite`.
+    pub nonfinite: NonFinite,
+}
+
+impl Quantizing<'_> {
+    /// What the engine takes.
+    ///
+    /// # Errors
+    /// What does not exist, or does not go together; a recipe that says what is not covered.
+    pub fn resolve(self) -> Result<QuantizeRecipe, OptionError> {
+        check_patterns("--targets", self.targets)?;
+        check_patterns("--ignore", self.ignore)?;
+        let mut read = match (self.recipe, self.scheme) {
+            (Some((file, text)), None) => Recipe::parse(file, text, self.calibration.as_ref())?,
+            (None, Some(scheme)) if self.schemes.is_empty() => self.plain(&[scheme])?,
+            (None, None) if !self.schemes.is_empty() => {
+                let schemes: Vec<&str> = self.schemes.iter().map(String::as_str).collect();
+                self.plain(&schemes)?
+            }
+            (Some(_), Some(_)) | (None, None | Some(_)) => {
+                return Err(OptionError::new(
+                    "expected one of --scheme, --schemes and --recipe",
+                    "--scheme W4A16, or --recipe FILE that names schemes and modules",
+                ));
+            }
+        };
+        read.ignore.extend_from_slice(self.ignore);
+        let convention = common_convention(&read, self.convention)?;
+        Ok(QuantizeRecipe {
+            groups: read.groups,
+            convention,
+            calibration: self.calibration,
+            ignore: read.ignore,
+            division: self.division,
+            nonfinite: self.nonfinite,
+            notes: read.notes,
+        })
+    }
+
+    fn plain(&self, schemes: &[&str]) -> Result<Recipe, OptionError> {
+        let (method, settings) = self.choosing.resolve(self.calibration.as_ref())?;
+        let group = |scheme: &&str| {
+            Ok(SchemeGroup {
+                preset: preset(scheme, self.group_size)?,
+                method,
+                settings,
+                targets: self.targets.to_vec(),
+                ignore: Vec::new(),
+            })
+        };
+        Ok(Recipe {
+            groups: schemes
+                .iter()
+                .map(group)
+                .collect::<Result<_, OptionError>>()?,
+            ..Recipe::default()
+        })
+    }
+}
+
+/// The bits per weight of `--target-bpw`.
+///
+/// # Errors
+/// A number that no weight takes.
+pub fn target_bits(asked: f64) -> Result<f64, OptionError> {
+    if asked.is_finite() && asked > 0.0 && asked <= 32.0 {
+        return Ok(asked);
+    }
+    Err(OptionError::new(
+        format!("{asked} bits per weight are none"),
+        "a number such as 4.25",
+    ))
+}
+
+/// The convention asked for, the recipe's, or the one that is the own of all its schemes; it must hold all of them.
+fn common_convention(recipe: &Recipe, asked: Option<&str>) -> Result<&'static str, OptionError> {
+    let own: Vec<&str> = recipe
+        .groups
+        .iter()
+        .map(|g| g.preset.default_convention)
+        .collect();
+    let common = match own.as_slice() {
+        [first, rest @ ..] if rest.iter().all(|other| other == first) => None,
+        _ => Some("compressed-tensors"),
+    };
+    let asked = asked.or(recipe.convention).or(common);
+    let mut found = None;
+    for group in &recipe.groups {
+        found = Some(convention(&group.preset, asked)?);
+    }
+    found.ok_or_else(|| OptionError::new("the recipe has no group", "name a scheme"))
+}
+
 /// The words for a method, each with a line about it: those of all quantizers, and the one that stands for the best of them.
 pub fn methods() -> impl Iterator<Item = (&'static str, &'static str)> {
     let quantizers = QUANTIZERS.iter().map(|q| (q.id(), q.summary()));
@@ -187,7 +306,7 @@ fn order(asked: &str) -> Result<Order, OptionError> {
     found.ok_or_else(|| OptionError::unknown("order", asked, words))
 }
 
-fn damping(asked: f64) -> Result<f64, OptionError> {
+pub(crate) fn damping(asked: f64) -> Result<f64, OptionError> {
     if asked.is_finite() && (0.0..=MOST_DAMPING).contains(&asked) {
         return Ok(asked);
     }

@@ -123,8 +123,38 @@ pub struct Written<'a> {
     pub modules: &'a [QuantizedTensor],
     /// Linear modules left dense.
     pub ignored: &'a [String],
-    /// What was asked for, when quantizing; converting has none.
-    pub preset: Option<&'a Preset>,
+    /// What was asked for.
+    pub asked: Asked<'a>,
+}
+
+/// What was asked for when modules were quantized.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Asked<'a> {
+    /// Nothing: codes were converted.
+    Nothing,
+    /// The same for all of them.
+    Same(&'a Preset),
+    /// One for each module, in their order.
+    Each(&'a [&'a Preset]),
+}
+
+impl<'a> Asked<'a> {
+    /// What was asked for a module, by its place in the list.
+    pub fn of(self, index: usize) -> Option<&'a Preset> {
+        match self {
+            Asked::Nothing => None,
+            Asked::Same(preset) => Some(preset),
+            Asked::Each(presets) => presets.get(index).copied(),
+        }
+    }
+
+    /// What was asked for all modules alike, even if there is none.
+    pub fn same(self) -> Option<&'a Preset> {
+        match self {
+            Asked::Nothing | Asked::Each(_) => None,
+            Asked::Same(preset) => Some(preset),
+        }
+    }
 }
 
 /// What a writer wants in the documents beside the weights.

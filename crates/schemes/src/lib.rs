@@ -32,7 +32,7 @@ pub mod transcode;
 pub use arithmetic::{Dequantizer, Extras};
 pub use config::Settings;
 pub use convention::{
-    CONVENTIONS, ConfigEdit, Convention, ConventionWriter, Recognized, Written, convention,
+    Asked, CONVENTIONS, ConfigEdit, Convention, ConventionWriter, Recognized, Written, convention,
 };
 pub use decode::{Decoder, RowsOut};
 pub use dense::{DenseTensor, DenseView, OutputDtype};

@@ -1,9 +1,12 @@
 //! `quantize` and `dequantize`: plan, and then print the plan or carry it out.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::Path;
 
 use safequant::container::{Checkpoint, Limits, OsDisk};
-use safequant::rewrite::{self, CancelToken, Plan, Summary};
+use safequant::recipe::Recipe;
+use safequant::rewrite::{self, CancelToken, Destination, Plan, Summary, Verb};
 
 use crate::exit::Failure;
 use crate::output::{self, Output, Record};
@@ -20,11 +23,46 @@ mod summary;
 /// Whatever the libraries refuse.
 pub(crate) fn run(job: &Job, output: Output) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(&job.source, &Limits::default())?;
-    let plan = rewrite::plan(&checkpoint, &job.verb, &job.destination, &job.options)?;
+    let verb = mixed(job, &checkpoint)?;
+    let plan = rewrite::plan(&checkpoint, &verb, &job.destination, &job.options)?;
+    save(job, &verb)?;
     match job.mode {
         Mode::DryRun => planned::print(job, &plan, output),
         Mode::Run => carry_out(job, &plan, output),
     }
+}
+
+/// The verb, its schemes mixed if they are to be.
+fn mixed(job: &Job, checkpoint: &Checkpoint) -> Result<Verb, Failure> {
+    let (Some(target), Verb::Quantize(recipe)) = (job.target_bits, &job.verb) else {
+        return Ok(job.verb.clone());
+    };
+    let cancel = CancelToken::default();
+    let listener = Listener::install(cancel.clone(), "stopping at the next module")?;
+    let found = rewrite::mixed::choose(checkpoint, recipe, target, &job.options, &cancel);
+    drop(listener);
+    let found = found?;
+    let mut recipe = found.recipe.clone();
+    recipe.notes.push(found.note());
+    Ok(Verb::Quantize(recipe))
+}
+
+/// Writes the recipe, if it is to be.
+fn save(job: &Job, verb: &Verb) -> Result<(), Failure> {
+    let (Some(path), Verb::Quantize(recipe)) = (&job.save_recipe, verb) else {
+        return Ok(());
+    };
+    let failed = |source| Failure::File {
+        path: self::path(path),
+        source,
+    };
+    let replaces = job.options.destination == Destination::Replace;
+    let mut options = OpenOptions::new();
+    options.write(true).truncate(true);
+    options.create(replaces).create_new(!replaces);
+    let mut file = options.open(path).map_err(failed)?;
+    let text = Recipe::of(recipe).to_json();
+    file.write_all(text.as_bytes()).map_err(failed)
 }
 
 fn carry_out(job: &Job, plan: &Plan<'_>, output: Output) -> Result<(), Failure> {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from . import _native
 from .checkpoint import DtypeLike, dense_dtype
-from .errors import UsageError
+from .errors import StorageError, UsageError
 
 __all__ = [
     "Event",
@@ -66,6 +66,9 @@ class Request:
     source: str
     output: str
     scheme: str | None = None
+    recipe: str | None = None
+    schemes: tuple[str, ...] = ()
+    target_bpw: float | None = None
     group_size: int | None = None
     convention: str | None = None
     method: str | None = None
@@ -206,7 +209,10 @@ def quantize_request(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    scheme: str,
+    scheme: str | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+    schemes: Sequence[str] = (),
+    target_bpw: float | None = None,
     group_size: int | None = None,
     convention: str | None = None,
     method: str | None = None,
@@ -224,12 +230,22 @@ def quantize_request(
     resume: bool = False,
     force: bool = False,
 ) -> Request:
-    """The request that ``quantize`` runs."""
-    return Request(
+    """The request that ``quantize`` runs.
+
+    ``recipe`` is a file, which is read here: the request carries its text. With ``target_bpw`` and ``schemes`` every module is measured
+    here, which reads the source once for each scheme; the request carries the recipe that was found, as its ``recipe``.
+
+    Raises:
+        SafequantError: What measuring meets.
+    """
+    request = Request(
         verb="quantize",
         source=os.fspath(source),
         output=os.fspath(output),
         scheme=scheme,
+        recipe=None if recipe is None else _text(recipe),
+        schemes=_patterns(schemes),
+        target_bpw=target_bpw,
         group_size=group_size,
         convention=convention,
         method=method,
@@ -246,6 +262,12 @@ def quantize_request(
         max_shard_size=str(max_shard_size),
         destination=_destination(resume, force),
     )
+    if target_bpw is None:
+        if schemes:
+            raise UsageError("schemes are mixed to keep to bits per weight: target_bpw says to how many", "usage")
+        return request
+    found = _native.mixed_recipe(request)
+    return replace(request, recipe=found, schemes=(), target_bpw=None, targets=(), method=None, effort=None, order=None, damping=None)
 
 
 def convert_request(
@@ -310,7 +332,7 @@ def quantize(
     """Quantizes a checkpoint: dense (or quantized) in, quantized out.
 
     Keyword arguments are those of ``quantize_request``: ``scheme`` (``"W4A16"``; ``safequant.registries()["schemes"]`` lists
-    them) is required; ``group_size``, ``convention``, ``method`` (``"rtn"`` by default, with ``calibration`` ``"auto"``),
+    them) or ``recipe`` (a YAML or JSON file with several schemes, each with its modules; llm-compressor's are taken, too) or ``target_bpw`` with ``schemes`` (a mixture of them that keeps to so many bits per weight) is required; ``group_size``, ``convention``, ``method`` (``"rtn"`` by default, with ``calibration`` ``"auto"``),
     ``calibration`` (a file of statistics: what ``safequant.calibrate`` writes, or llama.cpp's imatrix), ``effort``, ``order``,
     ``damping`` (of methods that search), ``targets``, ``ignore`` (globs, or ``re:`` and a regular
     expression, on module names), ``division``, ``nonfinite``, ``memory``, ``threads``, ``max_shard_size``, ``resume`` (continue an interrupted job), ``force``
@@ -413,6 +435,14 @@ def summary(record: dict[str, Any]) -> Summary:
     """The dataclass of what the engine says of a finished job."""
     modules = [ModuleSummary(**module) for module in record.pop("modules")]
     return Summary(modules=modules, **record)
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{os.fspath(path)}: {error}", "io") from error
 
 
 def _patterns(patterns: Sequence[str]) -> tuple[str, ...]:

@@ -110,9 +110,8 @@ impl<'p> Pipeline<'_, 'p> {
         let step = &self.plan.job.steps[i];
         let budget = self.plan.job.budget;
         let context = StepContext::new(i, step, self.plan.checkpoint, None)?;
-        let need = step.tiling.need_bytes.max(1);
-        let width = (budget.for_tiles() / need).clamp(1, budget.threads as u64);
-        self.peak_bytes = self.peak_bytes.max(width * need);
+        let width = budget.width(step);
+        self.peak_bytes = self.peak_bytes.max(width * step.tiling.need_bytes);
         let mut merged = Statistics::default();
         let mut next = 0;
         while next < step.n_tiles() {

@@ -5,7 +5,7 @@ use safequant_quantize::Target;
 use safequant_quantize::quantizer::{Division, NonFinite};
 use safequant_schemes::pattern::Pattern;
 use safequant_schemes::{
-    Changes, ConfigEdit, ConventionWriter, Model, Preset, QuantizedTensor, Written,
+    Asked, Changes, ConfigEdit, ConventionWriter, Model, Preset, QuantizedTensor, Written,
 };
 
 use super::{
@@ -263,7 +263,7 @@ impl Builder<'_> {
             self.writer.config(&Written {
                 modules: &layouts,
                 ignored: &self.ignored,
-                preset: None,
+                asked: Asked::Nothing,
             })?
         };
         let statistics = share_statistics(&mut steps);

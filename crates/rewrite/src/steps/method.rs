@@ -8,7 +8,7 @@ use safequant_schemes::Granularity;
 
 use crate::calibration::{self, Calibration, CalibrationFile, Detail, Module};
 use crate::recipe::{self, AUTO};
-use crate::{Error, QuantizeRecipe};
+use crate::{Error, SchemeGroup};
 
 /// A quantizer, as plans hold it.
 #[derive(Clone, Copy)]
@@ -154,15 +154,23 @@ impl<'a> Chooser<'a> {
         &mut self,
         (module, shape): (&str, &[u64]),
         target: &Target,
-        recipe: &QuantizeRecipe,
+        group: &SchemeGroup,
     ) -> Result<Vec<MatrixWork>, Error> {
         let in_features = shape.last().copied().unwrap_or(0);
         let experts = match *shape {
             [n, _, _] => (0..n).map(Some).collect(),
             _ => vec![None],
         };
-        let asks =
-            recipe.method == AUTO || Method::named(recipe.method)?.0.needs() != Needs::Nothing;
+        let needs = match group.method {
+            AUTO => Needs::Welcome,
+            method => Method::named(method)?.0.needs(),
+        };
+        if needs == Needs::SecondMoment && self.file.is_none() {
+            return Err(Error::NoCalibration {
+                method: group.method,
+            });
+        }
+        let asks = needs != Needs::Nothing;
         let file = self.file.filter(|_| asks).map(CalibrationFile::calibration);
         let mut has_entry = false;
         let mut works = Vec::new();
@@ -172,7 +180,7 @@ impl<'a> Chooser<'a> {
             if let (Some(file), Some(found)) = (file, &found) {
                 check_width(file, found, in_features)?;
             }
-            works.push(self.matrix((module, expert), found, target, recipe)?);
+            works.push(self.matrix((module, expert), found, target, group)?);
         }
         if file.is_some() {
             self.n_asked += 1;
@@ -186,7 +194,7 @@ impl<'a> Chooser<'a> {
         (module, expert): (&str, Option<u64>),
         found: Option<Module>,
         target: &Target,
-        recipe: &QuantizeRecipe,
+        group: &SchemeGroup,
     ) -> Result<MatrixWork, Error> {
         let known = match &found {
             None => Known::Nothing,
@@ -197,9 +205,9 @@ impl<'a> Chooser<'a> {
                 Detail::Diagonal => Known::Diagonal,
             },
         };
-        let (method, fell_back) = resolve(recipe.method, known, target)?;
+        let (method, fell_back) = resolve(group.method, known, target)?;
         let asks = method.0.needs() != Needs::Nothing || fell_back;
-        if self.file.is_some() && (asks || recipe.method == AUTO) {
+        if self.file.is_some() && (asks || group.method == AUTO) {
             let name = expert.map_or_else(|| module.to_owned(), |e| format!("{module} [{e}]"));
             match (&found, known) {
                 (None, _) => self.missing.add(name, method),
@@ -208,7 +216,7 @@ impl<'a> Chooser<'a> {
                 (Some(_), Known::Diagonal | Known::Full) => {}
             }
         }
-        if recipe.method == AUTO {
+        if group.method == AUTO {
             let n = self.chosen.entry(method.id()).or_default();
             *n = n.saturating_add(1);
         }
@@ -224,7 +232,7 @@ impl<'a> Chooser<'a> {
         });
         Ok(MatrixWork {
             method,
-            settings: recipe.settings,
+            settings: group.settings,
             inputs,
         })
     }

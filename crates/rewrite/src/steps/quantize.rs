@@ -1,10 +1,12 @@
 //! `quantize`: which weights become what.
 
+use std::collections::HashMap;
+
 use safequant_container::Checkpoint;
 use safequant_quantize::Target;
 use safequant_schemes::scheme::float_of;
 use safequant_schemes::{
-    ConventionWriter, Model, Preset, QuantizedTensor, Storage, WeightCode, Written,
+    Asked, ConventionWriter, Model, Preset, QuantizedTensor, Storage, WeightCode, Written,
 };
 
 use super::method::Chooser;
@@ -28,6 +30,7 @@ pub(crate) fn quantize(
         writer,
         selection: Selection::new(recipe)?,
         chooser: Chooser::new(recipe.calibration.as_ref()),
+        groups: HashMap::new(),
         ordered: Ordered::default(),
         ignored: Vec::new(),
         notes: Vec::new(),
@@ -56,6 +59,8 @@ struct Builder<'a> {
     writer: &'static dyn ConventionWriter,
     selection: Selection,
     chooser: Chooser<'a>,
+    /// Which group of the recipe a module belongs to.
+    groups: HashMap<String, usize>,
     ordered: Ordered,
     ignored: Vec<String>,
     notes: Vec<String>,
@@ -65,7 +70,7 @@ struct Builder<'a> {
     n_stacks: usize,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
     fn add_plain(&mut self, name: &str) -> Result<(), Error> {
         let Some(tensor) = self.checkpoint.tensor(name) else {
             return Ok(());
@@ -79,13 +84,14 @@ impl Builder<'_> {
         self.n_stacks += usize::from(is_unoriented_stack(name, &info.shape));
         let module = name.strip_suffix(".weight").unwrap_or(name);
         match self.selection.choose(module, kind)? {
-            Choice::Quantize => {
+            Choice::Quantize(group) => {
                 let float = float_of(info.dtype).ok_or_else(|| Error::SourceDtype {
                     module: module.to_owned(),
                     found: info.dtype.name(),
                 })?;
                 let source = DenseSource::Plain(name.to_owned(), float);
-                let step = self.quantized(module, &info.shape, source, info.len_bytes())?;
+                let step =
+                    self.quantized(group, (module, &info.shape), source, info.len_bytes())?;
                 self.ordered.push(Key::of(tensor), step);
             }
             Choice::Ignore => {
@@ -102,9 +108,9 @@ impl Builder<'_> {
         let kind = kind(&tensor.weight, &tensor.shape);
         let choice = self.selection.choose(&tensor.module, kind)?;
         let step = match choice {
-            Choice::Quantize => {
+            Choice::Quantize(group) => {
                 let source = DenseSource::Quantized(Box::new(tensor.clone()));
-                self.quantized(&tensor.module, &tensor.shape, source, bytes)?
+                self.quantized(group, (&tensor.module, &tensor.shape), source, bytes)?
             }
             Choice::Ignore | Choice::Copy => {
                 if choice == Choice::Ignore {
@@ -119,12 +125,13 @@ impl Builder<'_> {
 
     fn quantized(
         &mut self,
-        module: &str,
-        shape: &[u64],
+        index: usize,
+        (module, shape): (&str, &[u64]),
         source: DenseSource,
         source_bytes: u64,
     ) -> Result<Step, Error> {
-        let preset = &self.recipe.preset;
+        let group = &self.recipe.groups[index];
+        let preset = &group.preset;
         let layout = self
             .writer
             .lay_out(module, shape, preset, source.float())
@@ -140,7 +147,7 @@ impl Builder<'_> {
         };
         let parts = layout.parts.clone();
         let chooser = &mut self.chooser;
-        let matrices = chooser.choose((module, shape), &target, self.recipe)?;
+        let matrices = chooser.choose((module, shape), &target, group)?;
         let work = Work::Quantize(Box::new(QuantizeWork {
             sources: vec![source],
             layout,
@@ -150,30 +157,41 @@ impl Builder<'_> {
             statistics: None,
         }));
         let action = Action::Quantize(preset.name);
+        self.groups.insert(module.to_owned(), index);
         Ok(Step::new(module, action, shape, source_bytes, work).with_parts(&parts))
+    }
+
+    /// What was asked for a module that is quantized.
+    fn asked(&self, step: &Step) -> Option<&'a Preset> {
+        let (recipe, index) = (self.recipe, self.groups.get(&step.name)?);
+        recipe.groups.get(*index).map(|group| &group.preset)
     }
 
     fn finish(mut self) -> Result<Steps, Error> {
         self.ignored.sort();
-        let mut steps = self.ordered.into_steps();
+        let mut steps = std::mem::take(&mut self.ordered).into_steps();
         let layouts: Vec<QuantizedTensor> = steps.iter().filter_map(layout_of).cloned().collect();
         if layouts.is_empty() {
             return Err(Error::NothingSelected {
                 source_name: self.checkpoint.name().to_owned(),
             });
         }
+        let asked: Vec<&Preset> = steps.iter().filter_map(|step| self.asked(step)).collect();
         let edit = self.writer.config(&Written {
             modules: &layouts,
             ignored: &self.ignored,
-            preset: Some(&self.recipe.preset),
+            asked: match self.recipe.groups.as_slice() {
+                [group] => Asked::Same(&group.preset),
+                _ => Asked::Each(&asked),
+            },
         })?;
         let statistics = share_statistics(&mut steps);
+        self.notes.extend_from_slice(&self.recipe.notes);
         self.notes.extend(self.selection.notes());
         self.notes
             .extend(self.chooser.finish(self.checkpoint.name())?);
         self.notes.extend(fused_notes(&layouts, &self.ignored));
-        self.notes
-            .extend(other_blocks(&layouts, &self.recipe.preset));
+        self.notes.extend(other_blocks(&layouts, &asked));
         if self.n_foreign > 0 {
             self.notes.push(format!(
                 "{} matrices are stored in dtypes that are no dense float; they are copied",
@@ -197,22 +215,21 @@ impl Builder<'_> {
 }
 
 /// What is written as another block type than asked for.
-fn other_blocks(layouts: &[QuantizedTensor], preset: &Preset) -> Option<String> {
-    let WeightCode::Block(wanted) = preset.weights else {
-        return None;
-    };
-    let format = |layout: &QuantizedTensor| {
+fn other_blocks(layouts: &[QuantizedTensor], asked: &[&Preset]) -> Option<String> {
+    let format = |(layout, preset): (&QuantizedTensor, &&Preset)| {
+        let WeightCode::Block(wanted) = preset.weights else {
+            return None;
+        };
         let Storage::Blocks { format } = layout.parts.first()?.storage else {
             return None;
         };
-        (format != wanted).then(|| format.name())
+        (format != wanted).then(|| (preset.name, format.name()))
     };
-    let other: Vec<&str> = layouts.iter().filter_map(format).collect();
-    let first = other.first()?;
+    let other: Vec<_> = layouts.iter().zip(asked).filter_map(format).collect();
+    let (wanted, first) = other.first()?;
     Some(format!(
-        "{} weights have rows that are no whole blocks of {}: they become {first}, as llama-quantize has it",
+        "{} weights have rows that are no whole blocks of {wanted}: they become {first}, as llama-quantize has it",
         other.len(),
-        preset.name
     ))
 }
 

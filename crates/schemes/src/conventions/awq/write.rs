@@ -409,7 +409,7 @@ fn common_group_size(written: &Written<'_>) -> Result<i64, String> {
         .map(size_of)
         .collect::<Result<_, _>>()?;
     let mut distinct = sizes.iter();
-    match (distinct.next(), distinct.next(), written.preset) {
+    match (distinct.next(), distinct.next(), written.asked.same()) {
         (Some(&size), None, _) => Ok(signed(size)),
         (Some(first), Some(second), _) => {
             let is_row = |m: &QuantizedTensor| size_of(m) == Ok(m.in_features());
@@ -448,6 +448,7 @@ fn check_ignored(ignored: &[&str], modules: &[QuantizedTensor]) -> Result<(), St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convention::Asked;
 
     fn preset(name: &str) -> Preset {
         Preset::by_name(name).unwrap()
@@ -539,7 +540,7 @@ mod tests {
         let written = Written {
             modules,
             ignored: &ignored,
-            preset: None,
+            asked: Asked::Nothing,
         };
         GEMM.config(&written).map(|edit| edit.quantization_config)
     }

@@ -379,6 +379,7 @@ fn storage_name(tensor: &QuantizedTensor) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convention::Asked;
 
     #[test]
     fn blocks_are_groups_where_they_divide_rows() {
@@ -409,7 +410,7 @@ mod tests {
             let written = Written {
                 modules,
                 ignored: &ignored,
-                preset: None,
+                asked: Asked::Nothing,
             };
             let edit = Writer.config(&written).unwrap();
             edit.quantization_config["llm_int8_skip_modules"].clone()

@@ -190,6 +190,7 @@ fn with_input_scale(tensor: &mut QuantizedTensor, source: &QuantizedTensor, form
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convention::Asked;
     use crate::{Granularity, Part};
 
     fn layout(preset: &str, shape: &[u64]) -> QuantizedTensor {
@@ -281,7 +282,7 @@ mod tests {
             Writer.config(&Written {
                 modules,
                 ignored: &[],
-                preset: None,
+                asked: Asked::Nothing,
             })
         };
         let edit = config(&modules).unwrap();

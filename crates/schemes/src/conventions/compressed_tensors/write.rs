@@ -60,7 +60,7 @@ impl ConventionWriter for Writer {
     fn config(&self, written: &Written<'_>) -> Result<ConfigEdit, Error> {
         let mut groups = groups_of(written);
         if groups.is_empty()
-            && let Some(preset) = written.preset
+            && let Some(preset) = written.asked.same()
         {
             groups.push((group_of_preset(preset)?, Vec::new()));
         }
@@ -205,8 +205,8 @@ impl Group {
 /// The groups of the modules, in the order in which they are met, and the modules of each.
 fn groups_of<'w>(written: &Written<'w>) -> Vec<(Group, Vec<&'w str>)> {
     let mut groups: Vec<(Group, Vec<&str>)> = Vec::new();
-    for tensor in written.modules {
-        let Some(group) = group_of(tensor, written.preset) else {
+    for (i, tensor) in written.modules.iter().enumerate() {
+        let Some(group) = group_of(tensor, written.asked.of(i)) else {
             continue;
         };
         match groups.iter_mut().find(|(g, _)| *g == group) {

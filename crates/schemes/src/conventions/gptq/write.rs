@@ -394,7 +394,7 @@ impl Common {
     /// Why not, for people: there is nothing to tell it from.
     fn of(written: &Written<'_>) -> Result<Self, String> {
         let modules = written.modules;
-        if let (true, Some(preset)) = (modules.is_empty(), written.preset) {
+        if let (true, Some(preset)) = (modules.is_empty(), written.asked.same()) {
             return Ok(Self {
                 bits: preset.bits(),
                 group_size: match preset.granularity {

@@ -114,8 +114,8 @@ impl ConventionWriter for Writer {
         let mut names = Vec::new();
         let mut metadata = Vec::new();
         let mut configs: Vec<(&str, Value)> = Vec::new();
-        for tensor in written.modules {
-            let (entry, config) = describe(tensor, written.preset)?;
+        for (i, tensor) in written.modules.iter().enumerate() {
+            let (entry, config) = describe(tensor, written.asked.of(i))?;
             names.push(tensor.weight.clone());
             metadata.push((tensor.weight.clone(), entry.to_string()));
             configs.push((&tensor.module, config));
