@@ -11,8 +11,8 @@
 use crate::encode::{CodeForm, Difference, Floats, GroupRules};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    BlockFormat, Candidate, Feedback, FitSums, Float, Levels, Minifloat, NanRule, OverflowRule,
-    Packing, Planes, Product, Sweep, Tile, portable,
+    Beam, BlockFormat, Candidate, Feedback, FitSums, Float, Levels, Minifloat, NanRule,
+    OverflowRule, Packing, Planes, Product, Sweep, Tile, portable,
 };
 
 /// The operations that `schemes` and `quantize` call. Lengths are checked by the functions themselves, which panic with a
@@ -79,6 +79,8 @@ pub struct Backend {
     pub add_product_f64: fn(Product<'_, f64>),
     /// Columns to levels, errors passed on. [`portable::feedback::feed_back`].
     pub feed_back: fn(Feedback<'_>),
+    /// Columns of a row to levels, errors passed on, with several hypotheses. [`portable::beam::search_beam`].
+    pub search_beam: fn(Beam<'_>),
     /// Each code of a row to the best one while the others stay. [`portable::sweep::sweep`].
     pub sweep: fn(Sweep<'_>) -> usize,
     /// What candidates for scale and offset lose. [`portable::fit::losses`].
@@ -122,6 +124,7 @@ pub const PORTABLE: Backend = Backend {
     add_product: portable::product::add_product,
     add_product_f64: portable::product::add_product_f64,
     feed_back: portable::feedback::feed_back,
+    search_beam: portable::beam::search_beam,
     sweep: portable::sweep::sweep,
     losses: portable::fit::losses,
     nearest: portable::fit::nearest,

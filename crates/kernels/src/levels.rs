@@ -71,7 +71,8 @@ impl Levels {
         }
     }
 
-    /// The level nearest to a value; see [`LevelSet::nearest`].
+    /// The level nearest to a value: of two that are equally near the even one (integers, floats) or the lesser (tables), beyond the
+    /// ends the end.
     pub fn nearest(&self, value: f32) -> f32 {
         with_levels!(*self, |set| set.nearest(value))
     }
@@ -82,6 +83,10 @@ pub(crate) trait LevelSet: Copy {
     /// The level nearest to a value; of two that are equally near the even one (integers, floats) or the lesser (tables). Beyond
     /// the ends it is the end. NaN gives any level.
     fn nearest(self, value: f32) -> f32;
+
+    /// Of the levels beside `level`, which is the nearest to a value, the one on the value's side of it; `level` again where there
+    /// is none.
+    fn second(self, value: f32, level: f32) -> f32;
 }
 
 /// Integers from `.0` to `.1`.
@@ -103,6 +108,16 @@ impl LevelSet for IntegerSet {
     fn nearest(self, value: f32) -> f32 {
         (value.max(self.0).min(self.1) + TO_INTEGER) - TO_INTEGER
     }
+
+    #[inline(always)]
+    fn second(self, value: f32, level: f32) -> f32 {
+        let other = if value > level {
+            level + 1.0
+        } else {
+            level - 1.0
+        };
+        other.max(self.0).min(self.1)
+    }
 }
 
 impl LevelSet for FloatLevels {
@@ -116,6 +131,19 @@ impl LevelSet for FloatLevels {
         let rounded = ((magnitude * per_step + TO_INTEGER) - TO_INTEGER) * step;
         // Adding zero makes a negative zero a positive one.
         rounded.copysign(value) + 0.0
+    }
+
+    #[inline(always)]
+    fn second(self, value: f32, level: f32) -> f32 {
+        // A little over half the distance of neighbors, on either side of a power of two.
+        let exponent = (level.to_bits() & 0x7F80_0000).max(self.least);
+        let step = f32::from_bits(exponent - (self.mantissa_bits << 23));
+        let by = if value > level {
+            0.51 * step
+        } else {
+            -0.51 * step
+        };
+        self.nearest(level + by)
     }
 }
 
@@ -136,6 +164,21 @@ impl LevelSet for TableSet {
         let mut found = self.values[0];
         for (middle, level) in self.middles.iter().zip(&self.values[1..]) {
             found = if value > *middle { *level } else { found };
+        }
+        found
+    }
+
+    #[inline(always)]
+    fn second(self, value: f32, level: f32) -> f32 {
+        let mut found = level;
+        if value > level {
+            for other in self.values.iter().rev() {
+                found = if *other > level { *other } else { found };
+            }
+        } else {
+            for other in &self.values {
+                found = if *other < level { *other } else { found };
+            }
         }
         found
     }

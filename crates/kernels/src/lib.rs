@@ -55,6 +55,7 @@ pub use minifloat::{
 };
 pub use packing::Packing;
 pub use planes::Planes;
+pub use portable::beam::{Beam, MOST_HYPOTHESES};
 pub use portable::feedback::{Feedback, GroupScales};
 pub use portable::fit::{Candidate, FitSums};
 pub use portable::sweep::Sweep;

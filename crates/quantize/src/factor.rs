@@ -14,7 +14,7 @@ use safequant_kernels::{Backend, Matrix, MatrixMut, Product, Sign};
 use crate::Order;
 
 /// Columns that are factored before the rest is brought up to date.
-const PANEL: usize = 64;
+const PANEL: usize = 128;
 /// Rows of the rest that are brought up to date at once.
 const ROWS: usize = 96;
 /// Columns of an inverse that are calculated at once.
@@ -226,33 +226,41 @@ fn cholesky<T: Scalar>(
     backend: &'static Backend,
 ) -> Option<()> {
     let mut left: Vec<T> = (0..n).map(|i| a[i * n + i]).collect();
+    let mut exchanged = Vec::new();
     for start in (0..n).step_by(PANEL) {
         let end = (start + PANEL).min(n);
+        exchanged.clear();
         for k in start..end {
             if pivoting == Pivoting::Least {
                 let rest = left.iter().enumerate().skip(k);
                 let least = rest.fold(k, |least, (i, d)| if *d < left[least] { i } else { least });
-                exchange(a, n, k, least);
+                exchange(a, n, (start, k), least);
+                exchanged.push((k, least));
                 left.swap(k, least);
                 places.swap(k, least);
             }
             let (above, row) = a.split_at_mut(k * n);
-            let row = &mut row[..n];
-            for p in start..k {
-                let line = &above[p * n..][..n];
-                let factor = -line[k];
-                for (value, other) in row[k..].iter_mut().zip(&line[k..]) {
-                    *value = other.fused(factor, *value);
+            let row = &mut row[k..n];
+            for line in above[start * n..].chunks_exact(n) {
+                let factor = line[k];
+                for (value, other) in row.iter_mut().zip(&line[k..]) {
+                    *value = *value - *other * factor;
                 }
             }
-            let pivot = row[k];
+            let pivot = row[0];
             if !(pivot > T::default()) {
                 return None;
             }
             let per_root = T::ONE / pivot.root();
-            for (value, left) in row[k..].iter_mut().zip(&mut left[k..]) {
+            for (value, left) in row.iter_mut().zip(&mut left[k..]) {
                 *value = *value * per_root;
-                *left = (-*value).fused(*value, *left);
+                *left = *left - *value * *value;
+            }
+        }
+        // Rows that were done before the panel follow at once, each while it is in the cache.
+        for row in a.chunks_exact_mut(n).take(start) {
+            for &(k, other) in &exchanged {
+                row.swap(k, other);
             }
         }
         update(a, n, start, end, backend);
@@ -260,13 +268,13 @@ fn cholesky<T: Scalar>(
     Some(())
 }
 
-/// Exchanges rows and columns `k` and `other`, `k <= other`, of a symmetric matrix of which the upper triangle is kept; rows above
-/// `k` are of the factor.
-fn exchange<T: Copy>(a: &mut [T], n: usize, k: usize, other: usize) {
+/// Exchanges rows and columns `k` and `other`, `k <= other`, of a symmetric matrix of which the upper triangle is kept; rows from
+/// `start` to `k` are of the factor.
+fn exchange<T: Copy>(a: &mut [T], n: usize, (start, k): (usize, usize), other: usize) {
     if k == other {
         return;
     }
-    for row in a.chunks_exact_mut(n).take(k) {
+    for row in a[start * n..k * n].chunks_exact_mut(n) {
         row.swap(k, other);
     }
     a.swap(k * n + k, other * n + other);
@@ -382,7 +390,7 @@ fn invert_block<T: Scalar>(t: &[T], n: usize, start: usize, end: usize) -> Vec<T
         inverse[i * size + i] = per_pivot;
         for j in i + 1..size {
             let sum = (i + 1..=j).fold(T::default(), |sum, k| {
-                at(i, k).fused(inverse[k * size + j], sum)
+                sum + at(i, k) * inverse[k * size + j]
             });
             inverse[i * size + j] = -(sum * per_pivot);
         }

@@ -40,9 +40,9 @@ pub(crate) fn feed_back(
             &mut block_values[..size * n_rows],
             &mut block_chosen[..size * n_rows],
         );
-        for (p, column) in errors.chunks_exact_mut(n_rows).enumerate() {
-            for (value, row) in column.iter_mut().zip(left.chunks_exact(n)) {
-                *value = row[start + p];
+        for (r, row) in left.chunks_exact(n).enumerate() {
+            for (p, value) in row[start..end].iter().enumerate() {
+                errors[p * n_rows + r] = *value;
             }
         }
         (backend.feed_back)(Feedback {
@@ -59,12 +59,9 @@ pub(crate) fn feed_back(
                 *loss += f64::from(*error) * f64::from(*error);
             }
         }
-        for (&column, found) in factor.columns[start..end]
-            .iter()
-            .zip(found.chunks_exact(n_rows))
-        {
-            for (row, level) in found.iter().enumerate() {
-                chosen[row * n + column] = *level;
+        for (r, row) in chosen.chunks_exact_mut(n).enumerate() {
+            for (p, &column) in factor.columns[start..end].iter().enumerate() {
+                row[column] = found[p * n_rows + r];
             }
         }
         if end < n {

@@ -1,6 +1,7 @@
 //! Choosing codes and scales for rows of floats: pure algorithms, no file and no name.
 #![forbid(unsafe_code)]
 
+mod beam;
 mod error;
 mod factor;
 mod feedback;

@@ -5,6 +5,7 @@
 //! [`encode::compare`]: their order is part of their definition.
 
 pub mod affine;
+pub mod beam;
 pub mod convert;
 pub mod encode;
 pub mod feedback;

@@ -7,6 +7,21 @@
 
 use crate::matrix::{Matrix, Product, Sign};
 
+/// How memory is asked for before it is needed; what that is worth is the backend's business, and nothing is what portable does.
+pub trait Ahead: Copy {
+    /// Asks for the line of the cache that an element is in.
+    fn fetch<T>(self, values: &[T], at: usize);
+}
+
+/// Nothing is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct NothingAhead;
+
+impl Ahead for NothingAhead {
+    #[inline(always)]
+    fn fetch<T>(self, _values: &[T], _at: usize) {}
+}
+
 /// What is computed with.
 pub trait Real: Copy + Default + std::ops::Neg<Output = Self> {
     /// `self * b + c`, rounded once.
@@ -35,7 +50,7 @@ const DEPTH: usize = 256;
 /// Rows of `a` that are copied at once.
 const A_ROWS: usize = 96;
 /// Columns of `b` that are copied at once: with the rows of `a` they fit L2.
-const B_COLUMNS: usize = 512;
+const B_COLUMNS: usize = 256;
 /// Elements of a line of the cache, as panels are copied.
 const LINE: usize = 16;
 
@@ -45,7 +60,16 @@ const LINE: usize = 16;
 /// If the shapes do not go together or are larger than the memory.
 #[inline(always)]
 pub fn add_product(product: Product<'_, f32>) {
-    add::<f32, 16>(product);
+    add_product_ahead(product, NothingAhead);
+}
+
+/// [`add_product`], with the memory of sums asked for ahead.
+///
+/// # Panics
+/// As [`add_product`].
+#[inline(always)]
+pub fn add_product_ahead(product: Product<'_, f32>, ahead: impl Ahead) {
+    add::<f32, 16>(product, ahead);
 }
 
 /// `c += a b` or `c -= a b`, in F64.
@@ -54,11 +78,20 @@ pub fn add_product(product: Product<'_, f32>) {
 /// If the shapes do not go together or are larger than the memory.
 #[inline(always)]
 pub fn add_product_f64(product: Product<'_, f64>) {
-    add::<f64, 8>(product);
+    add_product_f64_ahead(product, NothingAhead);
+}
+
+/// [`add_product_f64`], with the memory of sums asked for ahead.
+///
+/// # Panics
+/// As [`add_product_f64`].
+#[inline(always)]
+pub fn add_product_f64_ahead(product: Product<'_, f64>, ahead: impl Ahead) {
+    add::<f64, 8>(product, ahead);
 }
 
 #[inline(always)]
-fn add<T: Real, const WIDTH: usize>(product: Product<'_, T>) {
+fn add<T: Real, const WIDTH: usize>(product: Product<'_, T>, ahead: impl Ahead) {
     let (m, n, k) = product.shape();
     let Product {
         c,
@@ -86,6 +119,11 @@ fn add<T: Real, const WIDTH: usize>(product: Product<'_, T>) {
                     for (ai, a) in panels::<T, ROWS>(rows.clone(), depth.len(), a_panels) {
                         let size = (ROWS.min(rows.end - ai), WIDTH.min(columns.end - bj));
                         let at = ai * c.row_stride + bj;
+                        // The next block's sums are a row of the cache each, far from one another.
+                        for i in ROWS..2 * ROWS {
+                            ahead.fetch(c.values, at + i * c.row_stride);
+                            ahead.fetch(c.values, at + i * c.row_stride + WIDTH - 1);
+                        }
                         block::<T, WIDTH>((a, b), &mut c.values[at..], c.row_stride, size);
                     }
                 }
@@ -128,10 +166,18 @@ fn copy_panel<T: Real, const SIZE: usize>(from: Matrix<'_, T>, sign: Sign, out: 
     if rows < SIZE {
         out.fill(T::default());
     }
-    if from.row_stride == 1 && rows == SIZE && sign == Sign::Plus {
+    if from.row_stride == 1 && rows == SIZE {
         for (p, out) in out.chunks_exact_mut(SIZE).enumerate() {
             let start = p * from.column_stride;
-            out.copy_from_slice(&from.values[start..start + SIZE]);
+            let values = &from.values[start..start + SIZE];
+            match sign {
+                Sign::Plus => out.copy_from_slice(values),
+                Sign::Minus => {
+                    for (out, value) in out.iter_mut().zip(values) {
+                        *out = -*value;
+                    }
+                }
+            }
         }
         return;
     }

@@ -85,11 +85,12 @@ impl Quantizer for Searched {
     }
 
     fn work(&self, target: &Target, in_features: u64) -> RowWork {
-        // Values, levels and what is left of them; for sweeps their gradient, errors and scales, and what those are moved by.
+        // Values, levels and what is left of them, at the highest effort of four hypotheses; for sweeps their gradient, errors and
+        // scales, and what those are moved by.
         let buffers = match self {
             Self::MeanSquares | Self::HalfQuadratic => 4,
-            Self::Feedback => 6,
-            Self::Refine => 12,
+            Self::Feedback => 16,
+            Self::Refine => 20,
         };
         let n_rows = match target.scheme.granularity {
             Granularity::Block { rows, .. } => tile::ROWS.next_multiple_of(rows.max(1)),

@@ -6,6 +6,7 @@ use safequant_kernels::{Backend, Codebook, Levels, Minifloat, NanRule, OverflowR
 use safequant_schemes::{Code, Granularity, Scheme, ZeroPoint};
 
 use super::Searched;
+use crate::beam::search_beam;
 use crate::feedback::feed_back;
 use crate::grid::widen;
 use crate::inputs::OutputLoss;
@@ -19,7 +20,7 @@ use crate::search::{
 use crate::{Effort, Error, Output, Rows, Statistics, Target};
 
 /// Rows that are worked on at once.
-pub(super) const ROWS: u64 = 64;
+pub(super) const ROWS: u64 = 128;
 
 pub(super) struct Tile<'a, 'o> {
     method: Searched,
@@ -318,18 +319,28 @@ impl<'a, 'o> Tile<'a, 'o> {
         else {
             return nearest(format, cells, scales, self.backend);
         };
+        let effort = self.prepared.settings.effort;
         let of_groups = (&*scales, format.group());
+        let feed_back = match effort {
+            Effort::Fast | Effort::Default | Effort::High => feed_back,
+            Effort::Max => search_beam,
+        };
         let (mut chosen, losses) =
             feed_back(format.levels(), cells, of_groups, factor, self.backend);
         let noise = if self.method == Searched::Refine {
             let rows = (chosen.as_mut_slice(), scales);
             let mut refinement = Refinement::new(format, curvature, cells, rows, self.backend);
-            refinement.run(rounds(self.prepared.settings.effort));
+            refinement.run(rounds(effort));
             refinement.noise()
         } else {
             losses
         };
-        if self.prepared.settings.effort > Effort::Fast {
+        // What the outputs are, to compare that with, costs as much again as error feedback.
+        let least = match self.method {
+            Searched::Refine => Effort::Default,
+            Searched::MeanSquares | Searched::HalfQuadratic | Searched::Feedback => Effort::High,
+        };
+        if effort >= least {
             let losses: Vec<OutputLoss> = output_losses(curvature, cells, &noise, self.backend);
             self.out.output_losses.extend(losses);
         }

@@ -66,6 +66,7 @@ pub(crate) static BACKEND: Backend = Backend {
     add_product: fused::add_product,
     add_product_f64: fused::add_product_f64,
     feed_back: fused::feed_back,
+    search_beam: fused::search_beam,
     sweep: fused::sweep,
     losses: fused::losses,
     nearest: fused::nearest,
