@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ EMBEDDED = 160
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one way to quantize all layers: percent output error on both texts, cosine of embeddings, ratio of weights to errors in dB."""
+    """Of one way to quantize all layers: percent output error on both texts, ratio of weights to errors in dB, and cosine of
+    embeddings, ``None`` where it was not measured."""
 
     evaluation: float
     calibration: float
-    cosine: float
     sqnr: float
+    cosine: float | None
 
 
 class Judge:
@@ -41,8 +43,12 @@ class Judge:
         self.batches = prepare.batches(work / "model", chosen)
         self.original = self.embeddings()
 
-    def judge(self, weights: Mapping[str, torch.Tensor]) -> Figures:
+    def judge(self, weights: Mapping[str, torch.Tensor], embed_below: float = math.inf) -> Figures:
         """Figures of weights by module, in any shape with the right number of elements.
+
+        Args:
+            weights: Dequantized.
+            embed_below: Embeddings take longest by far; only weights with less error get theirs.
 
         Raises:
             ValueError: A module is missing, is none of the model's, or has values that are not finite.
@@ -56,8 +62,9 @@ class Judge:
         errors = {text: self.error(given, text) for text in self.hessians}
         noise = sum(float((given[n] - w).double().square().sum()) for n, w in self.weights.items())
         signal = sum(float(w.double().square().sum()) for w in self.weights.values())
-        decibels = 10 * float(torch.log10(torch.tensor(signal / max(noise, 1e-300))))
-        return Figures(errors["evaluation"], errors["calibration"], self.cosine(given), decibels)
+        decibels = 10 * math.log10(signal / max(noise, 1e-300))
+        cosine = self.cosine(given) if errors["evaluation"] < embed_below else None
+        return Figures(errors["evaluation"], errors["calibration"], decibels, cosine)
 
     def error(self, given: Mapping[str, torch.Tensor], text: str) -> float:
         """Mean over the layers of ``tr((W - Q) H (W - Q)^T) / tr(W H W^T)``, in percent."""

@@ -51,7 +51,7 @@ CONFIG = {
     "vocab_size": 96,
 }
 #: GGUF cannot be written without a tokenizer: printable ASCII and one merge.
-TOKENIZER = {
+TOKENIZER: dict[str, Any] = {
     "version": "1.0",
     "added_tokens": [],
     "normalizer": None,

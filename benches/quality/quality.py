@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
     peers = verb("peers", "Run the peers on all formats.", "peers --work /tmp/quality --python llm_compressor=/venvs/lc/bin/python")
     peers.add_argument("--python", action="append", default=[], metavar="PEER=PATH", help="the Python that a peer runs in; peers without one are skipped")
+    peers.add_argument("--variants", help="names of variants, divided by |, instead of all")
     peers.add_argument("--ggml", type=Path, help="libggml-base.so, for the peer ggml")
 
     for each in (ours, peers):
@@ -81,7 +82,9 @@ def main() -> int:
         return 0
     import adapters
 
-    return adapters.run_all(work, chosen, dict(pair.split("=", 1) for pair in given.python), given.ggml, given.again)
+    variants = given.variants.split("|") if given.variants else []
+    task = adapters.Task(work, chosen, variants, given.ggml, given.again)
+    return adapters.run_all(task, dict(pair.split("=", 1) for pair in given.python))
 
 
 if __name__ == "__main__":

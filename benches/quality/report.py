@@ -28,7 +28,7 @@ TITLES = {
     "quanto": "optimum-quanto",
     "qwantize_fp4": "qwantize",
     "torch_ao": "torchao",
-    "auto_round": "AutoRound",
+    "auto_round_rtn": "AutoRound",
 }
 #: Ours with statistics: the highest effort that ran. Fixed here, so that nothing is chosen by evaluation text.
 EFFORTS = ("auto, effort max", "auto, effort high", "auto, effort default")
@@ -145,18 +145,19 @@ def cosine_table(rows: Sequence[Row]) -> list[str]:
         "| format | best data-free peer | 1 - cosine | ours, data-free | best peer with statistics | 1 - cosine | ours with statistics | change |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    shown: Callable[[Result | None], str] = lambda r: "" if r is None else f"{1 - r.figures.cosine:.5f}"
+    shown: Callable[[float | None], str] = lambda lost: "" if lost is None else f"{lost:.5f}"
     for row in rows:
-        base = row.peer if row.peer is not None else row.peer_free
-        both = base is not None and row.ours is not None
-        says = ""
-        if both:
-            assert base is not None and row.ours is not None
-            ours, theirs = 1 - row.ours.figures.cosine, 1 - base.figures.cosine
-            says = change(ours, theirs) if abs(ours - theirs) >= 0.0003 else "≈ (below 0.0003)"
-        cells = [row.form.name, who(row.peer_free), shown(row.peer_free), shown(row.ours_free), who(row.peer), shown(row.peer), shown(row.ours), says]
+        ours, theirs = lost(row.ours), lost(row.peer if row.peer is not None else row.peer_free)
+        is_noise = ours is not None and theirs is not None and abs(ours - theirs) < 0.0003
+        says = "≈ (below 0.0003)" if is_noise else change(ours, theirs)
+        cells = [row.form.name, who(row.peer_free), shown(lost(row.peer_free)), shown(lost(row.ours_free)), who(row.peer), shown(lost(row.peer)), shown(lost(row.ours)), says]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def lost(result: Result | None) -> float | None:
+    """1 - cosine."""
+    return None if result is None or result.figures.cosine is None else 1 - result.figures.cosine
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
@@ -188,9 +189,14 @@ def all_results(found: Sequence[Result]) -> list[str]:
     order = {form.name: at for at, form in enumerate(FORMATS)}
     for r in sorted(found, key=lambda r: (order[r.format], r.figures.evaluation)):
         name = who(r) + ("" if r.counts else " (stores g_idx: no bar)") + (f" [{r.note}]" if r.note and r.note != "auto" else "")
-        figures = f"{percent(r.figures.evaluation)} | {percent(r.figures.calibration)} | {r.figures.sqnr:.2f} | {r.figures.cosine:.5f} | {r.seconds:.0f}"
+        figures = f"{percent(r.figures.evaluation)} | {percent(r.figures.calibration)} | {r.figures.sqnr:.2f} | {shown_cosine(r)} | {r.seconds:.0f}"
         lines.append(f"| {r.format} | {name} | {r.bits:.3f} | {r.statistics} | {figures} |")
     return lines
+
+
+def shown_cosine(result: Result) -> str:
+    """Empty where it was not measured."""
+    return "" if result.figures.cosine is None else f"{result.figures.cosine:.5f}"
 
 
 def machine() -> str:

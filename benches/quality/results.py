@@ -65,7 +65,8 @@ def everything(work: Path) -> list[Result]:
 def line(result: Result) -> str:
     """One result in words."""
     f = result.figures
+    cosine = "" if f.cosine is None else f"cosine {f.cosine:.5f} "
     return (
         f"{result.format:24} {result.tool:20} {result.variant:44} {result.statistics:9} {result.bits:6.3f} bits "
-        f"{f.evaluation:9.4f} % (calibration {f.calibration:9.4f} %) cosine {f.cosine:.5f} {result.seconds:7.1f} s"
+        f"{f.evaluation:9.4f} % (calibration {f.calibration:9.4f} %) {cosine}{result.seconds:7.1f} s"
     )

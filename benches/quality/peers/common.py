@@ -2,7 +2,7 @@
 
 An adapter runs in the peer's own environment, where ``safequant`` need not be installed: it needs torch, NumPy and safetensors. It is
 given one argument, a JSON file: ``work`` (the work folder; evaluation statistics are not named in it), ``out`` (where weights go),
-``formats`` (members of ``formats.FORMATS`` as objects, with ``layout`` and the variants that are ``done``), ``ggml`` (a library).
+``variants`` (names; none: all), ``formats`` (members of ``formats.FORMATS`` as objects, with ``layout`` and the variants that are ``done``), ``ggml`` (a library).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main(package: str, variants: Callable[[Form, Any], Iterator[Variant]]) -> No
     for given in task["formats"]:
         form = Form(**{**given, "done": tuple(given["done"])})
         for variant in variants(form, task):
-            if variant.name in form.done:
+            if variant.name in form.done or (task["variants"] and variant.name not in task["variants"]):
                 continue
             if form.layout not in layers:
                 layers[form.layout] = modules(work, form.layout)

@@ -35,24 +35,19 @@ def quantize(module: Module, form: Form, way: dict[str, Any]) -> Quantized:
     worker.nsamples = worker._hessian_total_samples = module.tokens
     worker._hessian_dirty = False
     weight, scale, zero, g_idx, *_ = worker.quantize()
-    groups = module.weight.shape[1] // form.group
-    index = torch.arange(module.weight.shape[1]) // form.group
-    if not way.get("static_groups") and way["desc_act"]:
-        stored_index = 4 * g_idx.numel()
-    else:
-        stored_index = 0
-        check_groups(weight, scale.half().float(), zero, index, module)
+    in_place = bool((g_idx == torch.arange(module.weight.shape[1]) // form.group).all())
     zeros = 0 if form.symmetric else zero.numel() * form.bits / 8
-    assert scale.shape[1] == groups, f"{scale.shape[1]} groups, expected {groups}"
-    return weight, packed_bytes(module.weight, form.bits) + 2 * scale.numel() + zeros + stored_index
+    stored = packed_bytes(module.weight, form.bits) + 2 * scale.numel() + zeros + (0 if in_place else 4 * g_idx.numel())
+    return as_stored(weight, scale, zero, g_idx.long(), module), stored
 
 
-def check_groups(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, index: torch.Tensor, module: Module) -> None:
-    """Asserts that the weights are codes of the groups in their places, so that no ``g_idx`` is needed."""
-    codes = weight / scale[:, index] + zero[:, index]
-    off = (codes - codes.round()).abs().max()
-    if float(off) > 0.05:
-        raise ValueError(f"{module.name}: weights are not on the grid of their groups (off by {float(off):.2f})")
+def as_stored(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, group: torch.Tensor, module: Module) -> torch.Tensor:
+    """The weights that its files hold: the codes, times scales rounded to F16. Asserts that they are codes of their groups."""
+    codes = weight / scale[:, group] + zero[:, group]
+    off = float((codes - codes.round()).abs().max())
+    if off > 0.05:
+        raise ValueError(f"{module.name}: weights are not on the grid of their groups (off by {off:.2f})")
+    return (codes.round() - zero[:, group]) * scale.half().float()[:, group]
 
 
 def variants(form: Form, task: Any) -> Iterator[Variant]:

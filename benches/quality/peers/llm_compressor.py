@@ -85,8 +85,10 @@ def variants(form: Form, task: Any) -> Iterator[Variant]:
     observers = {"min-max": "memoryless_minmax", "MSE observer": "memoryless_mse"}
     weighted = {"imatrix observer": "imatrix_mse"} if is_grouped else {}
     if form.family == "nvfp4":
-        observers["expanded MSE observer"] = "nvfp4_expanded_mse"
-        weighted["expanded imatrix observer"] = "nvfp4_expanded_imatrix"
+        observers = {"expanded MSE observer": "nvfp4_expanded_mse"}
+        weighted = {"expanded imatrix observer": "nvfp4_expanded_imatrix"}
+    if form.family == "integer":
+        del observers["min-max"]  # above the others in every format of integers
     for name, observer in observers.items():
         yield Variant("RTN min-max" if name == "min-max" else name, "none", partial(nearest, args=args, observer=observer))
     for name, observer in weighted.items():
