@@ -13,6 +13,10 @@ pub struct Inputs {
     pub second_moment: SecondMoment,
     /// The mean of `x`, `[K]`, where it is known.
     pub mean: Option<Vec<f32>>,
+    /// Where `X` are the inputs in a model that is quantized up to here, and `Y` those of the same tokens in the original:
+    /// `X^T Y / n`, `[K, K]`, row-major. What is quantized is then not the weight `W` but the target that gives the original's outputs
+    /// (asymmetric calibration).
+    pub cross: Option<Vec<f32>>,
 }
 
 /// `X^T X / n`, or its diagonal.

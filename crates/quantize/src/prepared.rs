@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use safequant_kernels::{Backend, Matrix};
+use safequant_kernels::{Backend, Matrix, MatrixMut, Product, Sign};
 
 use crate::factor::{Factor, factor};
 use crate::inputs::{Inputs, SecondMoment, Settings};
@@ -27,6 +27,8 @@ pub(crate) struct Curvature {
     pub(crate) ridge: f32,
     /// `1 / (H_jj + ridge)`; 0 where that is not positive.
     pub(crate) inverse_diagonal: Vec<f32>,
+    /// What a row times this is added to it, before it is quantized: `[in_features, in_features]`.
+    pub(crate) correction: Option<Vec<f32>>,
 }
 
 impl Prepared {
@@ -113,6 +115,15 @@ pub(crate) fn factored(
     for (&column, &pivot) in factor.columns.iter().zip(&factor.pivots) {
         costs[column] = pivot;
     }
+    let correction = match &inputs.cross {
+        None => None,
+        Some(cross) if cross.len() == moment.len() && cross.iter().all(|v| v.is_finite()) => {
+            Some(correction(cross, moment, &factor, backend))
+        }
+        Some(_) => {
+            return refused("the moment across two models is not finite, or not of their size");
+        }
+    };
     #[expect(clippy::cast_possible_truncation, reason = "a number of F32 values")]
     let ridge = (ridge(inputs) * mean) as f32;
     let inverse = |d: &f32| {
@@ -126,10 +137,59 @@ pub(crate) fn factored(
         curvature: Some(Curvature {
             ridge,
             inverse_diagonal: diagonal.iter().map(inverse).collect(),
+            correction,
             factor: Some(factor),
             inputs: Arc::clone(inputs),
         }),
     })
+}
+
+/// How far the target follows the inputs of the quantized model: all the way overfits them (quality notes 4.9).
+const ASYMMETRY: f32 = 0.5;
+
+/// `ASYMMETRY (C^T - H) (H + lambda I)^-1`, so that `W' = W + W * correction` on the shifted inputs is near to `W` on the original's.
+fn correction(
+    cross: &[f32],
+    moment: &[f32],
+    factor: &Factor,
+    backend: &'static Backend,
+) -> Vec<f32> {
+    fn square(values: &[f32], n: usize) -> Matrix<'_, f32> {
+        Matrix::of_rows(values, (n, n), n)
+    }
+    let n = factor.columns.len();
+    let mut packed = Vec::new();
+    let mut times = |a: &[f32], b: Matrix<'_, f32>| {
+        let mut out = vec![0.0; n * n];
+        (backend.add_product)(Product {
+            c: MatrixMut {
+                values: &mut out,
+                shape: (n, n),
+                row_stride: n,
+            },
+            a: square(a, n),
+            b,
+            sign: Sign::Plus,
+            packed: &mut packed,
+        });
+        out
+    };
+    let mut shift = Vec::with_capacity(n * n);
+    for i in 0..n {
+        let columns = factor.columns.iter();
+        shift.extend(columns.map(|&j| ASYMMETRY * (cross[j * n + i] - moment[i * n + j])));
+    }
+    // The inverse is `U^T U`, in the factor's order.
+    let upper = square(&factor.upper, n);
+    let half = times(&shift, upper.transposed());
+    let whole = times(&half, upper);
+    let mut correction = vec![0.0; n * n];
+    for (out, line) in correction.chunks_exact_mut(n).zip(whole.chunks_exact(n)) {
+        for (&j, value) in factor.columns.iter().zip(line) {
+            out[j] = *value;
+        }
+    }
+    correction
 }
 
 /// What is added to the diagonal before it is factored: between 0.003 and 0.03 it hardly matters (quality notes, section 3).

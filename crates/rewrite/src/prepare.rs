@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use safequant_kernels::Backend;
+use safequant_quantize::scaling::scaled_inputs;
 use safequant_quantize::{Inputs, Prepared, SecondMoment, Settings, Target};
 
 use crate::Error;
@@ -33,6 +34,8 @@ struct Derived {
     method: Method,
     settings: Settings,
     target: Target,
+    /// What the columns are multiplied by.
+    columns: Option<Arc<[f32]>>,
     in_features: usize,
     prepared: Option<Arc<Prepared>>,
 }
@@ -46,6 +49,7 @@ impl Derived {
             && self.settings == matrix.settings
             && self.in_features == in_features
             && self.target == work.target
+            && self.columns == work.scaling.columns
     }
 }
 
@@ -110,6 +114,10 @@ impl<'p> Preparations<'p> {
             Some(of) => Some(self.read(of, bytes)?),
             None => None,
         };
+        let inputs = match (inputs, &work.scaling.columns) {
+            (Some(inputs), Some(columns)) => Some(Arc::new(scaled_inputs(&inputs, columns))),
+            (inputs, _) => inputs,
+        };
         let prepared = matrix.method.0.prepare(
             &work.target,
             in_features,
@@ -123,6 +131,7 @@ impl<'p> Preparations<'p> {
             method: matrix.method,
             settings: matrix.settings,
             target: work.target.clone(),
+            columns: work.scaling.columns.clone(),
             in_features,
             prepared: prepared.clone(),
         });
@@ -220,7 +229,7 @@ pub(crate) fn note(
 /// What the quantizers that factor a second moment add where nothing else is asked for.
 const USUAL_DAMPING: f64 = 0.01;
 
-fn as_inputs(found: calibration::Statistics) -> Inputs {
+pub(crate) fn as_inputs(found: calibration::Statistics) -> Inputs {
     Inputs {
         in_features: found.in_features,
         token_count: found.token_count,
@@ -229,5 +238,6 @@ fn as_inputs(found: calibration::Statistics) -> Inputs {
             calibration::SecondMoment::Diagonal(diagonal) => SecondMoment::Diagonal(diagonal),
         },
         mean: found.mean,
+        cross: None,
     }
 }

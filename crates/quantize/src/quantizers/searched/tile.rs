@@ -1,8 +1,11 @@
 //! A tile of rows on its way to codes.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use safequant_kernels::{Backend, Codebook, Levels, Minifloat, NanRule, OverflowRule};
+use safequant_kernels::{
+    Backend, Codebook, Levels, Matrix, MatrixMut, Minifloat, NanRule, OverflowRule, Product, Sign,
+};
 use safequant_schemes::{Code, Granularity, Scheme, ZeroPoint};
 
 use super::Searched;
@@ -149,7 +152,7 @@ impl<'a, 'o> Tile<'a, 'o> {
         for start in rows.clone().step_by(at_once) {
             let part = start..(start + at_once).min(rows.end);
             let n = self.rows.in_features;
-            let cells = &values[part.start * n..part.end * n];
+            let cells = &*self.targets(&values[part.start * n..part.end * n]);
             let scales = match (&shared, cut) {
                 (Some(shared), _) => vec![shared.clone(); part.len()],
                 (None, Cut::Blocks { rows, .. }) => self.of_blocks(&format, &part, rows, cells)?,
@@ -158,6 +161,28 @@ impl<'a, 'o> Tile<'a, 'o> {
             self.part(&format, cut, cells, scales);
         }
         Ok(())
+    }
+
+    /// What rows are to become: themselves, or what makes up for the inputs of a model that is quantized up to here.
+    fn targets<'v>(&self, cells: &'v [f32]) -> Cow<'v, [f32]> {
+        let curvature = self.prepared.curvature.as_ref();
+        let Some(correction) = curvature.and_then(|c| c.correction.as_ref()) else {
+            return Cow::Borrowed(cells);
+        };
+        let n = self.rows.in_features;
+        let mut targets = cells.to_vec();
+        (self.backend.add_product)(Product {
+            c: MatrixMut {
+                values: &mut targets,
+                shape: (cells.len() / n, n),
+                row_stride: n,
+            },
+            a: Matrix::of_rows(cells, (cells.len() / n, n), n),
+            b: Matrix::of_rows(correction, (n, n), n),
+            sign: Sign::Plus,
+            packed: &mut Vec::new(),
+        });
+        Cow::Owned(targets)
     }
 
     fn format(&mut self, matrix: u64, cut: Cut, rows: &Range<usize>) -> Result<Format, Stop> {

@@ -168,7 +168,16 @@ impl ConventionWriter for Writer {
     }
 
     fn presets(&self) -> &'static [&'static str] {
-        &["W4A16", "W4A16_ASYM", "W8A16", "W3A16", "W2A16"]
+        &[
+            "W4A16",
+            "W4A16_ASYM",
+            "W8A16",
+            "W3A16",
+            "W2A16",
+            "W8A16_ASYM",
+            "W3A16_ASYM",
+            "W2A16_ASYM",
+        ]
     }
 
     fn scale_rule(&self) -> ScaleRule {
