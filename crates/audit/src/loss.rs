@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
-use safequant_container::Checkpoint;
+use safequant_container::{Checkpoint, Manifest, ManifestModule};
 use safequant_kernels::{Backend, Float, Floats};
 use safequant_schemes::scheme::float_of;
 use safequant_schemes::{Code, DenseTensor, DenseView, Error, Model, OutputDtype, QuantizedTensor};
@@ -68,6 +68,9 @@ pub struct Losses {
     pub modules: Vec<Loss>,
     /// Quantized weights that could not be compared, each with the reason.
     pub unmatched: Vec<(String, String)>,
+    /// What the run that quantized it measured, as our manifest has it: by which method, and what outputs lose on its calibration
+    /// inputs. Empty without a manifest that says so.
+    pub recorded: Vec<ManifestModule>,
 }
 
 /// The losses of one part of the blocks (all `q_proj`, all experts' `down_proj`), together.
@@ -109,6 +112,21 @@ impl Losses {
         }
         parts.sort_by_key(|part| (part.of_experts, part.part));
         parts
+    }
+
+    /// The methods of what was recorded, and the mean of the errors of outputs, as shares of these, where they are known.
+    pub fn recorded_summary(&self) -> Option<(String, Option<f64>)> {
+        let mut methods: Vec<&str> = self.recorded.iter().map(|m| m.method.as_str()).collect();
+        methods.sort_unstable();
+        methods.dedup();
+        let errors: Vec<f64> = self
+            .recorded
+            .iter()
+            .filter_map(|m| m.losses.output_error())
+            .collect();
+        let mean = errors.iter().sum::<f64>() / real(errors.len() as u64);
+        let mean = (!errors.is_empty()).then_some(mean);
+        (!methods.is_empty()).then(|| (methods.join(", "), mean))
     }
 
     /// All together; `None` where nothing was compared.
@@ -163,7 +181,10 @@ pub fn losses(
             Ok((tensor, result))
         })
         .collect::<Result<_, Error>>()?;
-    let mut losses = Losses::default();
+    let mut losses = Losses {
+        recorded: recorded(checkpoint),
+        ..Losses::default()
+    };
     for (tensor, result) in compared {
         match result {
             Ok(mut loss) => {
@@ -181,6 +202,13 @@ pub fn losses(
         by_loss.then_with(|| a.module.cmp(&b.module))
     });
     Ok(losses)
+}
+
+/// What the manifest says of quantized modules; a manifest that is wrong is for a rule to say.
+fn recorded(checkpoint: &Checkpoint) -> Vec<ManifestModule> {
+    let bytes = checkpoint.document(Manifest::FILE_NAME);
+    let manifest = bytes.and_then(|bytes| Manifest::from_json(bytes).ok());
+    manifest.map_or_else(Vec::new, |manifest| manifest.modules)
 }
 
 /// One weight, or why it cannot be compared.
@@ -307,6 +335,7 @@ mod tests {
                 loss("layers.0.mlp.up_proj", 3.0, 0.25, 3.0),
             ],
             unmatched: Vec::new(),
+            recorded: Vec::new(),
         };
         let parts = losses.by_part();
         let what: Vec<_> = parts

@@ -55,6 +55,12 @@ pub struct ManifestLosses {
 }
 
 impl ManifestLosses {
+    /// The error of the outputs as a share of these, where it is known.
+    pub fn output_error(&self) -> Option<f64> {
+        let share = self.output_noise? / self.output_signal?;
+        share.is_finite().then_some(share)
+    }
+
     /// Every number under its key.
     fn fields(&mut self) -> [(&'static str, &mut Option<f64>); 5] {
         [

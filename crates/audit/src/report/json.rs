@@ -1,5 +1,6 @@
 //! JSON of our own (specs/cli/audit.schema.json).
 
+use safequant_container::ManifestModule;
 use serde_json::{Value, json};
 
 use super::{About, problems, wanted};
@@ -53,7 +54,19 @@ fn losses(losses: &Losses) -> Value {
         "total": total,
         "parts": parts.collect::<Vec<_>>(),
         "modules": losses.modules.iter().map(loss).collect::<Vec<_>>(),
+        "recorded": losses.recorded.iter().map(recorded).collect::<Vec<_>>(),
         "unmatched": unmatched.map(|(module, why)| json!({"module": module, "reason": why})).collect::<Vec<_>>(),
+    })
+}
+
+/// What the manifest says of a module.
+fn recorded(module: &ManifestModule) -> Value {
+    json!({
+        "module": module.name,
+        "scheme": module.scheme,
+        "method": module.method,
+        "effort": module.effort,
+        "output_error": module.losses.output_error(),
     })
 }
 

@@ -101,6 +101,11 @@ fn the_record_follows_its_schema() {
     assert_eq!(plan["degrees"][0]["works"], true);
     assert_eq!(plan["degrees"][2]["works"], false);
     let loss = run(path, lines[2].0).json();
+    let recorded = loss["loss"]["recorded"].as_array().unwrap();
+    assert!(
+        !recorded.is_empty() && recorded.iter().all(|m| m["method"] == "rtn"),
+        "{loss}"
+    );
     assert!(
         loss["loss"]["modules"]
             .as_array()

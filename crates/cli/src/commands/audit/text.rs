@@ -108,6 +108,18 @@ fn lost(text: &mut Text, losses: &Losses, output: Output) {
     for loss in losses.modules.iter().take(MAX_LOSSES) {
         line(text, &Name(&loss.module).to_string(), loss);
     }
+    if let Some((methods, error)) = losses.recorded_summary() {
+        let error = error.map_or_else(String::new, |error| {
+            format!(
+                "; outputs on the calibration inputs lost {:.4}% in the mean",
+                100.0 * error
+            )
+        });
+        text.line(format_args!(
+            "  by the manifest it was quantized by {}{error}",
+            Message(&methods)
+        ));
+    }
     for (module, why) in losses.unmatched.iter().take(MAX_LOSSES) {
         text.line(format_args!(
             "  {}: not compared, {}",
