@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 880, 620
 LEFT, RIGHT, TOP, BOTTOM = 64, 200, 56, 52
 BITS = (2.0, 9.0)
 PERCENT = (0.0008, 30.0)
+#: Bits over which no line is drawn.
+GAP = 1.1
 STYLE = """
     text { font: 12px system-ui, sans-serif; fill: #1f2328 }
     .head { font-weight: 600; font-size: 14px } .note { fill: #59636e; font-size: 11px }
@@ -63,6 +65,15 @@ def points_of(found: Sequence[Result], tool: str, is_informed: bool) -> list[tup
     return front
 
 
+def path_of(points: Sequence[tuple[float, float]]) -> str:
+    """A line through points, broken where formats lie far apart: nothing is known in between."""
+    parts = []
+    for at, (bits, error) in enumerate(points):
+        is_near = at > 0 and bits - points[at - 1][0] <= GAP
+        parts.append(f"{'L' if is_near else 'M'}{x_of(bits):.1f} {y_of(error):.1f}")
+    return " ".join(parts)
+
+
 def grid() -> list[str]:
     """Axes with their numbers."""
     parts = []
@@ -87,8 +98,7 @@ def draw(found: Sequence[Result], titles: Mapping[str, str]) -> str:
             continue
         name = titles[tool] + (", with statistics" if is_informed else "")
         kind = ' class="ours"' if tool == "safequant" else ""
-        line = " L".join(f"{x_of(bits):.1f} {y_of(error):.1f}" for bits, error in points)
-        body.append(f'<path{kind} d="M{line}" stroke="{color}"><title>{name}</title></path>')
+        body.append(f'<path{kind} d="{path_of(points)}" stroke="{color}"><title>{name}</title></path>')
         for bits, error in points:
             radius = 4 if tool == "safequant" else 3
             about = f"<title>{name}: {error:.4g} % at {bits:.2f} bits</title>"

@@ -15,7 +15,7 @@ class Format:
     Attributes:
         name: As in the table.
         family: Which peers know it, and what they are asked for.
-        engine: Options of ``safequant quantize``.
+        engine: Options of ``safequant quantize``; none if it does not write this.
         bits: Bits of a code; 0 where the family says it.
         group: Weights of a row that share a scale; 0 where the family says it.
         symmetric: No zero point.
@@ -97,7 +97,7 @@ FORMATS: tuple[Format, ...] = (
     Format("NVFP4", "nvfp4", ("--scheme", "NVFP4A16", "--convention", "compressed-tensors"), 4, 16, bar=(0.4645, 0.1866)),
     Format("MXFP4", "mxfp4", ("--scheme", "MXFP4A16", "--convention", "compressed-tensors"), 4, 32, bar=(0.9315, 0.3143)),
     codebook("NF4 bs64", "NF4", "nf4", 0.5322, 0.1985),
-    codebook("NF4 bs64 double-quant", "NF4", "nf4-double"),
+    Format("NF4 bs64 double-quant", "codebook", (), 4, 64, kind="nf4-double"),
     codebook("FP4 bs64", "FP4", "fp4"),
     ggml("Q8_0"),
     ggml("Q6_K", None, 0.0093),

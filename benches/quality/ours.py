@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ class Engine:
         Raises:
             Refused: The engine does not know the format or the method.
         """
+        if not form.engine:
+            raise Refused("no option of the engine writes it")
         layout = "joined" if form.joined else "plain"
         calibration = ("--calibration", str(self.work / f"statistics/{layout}-{variant.statistics}.safetensors"))
         given = () if variant.statistics == "none" else calibration
@@ -121,15 +124,31 @@ def chosen_methods(summary: Any) -> str:
     return "; ".join(sorted(said))
 
 
-def run_all(binary: Path, work: Path, formats: Sequence[Format], names: Sequence[str], threads: int, again: bool) -> None:
-    """Runs the variants named on the formats, but for what this binary did before."""
-    engine, judge = Engine(binary, work, threads), measure.Judge(work)
+class Wanted(Enum):
+    """Whose results are kept."""
+
+    ALL = "nothing"
+    THIS = "this binary's"
+    MISSING = "any binary's"
+
+    def keeps(self, path: Path, version: str) -> bool:
+        """Whether a result that may lie there is kept."""
+        if self is Wanted.ALL or not path.exists():
+            return False
+        return self is Wanted.MISSING or results.load(path).version == version
+
+
+def run_all(engine: Engine, formats: Sequence[Format], names: Sequence[str], wanted: Wanted) -> None:
+    """Runs the variants named on the formats, but for results that are kept."""
+    judge = measure.Judge(engine.work)
     variants = [variant for variant in VARIANTS if variant.name in names]
+    if len(variants) != len(set(names)):
+        raise SystemExit(f"--variants: expected some of {', '.join(v.name for v in VARIANTS)}; found {', '.join(names)}")
     refused = done = 0
-    for form in formats:
-        for variant in variants:
-            path = results.path_of(work, "safequant", form.slug, variant.name)
-            if not again and path.exists() and results.load(path).version == engine.version:
+    for variant in variants:
+        for form in formats:
+            path = results.path_of(engine.work, "safequant", form.slug, variant.name)
+            if wanted.keeps(path, engine.version):
                 done += 1
                 continue
             try:
@@ -140,6 +159,6 @@ def run_all(binary: Path, work: Path, formats: Sequence[Format], names: Sequence
                 print(f"SKIPPED: {form.name}, {variant.name}: {why}", file=sys.stderr, flush=True)
                 continue
             done += 1
-            results.save(work, form.slug, result)
+            results.save(engine.work, form.slug, result)
             print(results.line(result), flush=True)
     print(f"engine: {done} results, {refused} refused", file=sys.stderr)

@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument("--variants", default="rtn|mse|auto, diagonal|auto, effort high|auto, effort max", help="divided by | [%(default)s]")
     ours.add_argument("--threads", type=int, default=1, help="threads of the engine [%(default)s]")
 
+    ours.add_argument("--keep", action="store_true", help="keep results of other binaries, too")
+
     peers = verb("peers", "Run the peers on all formats.", "peers --work /tmp/quality --python llm_compressor=/venvs/lc/bin/python")
     peers.add_argument("--python", action="append", default=[], metavar="PEER=PATH", help="the Python that a peer runs in; peers without one are skipped")
     peers.add_argument("--variants", help="names of variants, divided by |, instead of all")
@@ -78,7 +80,8 @@ def main() -> int:
     if given.verb == "ours":
         import ours
 
-        ours.run_all(given.binary.resolve(), work, chosen, given.variants.split("|"), given.threads, given.again)
+        wanted = ours.Wanted("nothing" if given.again else "any binary's" if given.keep else "this binary's")
+        ours.run_all(ours.Engine(given.binary.resolve(), work, given.threads), chosen, given.variants.split("|"), wanted)
         return 0
     import adapters
 

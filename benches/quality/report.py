@@ -16,6 +16,8 @@ from results import Result
 
 #: Two errors closer than this mean nothing: settings of peers and of the engine's defaults differ by as much from text to text.
 NOTHING = 0.02
+#: What set the aims: a prototype whose figures were measured on another text (peers' figures on this one are up to 2 % higher).
+PROTOTYPE = "the prototype"
 #: How peers are called in the table.
 TITLES = {
     "safequant": "safequant",
@@ -160,38 +162,53 @@ def lost(result: Result | None) -> float | None:
     return None if result is None or result.figures.cosine is None else 1 - result.figures.cosine
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Ours beside somebody's, of one kind."""
+
+    format: str
+    kind: str
+    ours: float | None
+    theirs: float
+    name: str
+
+    def words(self) -> str:
+        """One sentence of a list."""
+        mine = "is missing" if self.ours is None else f"has {percent(self.ours)} %"
+        return f"- {self.format}, {self.kind}: ours {mine}, {self.name} {percent(self.theirs)} %."
+
+
+def comparisons(row: Row) -> list[Comparison]:
+    """All that can be said of a format."""
+    pairs = [
+        ("data-free", row.ours_free, error_of(row.peer_free), who(row.peer_free)),
+        ("diagonal", row.ours_diagonal, error_of(row.peer_diagonal), who(row.peer_diagonal)),
+        ("with statistics", row.ours, error_of(row.peer), who(row.peer)),
+        ("data-free", row.ours_free, row.form.bar[0], PROTOTYPE),
+        ("with statistics", row.ours, row.form.bar[1], PROTOTYPE),
+    ]
+    return [Comparison(row.form.name, kind, error_of(ours), theirs, name) for kind, ours, theirs, name in pairs if theirs is not None]
+
+
 def findings(rows: Sequence[Row]) -> list[str]:
-    """Where ours is not below: against peers and against the prototype."""
-    said = []
-    for row in rows:
-        pairs = [
-            ("data-free", error_of(row.ours_free), error_of(row.peer_free), who(row.peer_free)),
-            ("diagonal", error_of(row.ours_diagonal), error_of(row.peer_diagonal), who(row.peer_diagonal)),
-            ("with statistics", error_of(row.ours), error_of(row.peer), who(row.peer)),
-            ("data-free", error_of(row.ours_free), row.form.bar[0], "the prototype"),
-            ("with statistics", error_of(row.ours), row.form.bar[1], "the prototype"),
-        ]
-        for kind, ours, theirs, name in pairs:
-            if theirs is None:
-                continue
-            if ours is None:
-                if name != "the prototype":
-                    said.append(f"- {row.form.name}, {kind}: ours is missing; {name} has {percent(theirs)} %.")
-            elif ours > theirs:
-                means = "above" if ours > theirs * (1 + NOTHING) else "above by less than 2 %, which means nothing,"
-                said.append(f"- {row.form.name}, {kind}: ours {percent(ours)} % is {means} {name} ({percent(theirs)} %).")
-    return said or ["- Nowhere."]
-
-
-def all_results(found: Sequence[Result]) -> list[str]:
-    """Everything that ran."""
-    lines = ["| format | tool | bits/weight | statistics | output error % | on calibration % | SQNR dB | cosine | CPU s |", "|---|---|---|---|---|---|---|---|---|"]
-    order = {form.name: at for at, form in enumerate(FORMATS)}
-    for r in sorted(found, key=lambda r: (order[r.format], r.figures.evaluation)):
-        name = who(r) + ("" if r.counts else " (stores g_idx: no bar)") + (f" [{r.note}]" if r.note and r.note != "auto" else "")
-        figures = f"{percent(r.figures.evaluation)} | {percent(r.figures.calibration)} | {r.figures.sqnr:.2f} | {shown_cosine(r)} | {r.seconds:.0f}"
-        lines.append(f"| {r.format} | {name} | {r.bits:.3f} | {r.statistics} | {figures} |")
-    return lines
+    """Where ours is not below: against peers, against the prototype, and where the difference means nothing."""
+    everything = [comparison for row in rows for comparison in comparisons(row)]
+    missing = [c for c in everything if c.ours is None and c.name != PROTOTYPE]
+    above = [c for c in everything if c.ours is not None and c.ours > c.theirs * (1 + NOTHING)]
+    near = [c for c in everything if c.ours is not None and abs(c.ours / c.theirs - 1) <= NOTHING]
+    alike: Callable[[list[Comparison]], str] = lambda given: ", ".join(f"{c.format} {c.kind}" for c in given) or "none"
+    return [
+        "Above a peer or the prototype by more than 2 %:",
+        "",
+        *([c.words() for c in above] or ["- Nowhere."]),
+        "",
+        "Missing beside a peer:",
+        "",
+        *([c.words() for c in missing] or ["- Nothing."]),
+        "",
+        f"Within 2 % of the best peer, which means nothing: {alike([c for c in near if c.name != PROTOTYPE])}.",
+        f"Within 2 % of the prototype: {alike([c for c in near if c.name == PROTOTYPE])}.",
+    ]
 
 
 def shown_cosine(result: Result) -> str:
@@ -244,7 +261,7 @@ def page(work: Path, found: Sequence[Result]) -> str:
         "",
         *main_table(rows),
         "",
-        "Where ours is not below, or does not reach the prototype whose figures set the aims (its text was another one):",
+        "The prototype is what set the engine's aims; its figures are of another text, on which peers have up to 2 % less than here.",
         "",
         *findings(rows),
         "",
