@@ -127,7 +127,11 @@ impl GroupFormat {
         let choice = rule.choose(Group::new(ends, is_short), self.numbers.above())?;
         let stored = Stored {
             scale: choice.scale,
-            zero: choice.zero,
+            // The tool may choose a zero that the convention cannot hold.
+            zero: match self.numbers.zero {
+                Zero::Integer(least, most) => choice.zero.clamp(least, most),
+                Zero::None | Zero::Offset(..) => choice.zero,
+            },
             offset: choice.offset,
         };
         Ok((stored, self.numbers.effective(stored)))
@@ -359,10 +363,13 @@ impl Numbers {
                 return unsupported("zero points and offsets belong to dense scales");
             }
         };
-        // From 5 bits on the level without a partner is worth less than the surprise of a negative scale.
+        // From 6 bits on the level without a partner is worth less than the surprise of a negative scale.
         let lopsided = match scheme.code {
             Code::Integer { bits, .. } => bits <= 5,
-            Code::Codebook(_) => true,
+            Code::Codebook(book) => {
+                let values = book.values();
+                values.iter().any(|value| !values.contains(&-value))
+            }
             Code::Minifloat(_) | Code::StoredCodebook | Code::Dense(_) => false,
         };
         let is_plain = matches!(zero, Zero::None) && matches!(coding, Coding::Float(_));
