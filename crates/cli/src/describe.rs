@@ -11,6 +11,7 @@ pub(crate) fn action(action: &Action) -> String {
         Action::Convert(label) => format!("convert ({})", label.word()),
         Action::Respell => "respell".to_owned(),
         Action::Drop => "drop".to_owned(),
+        Action::Fold => "divide by folded scales".to_owned(),
     }
 }
 
@@ -31,6 +32,7 @@ pub(crate) const fn action_parts(action: &Action) -> (&'static str, Option<&'sta
         Action::Convert(_) => ("convert", None),
         Action::Respell => ("respell", None),
         Action::Drop => ("drop", None),
+        Action::Fold => ("fold", None),
     }
 }
 
@@ -42,7 +44,8 @@ pub(crate) const fn label(action: &Action) -> Option<&'static str> {
         | Action::Quantize(_)
         | Action::Dequantize(_)
         | Action::Respell
-        | Action::Drop => None,
+        | Action::Drop
+        | Action::Fold => None,
     }
 }
 

@@ -335,7 +335,7 @@ fn action_dict<'py>(
     let (to, label) = match action {
         Action::Quantize(to) | Action::Dequantize(to) => (Some(*to), None),
         Action::Convert(label) => (None, Some(label.word())),
-        Action::Copy | Action::Respell | Action::Drop => (None, None),
+        Action::Copy | Action::Respell | Action::Drop | Action::Fold => (None, None),
     };
     let dict = PyDict::new(py);
     dict.set_item("name", name)?;

@@ -13,6 +13,7 @@ pub mod quantizers;
 mod refine;
 pub mod report;
 mod rules;
+pub mod scaling;
 mod search;
 
 pub use error::Error;

@@ -93,6 +93,14 @@ pub enum Error {
         /// The method.
         method: &'static str,
     },
+    /// Scales that were asked for cannot be folded.
+    #[error("method awq: {name}: {reason}")]
+    Fold {
+        /// The module, tensor or document that stands in the way.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The calibration file has no statistics of a module any more: it changed since the job was planned.
     #[error("{module}: its statistics are gone: the calibration file changed in between")]
     CalibrationGone {
@@ -390,6 +398,7 @@ impl Error {
             Error::CalibrationOfAnother { .. } => "calibration_of_another",
             Error::TargetBits { .. } => "target_bits",
             Error::NoCalibration { .. } => "no_calibration",
+            Error::Fold { .. } => "cannot_fold",
             Error::CalibrationGone { .. } => "calibration_gone",
             Error::UnknownMethod { .. } => "unknown_method",
             Error::NotWritable { .. } => "convention_not_writable",
@@ -460,6 +469,7 @@ impl Error {
             | Error::CalibrationOfAnother { .. }
             | Error::TargetBits { .. }
             | Error::NoCalibration { .. }
+            | Error::Fold { .. }
             | Error::CalibrationGone { .. }
             | Error::DestinationFormat { .. }
             | Error::RowOrder { .. }

@@ -8,6 +8,7 @@ mod config;
 pub mod convert;
 mod error;
 pub mod events;
+mod fold;
 mod journal;
 mod metadata;
 pub mod mixed;
@@ -36,6 +37,6 @@ pub use events::{CancelToken, Event, Events};
 pub use place::OutputKind;
 pub use plan::{Action, Destination, JobOptions, Plan, PlannedModule, Verb, plan, plan_on};
 pub use recipe::{
-    AUTO, ConvertRecipe, DequantizeRecipe, LossPolicy, OutputDtype, QuantizeRecipe, SchemeGroup,
+    AUTO, AWQ, ConvertRecipe, DequantizeRecipe, LossPolicy, OutputDtype, QuantizeRecipe, SchemeGroup,
 };
 pub use stream::{ModuleSummary, Summary, run};

@@ -18,7 +18,7 @@ use crate::outputs::file_of;
 use crate::place::{OutputKind, Place};
 use crate::steps::{QuantizeWork, Step, Steps};
 use crate::{
-    CalibrationFile, ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, config,
+    CalibrationFile, ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, config, fold,
     prepare, recipe, steps,
 };
 
@@ -143,6 +143,8 @@ pub enum Action {
     Respell,
     /// Left out: belongs to the old convention only.
     Drop,
+    /// Divided by scales that the weights after it are multiplied by.
+    Fold,
 }
 
 impl Action {
@@ -155,20 +157,22 @@ impl Action {
             Action::Convert(_) => "convert",
             Action::Respell => "respell",
             Action::Drop => "drop",
+            Action::Fold => "fold",
         }
     }
 
     /// The scheme quantized to, the convention dequantized from, or the label of a conversion.
     pub const fn detail(&self) -> Option<&'static str> {
         match self {
-            Action::Copy | Action::Respell | Action::Drop => None,
+            Action::Copy | Action::Respell | Action::Drop | Action::Fold => None,
             Action::Quantize(name) | Action::Dequantize(name) => Some(name),
             Action::Convert(label) => Some(label.word()),
         }
     }
 }
 
-/// Plans a job; reads headers, documents and group indices, no weights.
+/// Plans a job; reads headers, documents and group indices, and weights only where scales that are folded have to be chosen
+/// ([`crate::AWQ`]).
 ///
 /// # Errors
 /// Everything that can be known before the first byte: unsupported combinations, destination taken, disk too small,
@@ -207,6 +211,9 @@ pub fn plan_on<'a>(
         Verb::Dequantize(recipe) => steps::dequantize(checkpoint, &model, recipe)?,
         Verb::Convert(recipe) => steps::convert(checkpoint, &model, recipe)?,
     };
+    if let Verb::Quantize(recipe) = verb {
+        fold::fold(checkpoint, recipe, options, &mut steps)?;
+    }
     if let Some(writer) = writer {
         steps = steps::respell(checkpoint, writer, steps)?;
     }
@@ -243,7 +250,7 @@ impl<'a> Planner<'a, '_> {
             &sidecars,
             &built.list,
         );
-        let fingerprint = self.fingerprint(&shards)?;
+        let fingerprint = self.fingerprint(&shards, built.folded.as_deref())?;
         let journal_bytes = fingerprint.journal_bound(&built.list);
         self.notes.append(&mut built.notes);
         Ok(Plan {
@@ -420,10 +427,18 @@ impl<'a> Planner<'a, '_> {
         files
     }
 
-    fn fingerprint(&self, shards: &[FilePlan]) -> Result<Fingerprint, Error> {
+    fn fingerprint(
+        &self,
+        shards: &[FilePlan],
+        folded: Option<&str>,
+    ) -> Result<Fingerprint, Error> {
+        let mut recipe = recipe::canonical(self.verb);
+        if let (Value::Object(fields), Some(digest)) = (&mut recipe, folded) {
+            fields.insert("folded".to_owned(), json!(digest));
+        }
         Fingerprint::new(
             self.checkpoint,
-            recipe::canonical(self.verb),
+            recipe,
             self.options.max_shard_bytes,
             shards,
         )

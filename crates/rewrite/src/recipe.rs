@@ -13,6 +13,9 @@ use crate::{Error, Verb};
 /// The method that stands for the best one for each module, by what is known of its inputs.
 pub const AUTO: &str = "auto";
 
+/// The method that scales input features, folds the scales into what comes before (the crate's `fold`), and searches scales as `mse` does.
+pub const AWQ: &str = "awq";
+
 /// What `quantize` is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizeRecipe {
@@ -41,7 +44,7 @@ pub struct QuantizeRecipe {
 pub struct SchemeGroup {
     /// The scheme, its options resolved.
     pub preset: Preset,
-    /// The quantizer's id (`rtn`), or [`AUTO`].
+    /// The quantizer's id (`rtn`), [`AUTO`] or [`AWQ`].
     pub method: &'static str,
     /// How hard it is to try, and how.
     pub settings: Settings,
@@ -80,7 +83,8 @@ pub enum LossPolicy {
 
 /// The quantizer of a recipe.
 pub(crate) fn quantizer(method: &str) -> Result<&'static dyn Quantizer, Error> {
-    let found = QUANTIZERS.iter().find(|q| q.id() == method);
+    let id = if method == AWQ { "mse" } else { method };
+    let found = QUANTIZERS.iter().find(|q| q.id() == id);
     found.copied().ok_or_else(|| Error::UnknownMethod {
         method: method.to_owned(),
     })

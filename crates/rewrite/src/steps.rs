@@ -5,6 +5,8 @@ mod method;
 mod quantize;
 mod respell;
 
+use std::sync::Arc;
+
 use safequant_container::{
     BlockType, Checkpoint, Dtype, FileFormat, GgufMetadata, PlannedTensor, TensorGroup, TensorInfo,
     TensorRef,
@@ -23,7 +25,7 @@ pub(crate) use self::quantize::quantize;
 pub(crate) use self::respell::respell;
 use crate::budget::Tiling;
 use crate::select::fused_groups;
-use crate::{Action, DequantizeRecipe, Error};
+use crate::{AWQ, Action, DequantizeRecipe, Error};
 
 /// One unit of work.
 #[derive(Clone, Debug)]
@@ -111,6 +113,42 @@ pub(crate) struct QuantizeWork {
     pub(crate) matrices: Vec<MatrixWork>,
     /// Index into the job's groups that share statistics; `None` where none are needed.
     pub(crate) statistics: Option<usize>,
+    /// What the weight is multiplied by before it is quantized.
+    pub(crate) scaling: Scaling,
+}
+
+/// What a weight is multiplied by, so that its inputs can be divided by the same, or its outputs by what the next weight is multiplied by
+/// (`fold`).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Scaling {
+    /// It was asked for.
+    pub(crate) is_wanted: bool,
+    /// What each column is multiplied by.
+    pub(crate) columns: Option<Arc<[f32]>>,
+    /// What each row is divided by: powers of two.
+    pub(crate) rows: Option<Arc<[f32]>>,
+}
+
+impl Scaling {
+    /// Whether the weight stays as it is.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.columns.is_none() && self.rows.is_none()
+    }
+
+    /// Scales whole rows, the first of which has this number.
+    pub(crate) fn apply(&self, values: &mut [f32], first_row: u64, in_features: usize) {
+        let first_row = usize::try_from(first_row).unwrap_or(usize::MAX);
+        for (at, row) in values.chunks_mut(in_features.max(1)).enumerate() {
+            let divisor = self.rows.as_ref().map(|rows| rows.get(first_row.saturating_add(at)));
+            if let Some(divisor) = divisor.flatten().filter(|divisor| **divisor != 1.0) {
+                row.iter_mut().for_each(|value| *value /= divisor);
+            }
+            if let Some(columns) = &self.columns {
+                let scaled = row.iter_mut().zip(columns.iter());
+                scaled.for_each(|(value, scale)| *value *= scale);
+            }
+        }
+    }
 }
 
 impl QuantizeWork {
@@ -128,6 +166,9 @@ impl QuantizeWork {
 
     /// The quantizer; several, joined by `+`, where matrices of the stack are not all quantized alike.
     pub(crate) fn methods(&self) -> String {
+        if self.scaling.columns.is_some() {
+            return AWQ.to_owned();
+        }
         let mut ids: Vec<&str> = Vec::new();
         for id in self.matrices.iter().map(|matrix| matrix.method.id()) {
             if !ids.contains(&id) {
@@ -324,6 +365,8 @@ pub(crate) struct Steps {
     pub(crate) keeps_documents: bool,
     /// The metadata of GGUF files; `None` for safetensors.
     pub(crate) gguf: Option<GgufMetadata>,
+    /// A digest of all scales that are folded; `None` where the recipe asks for none.
+    pub(crate) folded: Option<String>,
 }
 
 /// What steps are ordered by, before their names: the source's shard, and in a GGUF file, whose tensors have an order of their

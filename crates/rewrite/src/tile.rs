@@ -4,6 +4,7 @@
 //! stays in a core's cache.
 
 mod lost;
+mod scaled;
 
 use std::mem::take;
 use std::ops::Range;
@@ -359,7 +360,9 @@ impl<'p> StepContext<'p> {
     ) -> Result<Floats<'s>, Error> {
         let columns = work.layout.in_features();
         let Scratch { stored, floats, .. } = scratch;
-        if let (Reader::Plain(tensor, Some(float)), rows) = self.member(run) {
+        if work.scaling.is_nothing()
+            && let (Reader::Plain(tensor, Some(float)), rows) = self.member(run)
+        {
             let row = columns * float.size_bytes() as u64;
             let bytes = stored.lend(self.fits((run.end - run.start) * row)?);
             tensor.read_exact_at(rows.start * row, bytes)?;
@@ -367,6 +370,7 @@ impl<'p> StepContext<'p> {
             return Ok(Floats::Bytes(*float, bytes));
         }
         let values = self.floats(columns, run, stored, floats)?;
+        work.scaling.apply(values, run.start, self.fits(columns)?);
         self.reorder(values, run);
         Ok(Floats::F32(values))
     }

@@ -5,7 +5,7 @@ use safequant_audit::profile::{Profile, profile, profiles};
 use safequant_audit::{Rule, all_rules, repair};
 use safequant_quantize::quantizer::{Division, NonFinite};
 use safequant_quantize::{Effort, Needs, Order, QUANTIZERS, Settings};
-use safequant_rewrite::{AUTO, CalibrationFile, QuantizeRecipe, SchemeGroup};
+use safequant_rewrite::{AUTO, AWQ, CalibrationFile, QuantizeRecipe, SchemeGroup};
 use safequant_schemes::convention::writers_of;
 use safequant_schemes::pattern::Pattern;
 use safequant_schemes::{CONVENTIONS, ConventionWriter, Preset};
@@ -228,11 +228,16 @@ fn common_convention(recipe: &Recipe, asked: Option<&str>) -> Result<&'static st
 /// The words for a method, each with a line about it: those of all quantizers, and the one that stands for the best of them.
 pub fn methods() -> impl Iterator<Item = (&'static str, &'static str)> {
     let quantizers = QUANTIZERS.iter().map(|q| (q.id(), q.summary()));
-    [(AUTO, AUTO_SUMMARY)].into_iter().chain(quantizers)
+    [(AUTO, AUTO_SUMMARY), (AWQ, AWQ_SUMMARY)]
+        .into_iter()
+        .chain(quantizers)
 }
 
 const AUTO_SUMMARY: &str =
     "the best for what is known of each module's inputs; the plan says which";
+
+const AWQ_SUMMARY: &str = "mse after scaling input features, the scales folded exactly into the norm or linear layer before, for Llama, Mistral, Mixtral, Qwen, \
+     Gemma and Phi; needs --calibration";
 
 /// How codes and scales are chosen, as it was asked for: words of registries, and a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -265,7 +270,9 @@ impl Choosing<'_> {
             damping: self.damping.map(damping).transpose()?,
         };
         let quantizer = QUANTIZERS.iter().find(|q| q.id() == method);
-        if calibration.is_none() && quantizer.is_some_and(|q| q.needs() == Needs::SecondMoment) {
+        let is_needed =
+            method == AWQ || quantizer.is_some_and(|q| q.needs() == Needs::SecondMoment);
+        if calibration.is_none() && is_needed {
             return Err(OptionError::new(
                 format!("method {method} needs statistics of the modules' inputs"),
                 "--calibration FILE: what `safequant.calibrate` of the Python package writes",

@@ -93,7 +93,7 @@ class PlannedModule:
     """What becomes of one module or plain tensor.
 
     Attributes:
-        action: ``"copy"``, ``"quantize"``, ``"dequantize"``, ``"convert"``, ``"respell"`` or ``"drop"``.
+        action: ``"copy"``, ``"quantize"``, ``"dequantize"``, ``"convert"``, ``"respell"``, ``"drop"`` or ``"fold"``.
         scheme_or_convention: What it is quantized to, or dequantized from.
         label: Of a conversion: ``"exact"``, ``"cast"``, ``"lossy"`` or ``"impossible"``.
         method: The quantizer of what is quantized; several joined by ``+`` in a stack that is not quantized alike.

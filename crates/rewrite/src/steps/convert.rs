@@ -9,7 +9,7 @@ use safequant_schemes::{
 };
 
 use super::{
-    Carried, DenseSource, Key, MatrixWork, Method, Ordered, QuantizeWork, Step, Steps,
+    Carried, DenseSource, Key, MatrixWork, Method, Ordered, QuantizeWork, Scaling, Step, Steps,
     TranscodeWork, Work, drop_orphans, is_dense, layout_of, left, share_statistics, stored,
 };
 use crate::convert::{Conversion, Label, conversion};
@@ -192,6 +192,7 @@ impl Builder<'_> {
             scheme: preset.name,
             matrices: vec![MatrixWork::plain(Method::named("rtn")?)],
             statistics: None,
+            scaling: Scaling::default(),
         }));
         let action = Action::Convert(Label::Lossy);
         let step = Step::new(&tensor.module, action, &tensor.shape, bytes, work);
@@ -281,6 +282,7 @@ impl Builder<'_> {
             edit,
             keeps_documents,
             gguf: None,
+            folded: None,
         })
     }
 }

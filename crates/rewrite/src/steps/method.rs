@@ -7,7 +7,7 @@ use safequant_quantize::{Needs, QUANTIZERS, Quantizer, Settings, Target};
 use safequant_schemes::Granularity;
 
 use crate::calibration::{self, Calibration, CalibrationFile, Detail, Module};
-use crate::recipe::{self, AUTO};
+use crate::recipe::{self, AUTO, AWQ};
 use crate::{Error, SchemeGroup};
 
 /// A quantizer, as plans hold it.
@@ -165,7 +165,8 @@ impl<'a> Chooser<'a> {
             AUTO => Needs::Welcome,
             method => Method::named(method)?.0.needs(),
         };
-        if needs == Needs::SecondMoment && self.file.is_none() {
+        let is_needed = needs == Needs::SecondMoment || group.method == AWQ;
+        if is_needed && self.file.is_none() {
             return Err(Error::NoCalibration {
                 method: group.method,
             });

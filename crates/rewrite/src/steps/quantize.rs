@@ -11,11 +11,11 @@ use safequant_schemes::{
 
 use super::method::Chooser;
 use super::{
-    DenseSource, Key, Ordered, QuantizeWork, Step, Steps, Work, drop_orphans, is_dense, layout_of,
+    DenseSource, Key, Ordered, QuantizeWork, Scaling, Step, Steps, Work, drop_orphans, is_dense, layout_of,
     left, share_statistics, stored,
 };
 use crate::select::{Choice, Kind, Selection, fused_groups, is_unoriented_stack, kind};
-use crate::{Action, Error, QuantizeRecipe, recipe};
+use crate::{AWQ, Action, Error, QuantizeRecipe, recipe};
 
 /// Every selected linear weight becomes quantized; quantized weights that are not selected become dense.
 pub(crate) fn quantize(
@@ -155,6 +155,10 @@ impl<'a> Builder<'a> {
             scheme: preset.name,
             matrices,
             statistics: None,
+            scaling: Scaling {
+                is_wanted: group.method == AWQ,
+                ..Scaling::default()
+            },
         }));
         let action = Action::Quantize(preset.name);
         self.groups.insert(module.to_owned(), index);
