@@ -213,7 +213,7 @@ impl<'a> Problem<'a> {
             let mut share = FROM;
             for found in found {
                 let unit = extreme / (most * share);
-                share += (1.0 - FROM) / (STEPS - 1) as f32;
+                share += STEP;
                 let per_unit = 1.0 / unit;
                 let each = wanted.iter().enumerate();
                 let total = each.fold(0.0, |sum, (g, number)| {
@@ -294,7 +294,7 @@ impl<'a> Problem<'a> {
             for g in 0..self.n_groups() {
                 (all[g], bowls[g]) = self.group(g).bowl(self.candidate(&choice, g));
             }
-            let (d, dmin) = self.fitted(&choice, &all);
+            let (d, dmin) = fitted(&choice, &all);
             let mut next = Choice { d, dmin, ..choice };
             self.weigh(&mut next);
             for (g, bowl) in bowls.iter().enumerate().take(self.n_groups()) {
@@ -308,38 +308,38 @@ impl<'a> Problem<'a> {
         }
         choice
     }
+}
 
-    /// The `d` and `dmin` of least squares for integers and codes, as F16 holds them.
-    fn fitted(&self, choice: &Choice, sums: &[FitSums; GROUPS]) -> (f32, f32) {
-        let (mut dd, mut dm, mut mm, mut to_d, mut to_m) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        let integers = choice.scales.iter().zip(&choice.mins);
-        for (sums, (&scale, &min)) in sums.iter().zip(integers) {
-            let (scale, min) = (f64::from(scale), f64::from(min));
-            dd += scale * scale * f64::from(sums.squares);
-            dm -= scale * min * f64::from(sums.levels);
-            mm += min * min * f64::from(sums.weights);
-            to_d += scale * f64::from(sums.products);
-            to_m -= min * f64::from(sums.values);
-        }
-        let determinant = dd * mm - dm * dm;
-        let (d, dmin) = if determinant > 1e-6 * dd * mm {
-            (
-                (to_d * mm - to_m * dm) / determinant,
-                (to_m * dd - to_d * dm) / determinant,
-            )
-        } else {
-            (
-                (to_d - dm * f64::from(choice.dmin)) / dd,
-                choice.dmin.into(),
-            )
-        };
-        #[expect(clippy::cast_possible_truncation, reason = "F16 is to hold it")]
-        let or = |fitted: f64, now: f32| {
-            let fitted = f16(fitted as f32);
-            if fitted.is_finite() { fitted } else { now }
-        };
-        (or(d, choice.d), or(dmin, choice.dmin))
+/// The `d` and `dmin` of least squares for integers and codes, as F16 holds them.
+fn fitted(choice: &Choice, sums: &[FitSums; GROUPS]) -> (f32, f32) {
+    let (mut dd, mut dm, mut mm, mut to_d, mut to_m) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    let integers = choice.scales.iter().zip(&choice.mins);
+    for (sums, (&scale, &min)) in sums.iter().zip(integers) {
+        let (scale, min) = (f64::from(scale), f64::from(min));
+        dd += scale * scale * f64::from(sums.squares);
+        dm -= scale * min * f64::from(sums.levels);
+        mm += min * min * f64::from(sums.weights);
+        to_d += scale * f64::from(sums.products);
+        to_m -= min * f64::from(sums.values);
     }
+    let determinant = dd * mm - dm * dm;
+    let (d, dmin) = if determinant > 1e-6 * dd * mm {
+        (
+            (to_d * mm - to_m * dm) / determinant,
+            (to_m * dd - to_d * dm) / determinant,
+        )
+    } else {
+        (
+            (to_d - dm * f64::from(choice.dmin)) / dd,
+            choice.dmin.into(),
+        )
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "F16 is to hold it")]
+    let or = |fitted: f64, now: f32| {
+        let fitted = f16(fitted as f32);
+        if fitted.is_finite() { fitted } else { now }
+    };
+    (or(d, choice.d), or(dmin, choice.dmin))
 }
 
 /// Pairs of integers that are looked at for a group, at most.
@@ -350,6 +350,9 @@ const STEPS: usize = 32;
 
 /// The largest number is this share of the last integer at least.
 const FROM: f32 = 0.6;
+
+/// From one share to the next.
+const STEP: f32 = (1.0 - FROM) / 31.0;
 
 /// The `n` units of least loss that differ, as F16 holds them.
 fn best_of(found: &mut [(f32, f32)], n: usize) -> Vec<f32> {
