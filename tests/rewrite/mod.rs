@@ -2,8 +2,10 @@
 
 mod calibrated;
 mod faults;
+mod folded;
 mod gguf;
 mod jobs;
+mod mixed;
 mod parts;
 mod places;
 mod recipes;

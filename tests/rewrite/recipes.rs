@@ -132,6 +132,7 @@ fn the_target_that_says_most_wins() {
 fn asked<'a>(recipe: Option<(&'a str, &'a str)>, scheme: Option<&'a str>) -> Quantizing<'a> {
     Quantizing {
         scheme,
+        schemes: &[],
         group_size: None,
         choosing: Choosing::default(),
         targets: &[],

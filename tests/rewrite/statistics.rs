@@ -8,7 +8,7 @@ use safequant::rewrite::CalibrationFile;
 use serde_json::json;
 
 /// Tokens that were seen.
-const N_TOKENS: usize = 96;
+const N_TOKENS: u16 = 96;
 
 /// What goes into a file.
 #[derive(Clone)]
@@ -153,6 +153,11 @@ fn second_moment(module: &str, width: usize) -> Vec<f32> {
             }
         }
     }
-    let n = N_TOKENS as f64;
-    moment.into_iter().map(|sum| (sum / n) as f32).collect()
+    let n = f64::from(N_TOKENS);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "statistics are stored as F32"
+    )]
+    let mean = |sum: f64| (sum / n) as f32;
+    moment.into_iter().map(mean).collect()
 }

@@ -1,6 +1,6 @@
 //! The help texts, and that what they say can be run.
 
-use crate::support::{command, run, workplace};
+use crate::support::{command, run, workplace, write_calibration};
 
 /// In an order in which each finds what the ones before it made. Those of `repair` need a spoilt model: `repair.rs` runs it.
 const VERBS: [&str; 10] = [
@@ -31,6 +31,7 @@ fn examples(help: &str) -> Vec<String> {
 #[test]
 fn every_example_of_every_verb_runs() {
     let workplace = workplace();
+    write_calibration(&workplace.path().join("statistics.safetensors"));
     let mut n_run = 0;
     for verb in VERBS {
         let help = run(workplace.path(), &format!("safequant {verb} --help")).expect(0);
@@ -72,6 +73,9 @@ fn help_lists_what_the_registries_hold() {
         "compressed-tensors",
         "gptq",
         "rtn",
+        "auto",
+        "refine",
+        "min-pivot",
         "1GiB",
         "5GB",
     ] {

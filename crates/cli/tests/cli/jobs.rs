@@ -8,7 +8,10 @@ use std::process::Stdio;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{Ran, Tensor, command, names, run, safetensors, tree, workplace};
+use crate::schema::check;
+use crate::support::{
+    Ran, Tensor, command, names, run, safetensors, tree, workplace, write_calibration,
+};
 
 /// Names and lengths of the files a record lists.
 fn listed(record: &Value) -> Vec<(String, u64)> {
@@ -101,6 +104,133 @@ fn there_and_back_keeps_names_and_shapes() {
     };
     assert_eq!(tensors("back"), tensors("model"));
     assert!(path.join("back/tokenizer.json").exists());
+}
+
+#[test]
+fn statistics_of_inputs_choose_the_method_and_are_what_is_reported() {
+    let workplace = workplace();
+    let path = workplace.path();
+    write_calibration(&path.join("statistics"));
+    let line = "safequant quantize model -o q --scheme W4A16 --calibration statistics";
+    let plan = run(path, &format!("{line} --dry-run")).expect(0);
+    for words in ["quantize to W4A16 by refine", "beside the budget:"] {
+        assert!(
+            plan.stdout.contains(words),
+            "{words} is missing from\n{}",
+            plan.stdout
+        );
+    }
+    assert!(
+        plan.stderr.contains("--method auto: refine for"),
+        "{}",
+        plan.stderr
+    );
+    let record = run(path, &format!("{line} --dry-run --json --quiet"))
+        .expect(0)
+        .json();
+    check("plan.schema.json", &record);
+    assert!(record["peak_statistics_bytes"].as_u64() > Some(0));
+
+    let done = run(path, &format!("{line} --effort default --damping 0.02")).expect(0);
+    for words in [
+        "Worst modules by error of their outputs",
+        "output error",
+        "%",
+        "refine",
+    ] {
+        assert!(
+            done.stdout.contains(words),
+            "{words} is missing from\n{}",
+            done.stdout
+        );
+    }
+    let record = run(path, &format!("{line} --force --json --quiet"))
+        .expect(0)
+        .json();
+    check("summary.schema.json", &record);
+    assert!(record["mean_output_error"].as_f64() > Some(0.0));
+    let modules = record["modules"].as_array().unwrap();
+    let refined = modules.iter().filter(|m| m["method"] == "refine");
+    let mut n_refined = 0;
+    for module in refined {
+        assert_eq!(module["effort"], "default");
+        assert!(module["seconds"].as_f64() > Some(0.0), "{module}");
+        assert!(module["output_error"].as_f64() > Some(0.0), "{module}");
+        n_refined += 1;
+    }
+    assert!(n_refined >= 10, "{n_refined} modules");
+}
+
+#[test]
+fn options_of_methods_that_do_not_go_together_are_usage_errors() {
+    let workplace = workplace();
+    let path = workplace.path();
+    write_calibration(&path.join("statistics"));
+    fs::write(
+        path.join("r.yaml"),
+        "safequant_recipe: 1\ngroups: [{scheme: W4A16}]\n",
+    )
+    .unwrap();
+    fs::write(
+        path.join("smooth.yaml"),
+        "s_stage: {m_modifiers: {SmoothQuantModifier: {}}}\n",
+    )
+    .unwrap();
+    for (options, words) in [
+        ("--scheme W4A16 --method gptq", "--calibration FILE"),
+        ("--scheme W4A16 --effort high", "rtn has no effort"),
+        (
+            "--scheme W4A16 --calibration statistics --damping 7",
+            "damping 7",
+        ),
+        ("--scheme W4A16 --recipe r.yaml", "cannot be used with"),
+        ("--scheme W4A16 --target-bpw 4", "--schemes"),
+        ("--schemes W4A16,W8A16", "--target-bpw"),
+        ("--schemes W4A16,W8A16 --target-bpw -1", "bits per weight"),
+        ("--schemes W4A16,W8A16 --target-bpw 3", "cannot be had"),
+        ("--recipe smooth.yaml", "SmoothQuantModifier is not covered"),
+        ("", "--scheme"),
+    ] {
+        let line = format!("safequant quantize model -o q {options}");
+        let ran = run(path, &line).expect(4);
+        assert!(ran.stderr.contains(words), "{line}: {}", ran.stderr);
+        assert!(!path.join("q").exists());
+    }
+}
+
+#[test]
+fn a_mixture_is_shown_saved_and_done_again() {
+    let workplace = workplace();
+    let path = workplace.path();
+    let line = "safequant quantize model -o q --target-bpw 6 --schemes W4A16,W8A16";
+    let plan = run(path, &format!("{line} --dry-run --save-recipe mixed.json")).expect(0);
+    assert!(
+        plan.stderr.contains("bits per weight of the"),
+        "{}",
+        plan.stderr
+    );
+    for words in ["quantize to W4A16", "quantize to W8A16"] {
+        assert!(
+            plan.stdout.contains(words),
+            "{words} is missing from\n{}",
+            plan.stdout
+        );
+    }
+    assert!(!path.join("q").exists());
+    run(path, &format!("{line} --dry-run --save-recipe mixed.json")).expect(3);
+    run(path, &format!("{line} --quiet")).expect(0);
+    run(
+        path,
+        "safequant quantize model -o again --recipe mixed.json --quiet",
+    )
+    .expect(0);
+    let of = |name: &str| -> Vec<Vec<u8>> {
+        tree(&path.join(name))
+            .into_iter()
+            .map(|(_, bytes)| bytes)
+            .collect()
+    };
+    assert!(of("q") == of("again"));
 }
 
 #[test]

@@ -169,6 +169,49 @@ pub(crate) fn workplace() -> tempfile::TempDir {
     directory
 }
 
+/// Writes statistics of the inputs of the tiny Llama's linear layers, as `safequant.calibrate` does: their whole second moment, of
+/// features that are independent and unequally loud.
+pub(crate) fn write_calibration(path: &Path) {
+    let metadata = json!({
+        "format": "safequant-calibration",
+        "format_version": "1",
+        "hessian": "full",
+        "accumulation": "F32",
+        "sequential": "false",
+    });
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), metadata);
+    let mut data: Vec<u8> = Vec::new();
+    let linear = tiny_llama()
+        .into_iter()
+        .filter(|t| t.name.ends_with("proj.weight"));
+    for tensor in linear {
+        let module = tensor.name.strip_suffix(".weight").unwrap().to_owned();
+        let width = usize::try_from(tensor.shape[1]).unwrap();
+        let moment = (0..width * width).map(|i| {
+            let loud = f32::from(u16::try_from(i / width % 7).unwrap()) + 1.0;
+            if i % (width + 1) == 0 { loud } else { 0.0 }
+        });
+        let moment: Vec<u8> = moment.flat_map(f32::to_le_bytes).collect();
+        for (name, dtype, shape, bytes) in [
+            ("hessian", "F32", json!([width, width]), moment),
+            (
+                "token_count",
+                "I64",
+                json!([]),
+                4096_i64.to_le_bytes().to_vec(),
+            ),
+        ] {
+            let begin = data.len();
+            data.extend_from_slice(&bytes);
+            let entry =
+                json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, data.len()] });
+            header.insert(format!("{module}.{name}"), entry);
+        }
+    }
+    fs::write(path, with_header(&Value::Object(header).to_string(), &data)).unwrap();
+}
+
 /// Every file below a directory with its bytes, by name.
 pub(crate) fn tree(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();

@@ -144,15 +144,19 @@ mod tests {
         };
         let mut n_tried = 0;
         for _ in 0..200 {
-            let units: Vec<Vec<(u64, f64)>> = (0..4)
-                .map(|_| {
-                    let (size, loud) = (1 + next(4), 1 + next(50));
-                    // A quarter of the loss for each bit more, as with real weights.
-                    (2..6)
-                        .map(|bits| (size * bits, (loud as f64) * 0.25_f64.powi(bits as i32)))
-                        .collect()
-                })
-                .collect();
+            let unit = |_| -> Vec<(u64, f64)> {
+                let (size, mut loss) = (
+                    1 + next(4),
+                    [1.0, 3.0, 50.0][usize::try_from(next(3)).unwrap()],
+                );
+                // A quarter of the loss for each bit more, as with real weights.
+                let mut bits = |bits| {
+                    loss *= 0.25;
+                    (size * bits, loss)
+                };
+                (2..6).map(&mut bits).collect()
+            };
+            let units: Vec<_> = (0..4).map(unit).collect();
             let least: u64 = units.iter().map(|unit| unit[0].0).sum();
             let most = least + next(20);
             let found = choose(&units, |bytes| bytes <= most).unwrap();

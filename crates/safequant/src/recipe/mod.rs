@@ -256,7 +256,11 @@ impl Members {
                 at: at.to_owned(),
                 left: members.clone(),
             }),
-            _ => Err(Problem::new(format!(
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_) => Err(Problem::new(format!(
                 "{at}: expected members by name, found {value}"
             ))),
         }

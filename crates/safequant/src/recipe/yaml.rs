@@ -101,11 +101,13 @@ impl<'t> Reader<'t> {
         let mut members = Map::new();
         loop {
             let (event, at) = self.next()?;
-            let key = match event {
-                Event::MappingEnd => return Ok(Value::Object(members)),
-                Event::Scalar(text, _, _, None) => text.into_owned(),
-                _ => return Err(wrong(at, "a key is no plain text")),
+            if event == Event::MappingEnd {
+                return Ok(Value::Object(members));
+            }
+            let Event::Scalar(text, _, _, None) = event else {
+                return Err(wrong(at, "a key is no plain text"));
             };
+            let key = text.into_owned();
             let next = self.next()?;
             let value = self.value(next, depth)?;
             if members.insert(key.clone(), value).is_some() {
