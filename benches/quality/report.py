@@ -211,6 +211,17 @@ def findings(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def all_results(found: Sequence[Result]) -> list[str]:
+    """Everything that ran."""
+    lines = ["| format | tool | bits/weight | statistics | output error % | on calibration % | SQNR dB | cosine | CPU s |", "|---|---|---|---|---|---|---|---|---|"]
+    order = {form.name: at for at, form in enumerate(FORMATS)}
+    for r in sorted(found, key=lambda r: (order[r.format], r.figures.evaluation)):
+        name = who(r) + ("" if r.counts else " (stores g_idx: no bar)") + (f" [{r.note}]" if r.note and r.note != "auto" else "")
+        figures = f"{percent(r.figures.evaluation)} | {percent(r.figures.calibration)} | {r.figures.sqnr:.2f} | {shown_cosine(r)} | {r.seconds:.0f}"
+        lines.append(f"| {r.format} | {name} | {r.bits:.3f} | {r.statistics} | {figures} |")
+    return lines
+
+
 def shown_cosine(result: Result) -> str:
     """Empty where it was not measured."""
     return "" if result.figures.cosine is None else f"{result.figures.cosine:.5f}"
