@@ -139,8 +139,11 @@ impl Scaling {
     pub(crate) fn apply(&self, values: &mut [f32], first_row: u64, in_features: usize) {
         let first_row = usize::try_from(first_row).unwrap_or(usize::MAX);
         for (at, row) in values.chunks_mut(in_features.max(1)).enumerate() {
-            let divisor = self.rows.as_ref().map(|rows| rows.get(first_row.saturating_add(at)));
-            if let Some(divisor) = divisor.flatten().filter(|divisor| **divisor != 1.0) {
+            let divisor = self
+                .rows
+                .as_ref()
+                .map(|rows| rows.get(first_row.saturating_add(at)));
+            if let Some(divisor) = divisor.flatten() {
                 row.iter_mut().for_each(|value| *value /= divisor);
             }
             if let Some(columns) = &self.columns {

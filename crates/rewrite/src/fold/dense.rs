@@ -58,8 +58,9 @@ impl Dense {
         };
         let both = self.values.iter().zip(scales);
         let divided = both.map(|(&weight, &scale)| match gain {
-            _ if scale == 1.0 => weight,
             Gain::Weight => weight / scale,
+            // A weight near zero would lose bits beside the one.
+            Gain::OnePlusWeight if is_one(scale) => weight,
             Gain::OnePlusWeight => of(weight) / scale - 1.0,
         });
         let divided: Vec<f32> = divided.collect();
@@ -101,6 +102,10 @@ impl Dense {
         }
         (bytes, exact)
     }
+}
+
+fn is_one(scale: f32) -> bool {
+    scale.to_bits() == 1.0_f32.to_bits()
 }
 
 /// The least ratio of gains; scales are between 1/16 and 16, and rounding adds little to that.

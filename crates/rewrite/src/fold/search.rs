@@ -311,7 +311,11 @@ fn keep_exact(
     };
     if let Some((norm, gain)) = norm {
         let (_, actual) = norm.divided_gain(*gain, scales);
-        let same: Vec<bool> = actual.iter().zip(&*scales).map(|(a, b)| a == b).collect();
+        let same: Vec<bool> = actual
+            .iter()
+            .zip(&*scales)
+            .map(|(a, b)| a.to_bits() == b.to_bits())
+            .collect();
         and(&same);
     }
     if let Some(bias) = bias {

@@ -11,8 +11,8 @@ use safequant_schemes::{
 
 use super::method::Chooser;
 use super::{
-    DenseSource, Key, Ordered, QuantizeWork, Scaling, Step, Steps, Work, drop_orphans, is_dense, layout_of,
-    left, share_statistics, stored,
+    DenseSource, Key, Ordered, QuantizeWork, Scaling, Step, Steps, Work, drop_orphans, is_dense,
+    layout_of, left, share_statistics, stored,
 };
 use crate::select::{Choice, Kind, Selection, fused_groups, is_unoriented_stack, kind};
 use crate::{AWQ, Action, Error, QuantizeRecipe, recipe};
