@@ -1,7 +1,5 @@
 //! ggml: clauses 150-152. Its quantizers choose for whole blocks, several groups at once; they stand in the kernels.
 
-use std::ops::RangeInclusive;
-
 use safequant_kernels::blocks::{BlockLayout, BlockOffset, BlockScale, CodeValue};
 use safequant_kernels::{
     Backend, BlockFields, BlockFormat, Codebook, E8M0Rule, Float, Floats, Stores, UNSIGNED_E4M3,
@@ -101,43 +99,6 @@ impl Blocks {
         Ok(self.tile(rows, fields))
     }
 
-    /// Stores what was chosen for whole rows as blocks: the inverse of what [`Blocks::quantize`] reads from them.
-    ///
-    /// # Panics
-    /// If the tile has not the codes, scales and offsets of as many blocks as `blocks` has bytes for.
-    pub(crate) fn store(self, tile: &CodeTile, blocks: &mut [u8]) {
-        let layout = self.layout;
-        if layout.scale == BlockScale::Super
-            && layout.offset == BlockOffset::None
-            && self.format.pack_scaled(&tile.codes, &tile.scales, blocks)
-        {
-            return;
-        }
-        let mut fields = BlockFields {
-            codes: tile.codes.clone(),
-            ..BlockFields::default()
-        };
-        match layout.scale {
-            BlockScale::Super => fields.d.clone_from(&tile.scales),
-            BlockScale::Integers => {
-                fields.scales = integers_of(&tile.scales);
-                fields.d.clone_from(&tile.supers);
-            }
-            BlockScale::HalfE8M0 => fields.scales = bytes_of(layout, 0..=255, &tile.scales),
-            // 7F is another spelling of 0.
-            BlockScale::HalfE4M3 => fields.scales = bytes_of(layout, 0..=0x7e, &tile.scales),
-        }
-        match layout.offset {
-            BlockOffset::None => {}
-            BlockOffset::Added => fields.m.clone_from(&tile.offsets),
-            BlockOffset::Subtracted => {
-                fields.mins = integers_of(&tile.offsets);
-                fields.m.clone_from(&tile.offset_supers);
-            }
-        }
-        layout.pack(&fields, blocks);
-    }
-
     fn check(self, rows: &Rows<'_>, fields: &BlockFields) -> Result<(), Error> {
         let per_row = (rows.in_features / self.layout.elements).max(1);
         for numbers in [&fields.d, &fields.m] {
@@ -186,26 +147,6 @@ impl Blocks {
             ..CodeTile::default()
         }
     }
-}
-
-/// Integers that a tile has as floats.
-fn integers_of(numbers: &[f32]) -> Vec<i16> {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the integers of a block have at most 8 bits"
-    )]
-    numbers.iter().map(|number| *number as i16).collect()
-}
-
-/// The bytes that stand for scales of a small float. Its values ascend with its bytes.
-fn bytes_of(layout: &BlockLayout, bytes: RangeInclusive<i16>, scales: &[f32]) -> Vec<i16> {
-    let last = *bytes.end();
-    let values: Vec<f32> = bytes.map(|byte| layout.scale.decode(byte)).collect();
-    let byte = |scale: &f32| {
-        let at = values.partition_point(|value| value < scale);
-        i16::try_from(at).map_or(last, |at| at.min(last))
-    };
-    scales.iter().map(byte).collect()
 }
 
 /// `Q4_0`, `Q5_0`: the value of largest magnitude becomes code 0, and the scale carries its sign.
@@ -292,45 +233,4 @@ fn is_scheme_of(layout: &BlockLayout, scheme: &Scheme) -> bool {
         && scheme.granularity == Granularity::Group { size }
         && (scheme.scale, scheme.super_scale) == scale
         && scheme.zero_point == zero_point
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_read_from_blocks_is_stored_as_these_blocks() {
-        let mut n_formats = 0;
-        for &format in BlockFormat::ALL {
-            let layout = format.layout().filter(|layout| layout.code_bits > 1);
-            let (Some(_), Some(layout)) = (format.quantizer(), layout) else {
-                continue;
-            };
-            let blocks = Blocks { format, layout };
-            let value = |i: usize| f32::from(u16::try_from(i * 7919 % 2003).unwrap()) / 2e4 - 0.05;
-            let mut values: Vec<f32> = (0..1024).map(value).collect();
-            // A block of zeros, large and tiny numbers.
-            values[256..512].fill(0.0);
-            values[512..768].iter_mut().for_each(|v| *v *= 1e4);
-            values[768..].iter_mut().for_each(|v| *v *= 1e-4);
-            for backend in Backend::available() {
-                let source = Floats::F32(&values);
-                let mut expected = vec![0; values.len() / format.elements() * format.bytes()];
-                (backend.encode_blocks)(format, source, &mut expected, Stores::Ordinary);
-                let rows = Rows {
-                    values: source,
-                    in_features: 512,
-                    first_row: 0,
-                    out_features: 2,
-                    source: Float::F32,
-                };
-                let tile = blocks.quantize(&rows, &values, backend).unwrap();
-                let mut found = vec![0xa5; expected.len()];
-                blocks.store(&tile, &mut found);
-                assert!(found == expected, "{} {}", format.name(), backend.name);
-            }
-            n_formats += 1;
-        }
-        assert_eq!(n_formats, 17);
-    }
 }

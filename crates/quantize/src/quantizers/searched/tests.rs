@@ -308,7 +308,7 @@ fn a_row_does_not_depend_on_the_rows_it_is_given_with() {
 }
 
 #[test]
-fn every_backend_and_every_order_gives_a_result_of_its_own_rank() {
+fn every_backend_gives_the_same_and_every_order_beats_the_natural_one() {
     let values = weights(20 * 256, 4);
     let inputs = inputs(256);
     let (_, layout, target) = layouts(20, 256)
@@ -343,21 +343,33 @@ fn every_backend_and_every_order_gives_a_result_of_its_own_rank() {
         effort: Effort::Max,
         ..Settings::default()
     };
-    let tiles = Backend::available().map(|backend| {
-        let mut statistics = Statistics::default();
-        statistics.prepared = Searched::Refine
-            .prepare(&target, 256, Some(&inputs), &highest, backend)
-            .unwrap();
-        Searched::Refine
-            .quantize(&target, rows(&values, 256), Some(&statistics), backend)
-            .unwrap()
-    });
-    let tiles: Vec<CodeTile> = tiles.collect();
-    assert!(tiles.len() > 1, "more than the portable backend");
-    assert!(
-        tiles.windows(2).all(|pair| pair[0] == pair[1]),
-        "every backend to the last bit"
-    );
+    // Integers, small floats, a code book, and blocks of ggml with two levels of scales.
+    for wanted in [
+        "compressed-tensors W4A16",
+        "compressed-tensors FP8_DYNAMIC",
+        "bitsandbytes NF4",
+        "hqq W4A16_ASYM",
+        "gguf Q4_K",
+    ] {
+        let found = layouts(20, 256)
+            .into_iter()
+            .find(|(name, ..)| name == wanted);
+        let (_, _, target) = found.unwrap();
+        let tiles = Backend::available().map(|backend| {
+            let prepared = Searched::Refine.prepare(&target, 256, Some(&inputs), &highest, backend);
+            let statistics = Statistics {
+                prepared: prepared.unwrap(),
+                ..Statistics::default()
+            };
+            let rows = rows(&values, 256);
+            let tile = Searched::Refine.quantize(&target, rows, Some(&statistics), backend);
+            tile.unwrap()
+        });
+        let tiles: Vec<CodeTile> = tiles.collect();
+        assert!(tiles.len() > 1, "more than the portable backend");
+        let are_equal = tiles.windows(2).all(|pair| pair[0] == pair[1]);
+        assert!(are_equal, "{wanted}: every backend to the last bit");
+    }
 }
 
 #[test]

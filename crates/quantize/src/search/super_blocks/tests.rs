@@ -132,9 +132,19 @@ fn check_stored(of: &SuperBlocks, row: &RowScales, values: &[f32]) {
     let name = of.format.name();
     let tile = tile(of, row, values);
     let mut bytes = vec![0xa5; values.len() / of.layout.elements * of.layout.bytes];
-    Blocks::of(&scheme(of.format))
-        .unwrap()
-        .store(&tile, &mut bytes);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the integers of a block have at most 8 bits"
+    )]
+    let integers = |all: &[f32]| all.iter().map(|n| *n as i16).collect::<Vec<i16>>();
+    let meant = BlockFields {
+        codes: tile.codes.clone(),
+        d: tile.supers.clone(),
+        m: tile.offset_supers.clone(),
+        scales: integers(&tile.scales),
+        mins: integers(&tile.offsets),
+    };
+    of.layout.pack(&meant, &mut bytes);
     let mut fields = BlockFields::default();
     of.layout.unpack(&bytes, &mut fields);
     let floats = |all: &[i16]| all.iter().copied().map(f32::from).collect::<Vec<f32>>();
