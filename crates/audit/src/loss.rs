@@ -1,9 +1,12 @@
 //! How much a checkpoint has lost against the one it was made of: both are streamed, aligned by the names of dense weights.
 
 use std::ops::Range;
+use std::path::Path;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
-use safequant_container::{Checkpoint, Manifest, ManifestModule};
+use safequant_container::{
+    Checkpoint, CheckpointKind, FileSource, Manifest, ManifestModule, ReadAt,
+};
 use safequant_kernels::{Backend, Float, Floats};
 use safequant_schemes::scheme::float_of;
 use safequant_schemes::{Code, DenseTensor, DenseView, Error, Model, OutputDtype, QuantizedTensor};
@@ -207,8 +210,27 @@ pub fn losses(
 /// What the manifest says of quantized modules; a manifest that is wrong is for a rule to say.
 fn recorded(checkpoint: &Checkpoint) -> Vec<ManifestModule> {
     let bytes = checkpoint.document(Manifest::FILE_NAME);
-    let manifest = bytes.and_then(|bytes| Manifest::from_json(bytes).ok());
+    let bytes = bytes.map(<[u8]>::to_vec).or_else(|| beside(checkpoint));
+    let manifest = bytes.and_then(|bytes| Manifest::from_json(&bytes).ok());
     manifest.map_or_else(Vec::new, |manifest| manifest.modules)
+}
+
+/// The manifest in the directory of a checkpoint, of which it is no document.
+fn beside(checkpoint: &Checkpoint) -> Option<Vec<u8>> {
+    let given = Path::new(checkpoint.name());
+    let directory = match checkpoint.kind() {
+        CheckpointKind::File => return None,
+        CheckpointKind::Directory => given,
+        CheckpointKind::Index => given.parent()?,
+    };
+    let file = FileSource::open(&directory.join(Manifest::FILE_NAME)).ok()?;
+    let len_bytes = file.len_bytes();
+    let most_bytes = checkpoint.limits().max_document_bytes;
+    let len = usize::try_from(len_bytes).ok();
+    let len = len.filter(|_| len_bytes <= most_bytes)?;
+    let mut bytes = vec![0; len];
+    file.read_exact_at(0, &mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// One weight, or why it cannot be compared.

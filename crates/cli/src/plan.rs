@@ -239,6 +239,13 @@ pub(crate) fn diff(args: DiffArgs) -> Result<Diffing, Failure> {
 /// # Errors
 /// Options that do not go together; a calibration file that cannot be read.
 pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
+    // clap lets go of what an option requires where that excludes another one that is there.
+    if args.target_bpw.is_some() && args.schemes.is_empty() {
+        return Err(Failure::usage(
+            "--target-bpw chooses among several schemes",
+            "--schemes W3A16,W4A16,W8A16 instead of --scheme",
+        ));
+    }
     let opened = |path: &PathBuf| CalibrationFile::open(path, &Limits::default());
     let calibration = args.calibration.as_ref().map(opened).transpose();
     let calibration = calibration.map_err(safequant::rewrite::Error::from)?;

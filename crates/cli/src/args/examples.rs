@@ -68,8 +68,8 @@ Examples:
   safequant quantize model -o model-w4a16 --scheme W4A16 --dry-run
   safequant quantize model -o model-w4a16 --scheme W4A16
   safequant quantize model -o model-gptq --scheme W4A16 --convention gptq --group-size 64
-  safequant quantize model -o model-refined --scheme W4A16 --calibration statistics.safetensors --effort high
-  safequant quantize model -o model-mixed --target-bpw 6 --schemes W4A16,W8A16 --save-recipe mixed.json";
+  safequant quantize model -o refined --scheme W4A16 --calibration inputs.safetensors --effort high
+  safequant quantize model -o mixed --target-bpw 6 --schemes W4A16,W8A16 --save-recipe r.json";
 
 pub(super) const DEQUANTIZE_EXAMPLES: &str = "\
 Examples:

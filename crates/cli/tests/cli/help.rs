@@ -31,7 +31,7 @@ fn examples(help: &str) -> Vec<String> {
 #[test]
 fn every_example_of_every_verb_runs() {
     let workplace = workplace();
-    write_calibration(&workplace.path().join("statistics.safetensors"));
+    write_calibration(&workplace.path().join("inputs.safetensors"));
     let mut n_run = 0;
     for verb in VERBS {
         let help = run(workplace.path(), &format!("safequant {verb} --help")).expect(0);
