@@ -15,6 +15,7 @@ way of our example (`check_candle.py`, built with cargo).
 """
 
 import argparse
+import collections
 import json
 import importlib.metadata
 import os
@@ -59,6 +60,14 @@ QUANTIZES = {
     "modelopt": [("even-bf16", s, None) for s in ("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP8", "W4A16", "W8A16")]
     + [("odd-bf16", "W8A16", None)],
 }
+#: Methods beside `rtn`, and whether they take statistics; the last one only where offsets are floats, of which the others know nothing.
+METHODS = {"mse": True, "refine": True, "hqq": False}
+HALF_QUADRATIC = ["hqq", "quanto", "mlx"]
+#: Small models that are quantized by them in every GGUF scheme: a Llama, and one with experts.
+SEARCHED_GGUF = ["hf-llama3-bpe", "hf-qwen3-moe"]
+#: What the audit may note of them all the same: scales of either sign, where the levels have one more on one side, and scales that
+#: are small for their dtype. Nothing that is a warning.
+NOTES = ["SC012", "SC013"]
 #: What transformers must load and run (issue 2): scheme and convention.
 GENERATES = [("FP8_BLOCK", "fp8"), ("FP8_BLOCK", "compressed-tensors"), ("W4A16", "compressed-tensors")]
 #: Schemes that issue 2 promises; each must have been compared in at least one convention.
@@ -154,6 +163,77 @@ def one(table, binary, scratch, name, source, scheme, convention, args):
     return not failed
 
 
+def calibrated(source, place):
+    """Statistics of what the linear layers of a model see of some random tokens."""
+    import safequant
+
+    model, generator = readers.transformers_model(source), torch.Generator().manual_seed(5)
+    batches = [{"input_ids": torch.randint(4, model.config.vocab_size, (4, 64), generator=generator)} for _ in range(8)]
+    safequant.calibrate(model, batches, path=place)
+    return place
+
+
+def by_methods(table, binary, name, source, statistics, scheme, convention, then):
+    """What every method makes of a model: the audit of it, held against that of `rtn`, and `then(quantized, dense)`, which gives a
+    sentence and whether it is a fault.
+
+    A row for each method; how many there were.
+    """
+    done = 0
+    for method, is_informed in METHODS.items():
+        if method == "hqq" and not (convention in HALF_QUADRATIC and scheme.endswith("_ASYM")):
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            quantized, dense, plain = (Path(scratch, f"{part}.gguf" if convention == "gguf" and part != "dense" else part)
+                                       for part in ("quantized", "dense", "plain"))
+            options = ["--scheme", scheme, "--convention", convention, "--quiet", "--method"]
+            # How hard a method tries is no matter of the format.
+            more = ["--calibration", statistics, "--effort", "fast"] if is_informed else []
+            try:
+                tool(binary, "quantize", source, "-o", quantized, *options, method, *more)
+            except Failed as failed:
+                table.row(name, scheme, convention, method, f"refused: {failed}", True)
+                continue
+            sentence, failed = then(quantized, dense)
+            new = findings(binary, quantized)
+            if new:
+                tool(binary, "quantize", source, "-o", plain, *options, "rtn")
+                new -= findings(binary, plain)
+            table.row(name, scheme, convention, method, f"{sentence}; audit: {sorted(new) or 'nothing new'}", failed or bool(new))
+            done += 1
+    return done
+
+
+def findings(binary, place):
+    """How often each rule found something at full depth, by rule and severity, but for NOTES."""
+    record = json.loads(tool(binary, "audit", place, "--depth", "full", "--format", "json", "--fail-on", "never"))
+    found = collections.Counter((finding["rule"], finding["severity"]) for finding in record["findings"])
+    return collections.Counter({(rule, severity): n for (rule, severity), n in found.items() if severity != "note" or rule not in NOTES})
+
+
+def check_methods(table, binary, pairs, folder):
+    """The methods that search, in these pairs of convention and scheme, read by whatever reader is at hand."""
+    name = "even-bf16"
+    statistics = calibrated(Path(folder, name), Path(folder, "statistics.safetensors"))
+
+    def read(convention):
+        def then(quantized, dense):
+            if convention not in READERS:
+                return "not read here", False
+            tool(binary, "dequantize", quantized, "-o", dense, "--dtype", "auto", "--quiet")
+            return compare(READERS[convention](quantized), readers.load(dense))
+
+        return then
+
+    done = 0
+    for convention, scheme in pairs:
+        try:
+            done += by_methods(table, binary, name, Path(folder, name), statistics, scheme, convention, read(convention))
+        except Exception as error:  # a reader's own failure is a result, too
+            table.row(name, scheme, convention, "-", f"{type(error).__name__}: {str(error)[:200]}", True)
+    table.row(name, "all", "all", "methods", f"{done} outputs of {', '.join(METHODS)} in {len(pairs)} pairs", done < 2 * len(pairs))
+
+
 def heavy_gptq(python, quantized, dense):
     """GPTQModel loads the checkpoint and dequantizes it, in its own environment."""
     done = subprocess.run([python, ROOT / "interop/read_gptqmodel.py", quantized, dense], capture_output=True, text=True)
@@ -195,6 +275,16 @@ def heavy(python, convention, *places):
     return lines[-1][:300], done.returncode != 0
 
 
+def read_by(binary, python, convention):
+    """A library's own script over an output, as `by_methods` takes it."""
+
+    def then(quantized, dense):
+        tool(binary, "dequantize", quantized, "-o", dense, "--dtype", "auto", "--quiet")
+        return heavy(python, convention, quantized, dense)
+
+    return then
+
+
 def check_quantized(table, binary, convention, python):
     """What we quantize, read by the convention's own library, which for some also quantizes the same weights: the same tensors."""
     every = [(name, scheme, None) for name in tiny_llama.MODELS for writes, scheme in writable() if writes == convention]
@@ -212,6 +302,9 @@ def check_quantized(table, binary, convention, python):
             check_container.check_output(quantized)
             again = [source] if convention in QUANTIZES else []
             table.row(name, scheme, convention, convention, *heavy(python, convention, quantized, dense, *again))
+            if name == "even-bf16" and not group:
+                statistics = calibrated(source, Path(scratch, "statistics.safetensors"))
+                by_methods(table, binary, name, source, statistics, scheme, convention, read_by(binary, python, convention))
 
 
 def check_gguf(table, binary, only, python):
@@ -221,6 +314,8 @@ def check_gguf(table, binary, only, python):
     for folder in sorted((ROOT / "fixtures/llama.cpp").glob("hf-*")):
         with tempfile.TemporaryDirectory() as scratch:
             source = tiny_llama.scaled_up(folder, Path(scratch, "source"))
+            is_searched = folder.name in SEARCHED_GGUF
+            statistics = calibrated(source, Path(scratch, "statistics.safetensors")) if is_searched else None
             for scheme in schemes:
                 if only not in f"{scheme}/gguf":
                     continue
@@ -234,6 +329,8 @@ def check_gguf(table, binary, only, python):
                 sentence, wrong = heavy(python, "gguf", quantized, dense)
                 table.row(folder.name, scheme, "gguf", "gguf-py", sentence, wrong)
                 compared += not wrong
+                if is_searched:
+                    compared += by_methods(table, binary, folder.name, source, statistics, scheme, "gguf", read_by(binary, python, "gguf"))
     table.row("-", "all", "gguf", "gguf-py", f"{compared} models read, {len(schemes)} schemes", not compared)
 
 
@@ -329,6 +426,10 @@ def main():
                         table.row(name, scheme, convention, "-", f"{type(error).__name__}: {str(error)[:200]}", True)
                         if args.only:
                             traceback.print_exc()
+        # Those without a reader here are audited alone, with `--all`.
+        searched = [(c, s) for c, s in writable() if c != "gguf" and args.only in f"{s}/{c}" and (c in READERS or args.all)]
+        if searched:
+            check_methods(table, args.binary, searched, folder)
     for convention in HEAVY:
         python = getattr(args, convention)
         if python and args.only in f"quantize/{convention}":
