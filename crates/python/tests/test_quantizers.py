@@ -67,13 +67,14 @@ def inputs_of(seed: int, n_columns: int = N_COLUMNS) -> F64:
     """[N_TOKENS, n_columns]: features that go together and differ in size, as those of a model do."""
     rng = np.random.default_rng(seed)
     mixing = np.eye(n_columns) + rng.standard_normal((n_columns, n_columns)) / np.sqrt(n_columns)
-    return rng.standard_normal((N_TOKENS, n_columns)) @ mixing * np.exp(0.6 * rng.standard_normal(n_columns))
+    inputs: F64 = rng.standard_normal((N_TOKENS, n_columns)) @ mixing * np.exp(0.6 * rng.standard_normal(n_columns))
+    return inputs
 
 
 def statistics_of(inputs: F64) -> safequant.ModuleStatistics:
     """What calibration would keep of these inputs."""
-    hessian = (inputs.T @ inputs / len(inputs)).astype(np.float32)
-    hessian = (hessian + hessian.T) / 2
+    hessian: F32 = (inputs.T @ inputs / len(inputs)).astype(np.float32)
+    hessian = ((hessian + hessian.T) / 2).astype(np.float32)
     return safequant.ModuleStatistics(
         token_count=len(inputs),
         hessian=hessian,
@@ -297,9 +298,9 @@ class ErrorFeedback(unittest.TestCase):
                         case = f"{form.scheme} {form.convention} {order_name} {damping}"
                         with self.subTest(case):
                             out = folder / case
-                            options = {"scheme": form.scheme, "convention": form.convention, "order": order_name, "damping": damping}
+                            options: dict[str, Any] = {"scheme": form.scheme, "convention": form.convention, "order": order_name, "damping": damping}
                             safequant.quantize(source, out, method="gptq", calibration=calibration, **options)
-                            stored = form.read(safequant.open(out)[MODULE])
+                            stored = form.read(safequant.open(out).modules[MODULE])
                             damped = moment + damping * moment.diagonal().mean() * np.eye(N_COLUMNS)
                             order = order_of(order_name, damped, form.group)
                             n_ties += self.check(case, weights.astype(np.float64), stored, order, upper_factor(damped, order))
@@ -326,7 +327,7 @@ class ErrorFeedback(unittest.TestCase):
 def relative_loss(weights: F32, place: Path, moment: F64) -> float:
     """``tr(D H D^T) / tr(W H W^T)`` of what a quantized checkpoint stands for."""
     wanted = weights.astype(np.float64)
-    difference = wanted - safequant.open(place)[MODULE].dequantize(dtype="F32").numpy()
+    difference = wanted - safequant.open(place).modules[MODULE].dequantize(dtype="F32").numpy()
     return float(np.sum(difference @ moment * difference) / np.sum(wanted @ moment * wanted))
 
 
