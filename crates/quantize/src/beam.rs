@@ -54,12 +54,17 @@ pub(crate) fn search_beam(
             .zip(done.chosen.chunks_exact_mut(size * WIDTH))
             .zip(costs.chunks_exact_mut(WIDTH))
             .zip(done.origins.chunks_exact_mut(WIDTH))
-            .zip(scales);
-        for ((((values, chosen), costs), origins), row) in rows {
+            .zip(scales)
+            .zip(values.chunks_exact(n));
+        for (((((values, chosen), costs), origins), row), weights) in rows {
+            let columns = factor.columns[start..end].iter();
+            let weights: Vec<f32> = columns.map(|&column| weights[column]).collect();
             let [scales, inverses, offsets] = of_columns(row, &factor.columns[start..end], group);
             (backend.search_beam)(Beam {
                 levels,
-                factor: Matrix::of_rows(&factor.upper[start * n + start..], (size, size), n),
+                factor: Matrix::of_rows(&factor.passes[start * n + start..], (size, size), n),
+                pivots: &factor.pivots[start..end],
+                weights: &weights,
                 scales: [&scales, &inverses, &offsets],
                 values,
                 chosen,
@@ -76,8 +81,8 @@ pub(crate) fn search_beam(
                     row_stride: n,
                 },
                 a: Matrix::of_rows(&errors, (n_rows * WIDTH, size), size),
-                b: Matrix::of_rows(&factor.upper[start * n + end..], (size, n - end), n),
-                sign: Sign::Minus,
+                b: Matrix::of_rows(&factor.passes[start * n + end..], (size, n - end), n),
+                sign: Sign::Plus,
                 packed: &mut packed,
             });
         }

@@ -1,9 +1,8 @@
-//! The factor that error feedback needs: `U`, upper triangular, with `(H + lambda I)^-1 = U^T U` in the order in which columns are
-//! rounded.
+//! The factor that error feedback needs: `H + lambda I = R R^T` with `R` upper triangular, in the order in which columns are rounded.
 //!
-//! Seen from the last column, `H = T^T T` with `T` upper triangular (Cholesky), and `U` is the inverse of `T` with both axes
-//! reversed: one factorization and one triangular inverse, `K^3 / 3` multiply-adds together (quality notes 4.3). The pivots of the
-//! factorization are `1 / U_jj^2`, what an error in a column costs when all later columns make up for it as well as they can.
+//! Seen from the last column that is `T^T T` with `T` upper triangular, a Cholesky factorization of `K^3 / 6` multiply-adds, and `R` is `T`
+//! turned by half a circle. GPTQ's `U`, with `(H + lambda I)^-1 = U^T U`, is the inverse of `R`; nothing here needs it. The pivots, squares of
+//! the diagonal of `R`, are `1 / U_jj^2`: what an error in a column costs when all later columns make up for it as well as they can.
 
 use std::ops::{Add, Div, Mul, Sub};
 
@@ -17,17 +16,15 @@ use crate::Order;
 const PANEL: usize = 128;
 /// Rows of the rest that are brought up to date at once.
 const ROWS: usize = 96;
-/// Columns of an inverse that are calculated at once.
-const COLUMNS: usize = 256;
 
 /// The factor of one second moment.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Factor {
     /// The column that is rounded at each step.
     pub(crate) columns: Vec<usize>,
-    /// `U`, `[K, K]` in that order, zeros below the diagonal.
-    pub(crate) upper: Vec<f32>,
-    /// `1 / U_pp^2` of each step.
+    /// What each column passes on to later ones, `[K, K]` in that order: `R_kj / R_jj`, zeros below the diagonal.
+    pub(crate) passes: Vec<f32>,
+    /// `R_jj^2` of each step.
     pub(crate) pivots: Vec<f32>,
     /// What was added to the diagonal, as a share of its mean.
     pub(crate) damping: f64,
@@ -152,19 +149,20 @@ fn attempt<T: Scalar>(
     };
     cholesky(&mut matrix, n, pivoting, &mut places, backend)?;
     let pivots: Vec<f32> = (0..n).rev().map(|i| square(matrix[i * n + i])).collect();
-    let inverse = invert(&matrix, n, backend);
-    drop(matrix);
-    let mut upper = vec![0.0; n * n];
-    for p in 0..n {
-        for q in p..n {
-            upper[p * n + q] = inverse[(n - 1 - q) * n + (n - 1 - p)].narrow();
+    let mut passes = vec![0.0; n * n];
+    // A row of `T` is a column of `R`, turned.
+    for (q, line) in (0..n).rev().zip(matrix.chunks_exact(n)) {
+        let per_diagonal = T::ONE / line[n - 1 - q];
+        for p in 0..=q {
+            passes[p * n + q] = (line[n - 1 - p] * per_diagonal).narrow();
         }
     }
-    let is_finite = upper.iter().chain(&pivots).all(|v| v.is_finite());
+    drop(matrix);
+    let is_finite = passes.iter().chain(&pivots).all(|v| v.is_finite());
     places.reverse();
     is_finite.then_some(Factor {
         columns: places,
-        upper,
+        passes,
         pivots,
         damping: share,
     })
@@ -313,91 +311,6 @@ fn update<T: Scalar>(a: &mut [T], n: usize, start: usize, end: usize, backend: &
     });
 }
 
-/// The inverse of an upper triangular matrix; zeros below the diagonal.
-///
-/// Rows from the last block to the first: `V_i = -T_ii^-1 (T_i,rest V_rest)` beside the block's own inverse.
-fn invert<T: Scalar>(t: &[T], n: usize, backend: &'static Backend) -> Vec<T> {
-    let mut inverse = vec![T::default(); n * n];
-    let blocks: Vec<usize> = (0..n).step_by(PANEL).collect();
-    for &start in blocks.iter().rev() {
-        let end = (start + PANEL).min(n);
-        let small = invert_block(t, n, start, end);
-        let size = end - start;
-        let (above, below) = inverse.split_at_mut(end * n);
-        let own = &mut above[start * n..];
-        for i in 0..size {
-            own[i * n + start..i * n + end].copy_from_slice(&small[i * size..][..size]);
-        }
-        let below = &*below;
-        let parts: Vec<(usize, usize)> = (end..n)
-            .step_by(COLUMNS)
-            .map(|j| (j, (j + COLUMNS).min(n)))
-            .collect();
-        let found: Vec<Vec<T>> = parts
-            .par_iter()
-            .map_init(Vec::new, |packed, &(from, to)| {
-                let width = to - from;
-                let mut sums = vec![T::default(); size * width];
-                // Below row `to` these columns are zeros.
-                T::multiply(
-                    backend,
-                    Product {
-                        c: MatrixMut {
-                            values: &mut sums,
-                            shape: (size, width),
-                            row_stride: width,
-                        },
-                        a: Matrix::of_rows(&t[start * n + end..], (size, to - end), n),
-                        b: Matrix::of_rows(&below[from..], (to - end, width), n),
-                        sign: Sign::Plus,
-                        packed,
-                    },
-                );
-                let mut out = vec![T::default(); size * width];
-                T::multiply(
-                    backend,
-                    Product {
-                        c: MatrixMut {
-                            values: &mut out,
-                            shape: (size, width),
-                            row_stride: width,
-                        },
-                        a: Matrix::of_rows(&small, (size, size), size),
-                        b: Matrix::of_rows(&sums, (size, width), width),
-                        sign: Sign::Minus,
-                        packed,
-                    },
-                );
-                out
-            })
-            .collect();
-        for (&(from, to), found) in parts.iter().zip(&found) {
-            for (i, line) in found.chunks_exact(to - from).enumerate() {
-                own[i * n + from..i * n + to].copy_from_slice(line);
-            }
-        }
-    }
-    inverse
-}
-
-/// The inverse of a diagonal block.
-fn invert_block<T: Scalar>(t: &[T], n: usize, start: usize, end: usize) -> Vec<T> {
-    let size = end - start;
-    let at = |i: usize, j: usize| t[(start + i) * n + start + j];
-    let mut inverse = vec![T::default(); size * size];
-    for i in (0..size).rev() {
-        let per_pivot = T::ONE / at(i, i);
-        inverse[i * size + i] = per_pivot;
-        for j in i + 1..size {
-            let sum = (i + 1..=j).fold(T::default(), |sum, k| {
-                sum + at(i, k) * inverse[k * size + j]
-            });
-            inverse[i * size + j] = -(sum * per_pivot);
-        }
-    }
-    inverse
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,35 +348,24 @@ mod tests {
             .map(|d| f64::from(*d))
             .sum::<f64>()
             / to_f64(n);
-        // (H + lambda I) U^T U = I.
+        // R R^T = H + lambda I.
+        let r = |p: usize, q: usize| {
+            f64::from(found.passes[p * n + q]) * f64::from(found.pivots[q]).sqrt()
+        };
         for p in 0..n {
             let i = found.columns[p];
             for q in 0..n {
-                let mut sum = 0.0;
-                for r in 0..n {
-                    let h = f64::from(moment[i * n + found.columns[r]])
-                        + if r == p { found.damping * mean } else { 0.0 };
-                    let inner: f64 = (0..=r.min(q))
-                        .map(|s| {
-                            f64::from(found.upper[s * n + r]) * f64::from(found.upper[s * n + q])
-                        })
-                        .sum();
-                    sum += h * inner;
-                }
-                let expected = if p == q { 1.0 } else { 0.0 };
-                assert!(
-                    (sum - expected).abs() < tolerance,
-                    "{order} {n}: {p}, {q}: {sum}"
-                );
+                let sum: f64 = (p.max(q)..n).map(|k| r(p, k) * r(q, k)).sum();
+                let extra = if p == q { found.damping * mean } else { 0.0 };
+                let expected = f64::from(moment[i * n + found.columns[q]]) + extra;
+                let off = (sum - expected).abs() / mean;
+                assert!(off < tolerance, "{order} {n}: {p}, {q}: {sum}, {expected}");
             }
-            let diagonal = f64::from(found.upper[p * n + p]);
-            let pivot = 1.0 / (diagonal * diagonal);
-            assert!((pivot / f64::from(found.pivots[p]) - 1.0).abs() < 1e-4);
         }
     }
 
     #[test]
-    fn the_factor_is_that_of_the_inverse() {
+    fn the_factor_is_that_of_the_damped_moment() {
         for order in Order::ALL {
             check(1, order, 1e-5);
             check(40, order, 1e-3);

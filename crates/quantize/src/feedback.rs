@@ -29,6 +29,7 @@ pub(crate) fn feed_back(
     let of_groups = Transposed::new(scales);
     let groups: Vec<usize> = factor.columns.iter().map(|column| column / group).collect();
     let mut chosen = vec![0.0; values.len()];
+    let mut block_weights = vec![0.0; BLOCK * n_rows];
     let mut block_values = vec![0.0; BLOCK * n_rows];
     let mut block_chosen = vec![0.0; BLOCK * n_rows];
     let mut packed = Vec::new();
@@ -36,7 +37,8 @@ pub(crate) fn feed_back(
     for start in (0..n).step_by(BLOCK) {
         let end = (start + BLOCK).min(n);
         let size = end - start;
-        let (errors, found) = (
+        let (weights, errors, found) = (
+            &mut block_weights[..size * n_rows],
             &mut block_values[..size * n_rows],
             &mut block_chosen[..size * n_rows],
         );
@@ -45,18 +47,24 @@ pub(crate) fn feed_back(
                 errors[p * n_rows + r] = *value;
             }
         }
+        for (r, row) in values.chunks_exact(n).enumerate() {
+            for (p, &column) in factor.columns[start..end].iter().enumerate() {
+                weights[p * n_rows + r] = row[column];
+            }
+        }
         (backend.feed_back)(Feedback {
             levels,
             n_rows,
+            weights,
             values: errors,
-            factor: Matrix::of_rows(&factor.upper[start * n + start..], (size, size), n),
+            factor: Matrix::of_rows(&factor.passes[start * n + start..], (size, size), n),
             groups: &groups[start..end],
             scales: of_groups.view(),
             chosen: found,
         });
-        for column in errors.chunks_exact(n_rows) {
+        for (column, &pivot) in errors.chunks_exact(n_rows).zip(&factor.pivots[start..end]) {
             for (loss, error) in losses.iter_mut().zip(column) {
-                *loss += f64::from(*error) * f64::from(*error);
+                *loss += f64::from(pivot) * f64::from(*error) * f64::from(*error);
             }
         }
         for (r, row) in chosen.chunks_exact_mut(n).enumerate() {
@@ -71,9 +79,9 @@ pub(crate) fn feed_back(
                     shape: (n_rows, n - end),
                     row_stride: n,
                 },
-                a: Matrix::of_rows(errors, (size, n_rows), n_rows).transposed(),
-                b: Matrix::of_rows(&factor.upper[start * n + end..], (size, n - end), n),
-                sign: Sign::Minus,
+                a: Matrix::of_rows(weights, (size, n_rows), n_rows).transposed(),
+                b: Matrix::of_rows(&factor.passes[start * n + end..], (size, n - end), n),
+                sign: Sign::Plus,
                 packed: &mut packed,
             });
         }

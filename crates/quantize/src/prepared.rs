@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use safequant_kernels::{Backend, Matrix, MatrixMut, Product, Sign};
+use rayon::prelude::*;
+use safequant_kernels::{Backend, Matrix};
 
 use crate::factor::{Factor, factor};
 use crate::inputs::{Inputs, SecondMoment, Settings};
@@ -118,7 +119,7 @@ pub(crate) fn factored(
     let correction = match &inputs.cross {
         None => None,
         Some(cross) if cross.len() == moment.len() && cross.iter().all(|v| v.is_finite()) => {
-            Some(correction(cross, moment, &factor, backend))
+            Some(correction(cross, moment, &factor))
         }
         Some(_) => {
             return refused("the moment across two models is not finite, or not of their size");
@@ -148,48 +149,46 @@ pub(crate) fn factored(
 const ASYMMETRY: f32 = 0.5;
 
 /// `ASYMMETRY (C^T - H) (H + lambda I)^-1`, so that `W' = W + W * correction` on the shifted inputs is near to `W` on the original's.
-fn correction(
-    cross: &[f32],
-    moment: &[f32],
-    factor: &Factor,
-    backend: &'static Backend,
-) -> Vec<f32> {
-    fn square(values: &[f32], n: usize) -> Matrix<'_, f32> {
-        Matrix::of_rows(values, (n, n), n)
-    }
+fn correction(cross: &[f32], moment: &[f32], factor: &Factor) -> Vec<f32> {
     let n = factor.columns.len();
-    let mut packed = Vec::new();
-    let mut times = |a: &[f32], b: Matrix<'_, f32>| {
-        let mut out = vec![0.0; n * n];
-        (backend.add_product)(Product {
-            c: MatrixMut {
-                values: &mut out,
-                shape: (n, n),
-                row_stride: n,
-            },
-            a: square(a, n),
-            b,
-            sign: Sign::Plus,
-            packed: &mut packed,
-        });
-        out
-    };
-    let mut shift = Vec::with_capacity(n * n);
-    for i in 0..n {
-        let columns = factor.columns.iter();
-        shift.extend(columns.map(|&j| ASYMMETRY * (cross[j * n + i] - moment[i * n + j])));
-    }
-    // The inverse is `U^T U`, in the factor's order.
-    let upper = square(&factor.upper, n);
-    let half = times(&shift, upper.transposed());
-    let whole = times(&half, upper);
-    let mut correction = vec![0.0; n * n];
-    for (out, line) in correction.chunks_exact_mut(n).zip(whole.chunks_exact(n)) {
-        for (&j, value) in factor.columns.iter().zip(line) {
-            out[j] = *value;
+    let roots: Vec<f32> = factor.pivots.iter().map(|pivot| pivot.sqrt()).collect();
+    let mut upper = factor.passes.clone();
+    for line in upper.chunks_exact_mut(n) {
+        for (value, root) in line.iter_mut().zip(&roots) {
+            *value *= root;
         }
     }
+    let mut correction = vec![0.0; n * n];
+    let rows = correction.par_chunks_exact_mut(n).enumerate();
+    rows.for_each(|(i, out)| {
+        let columns = factor.columns.iter();
+        let shift = columns.map(|&j| ASYMMETRY * (cross[j * n + i] - moment[i * n + j]));
+        let solved = solve(&upper, shift.collect());
+        for (&j, value) in factor.columns.iter().zip(solved) {
+            out[j] = value;
+        }
+    });
     correction
+}
+
+/// `y` with `y R R^T = x`, `R` upper triangular.
+fn solve(upper: &[f32], mut x: Vec<f32>) -> Vec<f32> {
+    let n = x.len();
+    for j in (0..n).rev() {
+        let line = &upper[j * n..(j + 1) * n];
+        let later = line[j + 1..].iter().zip(&x[j + 1..]);
+        let sum: f32 = later.map(|(r, z)| r * z).sum();
+        x[j] = (x[j] - sum) / line[j];
+    }
+    for j in 0..n {
+        let line = &upper[j * n..(j + 1) * n];
+        x[j] /= line[j];
+        let found = x[j];
+        for (value, r) in x[j + 1..].iter_mut().zip(&line[j + 1..]) {
+            *value -= found * r;
+        }
+    }
+    x
 }
 
 /// What is added to the diagonal before it is factored: between 0.003 and 0.03 it hardly matters (quality notes, section 3).

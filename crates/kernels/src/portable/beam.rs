@@ -1,7 +1,6 @@
 //! Error feedback with several hypotheses for each row: the K-best form of the nearest plane (quality notes 4.6).
 //!
-//! A hypothesis is extended by the two levels nearest to its target; of all extensions those are kept whose errors have the least
-//! sum. Rows are independent, and so is each step of a row from how blocks are cut.
+//! A hypothesis is extended by the two levels nearest to its target; of all extensions those are kept that cost least. Rows are independent, and so is each step of a row from how blocks are cut.
 
 use crate::levels::{LevelSet, Levels, with_levels};
 use crate::matrix::Matrix;
@@ -14,15 +13,19 @@ pub const MOST_HYPOTHESES: usize = 8;
 pub struct Beam<'a> {
     /// What codes stand for.
     pub levels: Levels,
-    /// `U` of these columns, `[n_columns, n_columns]`, its upper triangle.
+    /// As [`crate::Feedback::factor`].
     pub factor: Matrix<'a, f32>,
+    /// What a squared error in each column costs.
+    pub pivots: &'a [f32],
+    /// The weights of the row.
+    pub weights: &'a [f32],
     /// Scale, its reciprocal and offset of each column.
     pub scales: [&'a [f32]; 3],
-    /// The targets of each hypothesis, `[n_hypotheses, n_columns]`; afterwards the errors, each divided by its column's factor.
+    /// The targets of each hypothesis, `[n_hypotheses, n_columns]`; afterwards weight less what was chosen for it.
     pub values: &'a mut [f32],
     /// The levels chosen, laid out as `values`.
     pub chosen: &'a mut [f32],
-    /// The sum of squared errors of each hypothesis so far; infinite for one that is none yet.
+    /// What each hypothesis has cost so far; infinite for one that is none yet.
     pub costs: &'a mut [f64],
     /// The hypothesis before the block that each one comes from.
     pub origins: &'a mut [usize],
@@ -34,14 +37,14 @@ struct Extension {
     cost: f64,
     parent: usize,
     level: f32,
-    error: f32,
+    left: f32,
 }
 
 const NONE: Extension = Extension {
     cost: f64::INFINITY,
     parent: 0,
     level: 0.0,
-    error: 0.0,
+    left: 0.0,
 };
 
 /// Rounds the columns of a block.
@@ -57,6 +60,8 @@ pub fn search_beam(block: Beam<'_>) {
 fn columns(set: impl LevelSet, block: Beam<'_>) {
     let Beam {
         factor,
+        pivots,
+        weights,
         scales: [scales, inverses, offsets],
         values,
         chosen,
@@ -70,12 +75,13 @@ fn columns(set: impl LevelSet, block: Beam<'_>) {
     assert_eq!(values.len(), n * width, "a value per column and hypothesis");
     assert_eq!(chosen.len(), values.len(), "a level per value");
     assert_eq!(factor.shape, (n, n), "a factor per pair of columns");
+    assert_eq!((pivots.len(), weights.len()), (n, n), "a number per column");
     for (i, origin) in origins.iter_mut().enumerate() {
         *origin = i;
     }
     for p in 0..n {
         let factors = &factor.values[p * factor.row_stride..][..n];
-        let per_factor = 1.0 / factors[p];
+        let pivot = f64::from(pivots[p]);
         let (scale, inverse, offset) = (scales[p], inverses[p], offsets[p]);
         let mut best = [NONE; MOST_HYPOTHESES];
         for (parent, &cost) in costs.iter().enumerate() {
@@ -90,15 +96,17 @@ fn columns(set: impl LevelSet, block: Beam<'_>) {
                 if i == 1 && level == nearest {
                     continue;
                 }
-                let error = (target - (level * scale + offset)) * per_factor;
-                let cost = cost + f64::from(error) * f64::from(error);
+                let value = level * scale + offset;
+                let error = f64::from(target - value);
+                let cost = cost + pivot * error * error;
+                let left = weights[p] - value;
                 insert(
                     &mut best[..width],
                     Extension {
                         cost,
                         parent,
                         level,
-                        error,
+                        left,
                     },
                 );
             }
@@ -120,9 +128,9 @@ fn columns(set: impl LevelSet, block: Beam<'_>) {
             costs[place] = extension.cost;
             chosen[place * n + p] = extension.level;
             let line = &mut values[place * n..(place + 1) * n];
-            line[p] = extension.error;
+            line[p] = extension.left;
             for (value, factor) in line[p + 1..].iter_mut().zip(&factors[p + 1..]) {
-                *value = extension.error.mul_add(-factor, *value);
+                *value = extension.left.mul_add(*factor, *value);
             }
         }
     }

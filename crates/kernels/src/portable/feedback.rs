@@ -1,6 +1,8 @@
 //! Rounding columns one after the other, each error passed on to those that follow (GPTQ, arXiv 2210.17323).
 //!
 //! Values of a block stand column after column, the rows of a tile side by side, so that a step is the same for many rows at once.
+//! This is the nearest plane of Babai for `H = R R^T`, `R` upper triangular: a column's target is its weight plus, for each column before
+//! it, what is left of that times `R_kj / R_jj`. GPTQ's own form, with `U = R^-1`, is the same in exact numbers and needs the inverse.
 //! What is passed on is one fused multiply-add per column, in order: with [`crate::Backend::add_product`] for the columns behind the
 //! block each value is one chain over the columns before it, however blocks are cut.
 
@@ -14,9 +16,11 @@ pub struct Feedback<'a> {
     pub levels: Levels,
     /// Rows of the tile.
     pub n_rows: usize,
-    /// The targets, `[n_columns, n_rows]`; afterwards the errors, each divided by its column's factor.
+    /// The weights, `[n_columns, n_rows]`; afterwards what is left of them: weight less what was chosen for it.
+    pub weights: &'a mut [f32],
+    /// The weights with what the columns before have passed on; afterwards what is left of that.
     pub values: &'a mut [f32],
-    /// `U` of these columns, `[n_columns, n_columns]`, its upper triangle: `(H + lambda I)^-1 = U^T U`.
+    /// What a column passes on to later ones, `[n_columns, n_columns]`, its upper triangle, ones on the diagonal.
     pub factor: Matrix<'a, f32>,
     /// The group of each column.
     pub groups: &'a [usize],
@@ -50,6 +54,7 @@ pub fn feed_back(block: Feedback<'_>) {
 fn columns(set: impl LevelSet, block: Feedback<'_>) {
     let Feedback {
         n_rows,
+        weights,
         values,
         factor,
         groups,
@@ -62,6 +67,7 @@ fn columns(set: impl LevelSet, block: Feedback<'_>) {
         groups.len() * n_rows,
         "a value per row and column"
     );
+    assert_eq!(weights.len(), values.len(), "a weight per value");
     assert_eq!(chosen.len(), values.len(), "a level per value");
     assert_eq!(
         factor.shape,
@@ -78,6 +84,7 @@ fn columns(set: impl LevelSet, block: Feedback<'_>) {
     {
         let (before, behind) = values.split_at_mut((p + 1) * n_rows);
         let column = &mut before[p * n_rows..];
+        let weights = &mut weights[p * n_rows..(p + 1) * n_rows];
         let factors = &factor.values[p * factor.row_stride..];
         let of_group = group * n_rows..(group + 1) * n_rows;
         let (scale, inverse) = (
@@ -85,17 +92,18 @@ fn columns(set: impl LevelSet, block: Feedback<'_>) {
             &scales.inverses[of_group.clone()],
         );
         let offset = &scales.offsets[of_group];
-        let per_factor = 1.0 / factors[p];
         for i in 0..n_rows {
             let level = set.nearest((column[i] - offset[i]) * inverse[i]);
+            let value = level * scale[i] + offset[i];
             chosen[i] = level;
-            column[i] = (column[i] - (level * scale[i] + offset[i])) * per_factor;
+            column[i] -= value;
+            weights[i] -= value;
         }
-        let column = &*column;
+        let weights = &*weights;
         for (k, next) in (p + 1..).zip(behind.chunks_exact_mut(n_rows)) {
-            let factor = -factors[k];
-            for (next, error) in next.iter_mut().zip(column) {
-                *next = error.mul_add(factor, *next);
+            let factor = factors[k];
+            for (next, left) in next.iter_mut().zip(weights) {
+                *next = left.mul_add(factor, *next);
             }
         }
     }

@@ -57,9 +57,9 @@ impl Steps {
                 rounds: 2,
             },
             Effort::Default => Steps {
-                scales: 24,
+                scales: 16,
                 ends: SOME,
-                starts: 3,
+                starts: 2,
                 rounds: 4,
             },
             Effort::High | Effort::Max => Steps {
