@@ -456,7 +456,7 @@ class Refusals(unittest.TestCase):
     def test_statistics_of_another_width(self) -> None:
         path = write_statistics(self.folder / "c.safetensors", {MODULE: statistics_of(inputs_of(1, 128)), OTHER: self.good})
         for method in ("mse", "gptq", "refine"):
-            self.refuse(safequant.UsageError, [MODULE, str(path), "256", "128"], method=method, calibration=path)
+            self.refuse(safequant.RefusedError, [MODULE, str(path), "256", "128"], method=method, calibration=path)
 
     def test_statistics_that_are_no_numbers(self) -> None:
         def change(hessian: F32) -> None:
@@ -495,7 +495,7 @@ class Refusals(unittest.TestCase):
 
     def test_statistics_of_another_model(self) -> None:
         path = write_statistics(self.folder / "c.safetensors", {"encoder.query": self.good})
-        self.refuse(safequant.UsageError, [str(path), "another model"], calibration=path)
+        self.refuse(safequant.RefusedError, [str(path), "another model"], calibration=path)
 
     def test_methods_that_need_statistics_say_so(self) -> None:
         for method in ("gptq", "refine"):
