@@ -240,7 +240,7 @@ impl Tally {
 
 /// One line for each reason why something stays as it is.
 fn left_notes(left: &Left) -> Vec<String> {
-    const MAX_NAMED: usize = 3;
+    const MAX_NAMED: usize = 8;
     let named = |names: &[String]| {
         let shown: Vec<&str> = names.iter().take(MAX_NAMED).map(String::as_str).collect();
         match names.len().saturating_sub(MAX_NAMED) {
