@@ -109,6 +109,7 @@ impl Case {
                 form,
                 stores,
                 tile: &mut tile,
+                output_losses: &mut Vec::new(),
             };
             let (rows, statistics) = (self.rows(values, range), self.statistics.as_ref());
             RoundToNearest

@@ -289,6 +289,10 @@ pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
 ///
 /// # Errors
 /// If it cannot be read, or is longer than any recipe.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a recipe is text that the user wrote, in no format of the container's"
+)]
 fn text(path: &Path) -> Result<(String, String), Failure> {
     let name = path.display().to_string();
     let failed = |source| Failure::File {

@@ -84,6 +84,7 @@ pub struct Backend {
     /// Each code of a row to the best one while the others stay. [`portable::sweep::sweep`].
     pub sweep: fn(Sweep<'_>) -> usize,
     /// What candidates for scale and offset lose. [`portable::fit::losses`].
+    #[expect(clippy::type_complexity, reason = "a signature is what it is")]
     pub losses: fn(Levels, values: &[f32], weights: &[f32], &[Candidate], out: &mut [f32]),
     /// The levels nearest to values. [`portable::fit::nearest`].
     pub nearest: fn(Levels, values: &[f32], Candidate, out: &mut [f32]),

@@ -15,6 +15,7 @@ pub struct Matrix<'a, T> {
 
 impl<'a, T> Matrix<'a, T> {
     /// A matrix whose rows are contiguous, `row_stride` elements apart.
+    #[must_use]
     pub fn of_rows(values: &'a [T], shape: (usize, usize), row_stride: usize) -> Self {
         Self {
             values,
@@ -25,6 +26,7 @@ impl<'a, T> Matrix<'a, T> {
     }
 
     /// The same elements with rows and columns exchanged.
+    #[must_use]
     pub fn transposed(self) -> Self {
         Self {
             values: self.values,

@@ -34,7 +34,13 @@ pub(crate) fn search_beam(
             *left = values[column];
         }
     }
-    let first = |at: usize| if at % WIDTH == 0 { 0.0 } else { f64::INFINITY };
+    let first = |at: usize| {
+        if at.is_multiple_of(WIDTH) {
+            0.0
+        } else {
+            f64::INFINITY
+        }
+    };
     let mut costs: Vec<f64> = (0..n_rows * WIDTH).map(first).collect();
     let mut history: Vec<Done> = Vec::new();
     let mut packed = Vec::new();

@@ -4,6 +4,7 @@
 //! turned by half a circle. GPTQ's `U`, with `(H + lambda I)^-1 = U^T U`, is the inverse of `R`; nothing here needs it. The pivots, squares of
 //! the diagonal of `R`, are `1 / U_jj^2`: what an error in a column costs when all later columns make up for it as well as they can.
 
+use std::cmp::Ordering;
 use std::ops::{Add, Div, Mul, Sub};
 
 use rayon::prelude::*;
@@ -246,7 +247,8 @@ fn cholesky<T: Scalar>(
                 }
             }
             let pivot = row[0];
-            if !(pivot > T::default()) {
+            // Also gives up on what is not a number.
+            if pivot.partial_cmp(&T::default()) != Some(Ordering::Greater) {
                 return None;
             }
             let per_root = T::ONE / pivot.root();

@@ -249,7 +249,8 @@ fn first_fault(moment: &[f32], n: usize) -> Option<(usize, usize)> {
                 for j in left..(left + BLOCK).min(i + 1) {
                     let (a, b) = (moment[i * n + j], moment[j * n + i]);
                     let scale = moment[i * n + i].abs().max(moment[j * n + j].abs());
-                    if !((a - b).abs() <= ROUNDING * scale.max(a.abs())) || !a.is_finite() {
+                    let differs = (a - b).abs() > ROUNDING * scale.max(a.abs());
+                    if differs || !a.is_finite() || !b.is_finite() || !scale.is_finite() {
                         return Some((i, j));
                     }
                 }

@@ -326,6 +326,10 @@ struct Local {
     curve: [f64; 3],
 }
 
+#[expect(
+    clippy::many_single_char_names,
+    reason = "a scale, an offset, and the three numbers of a quadratic form"
+)]
 impl Local {
     fn new(slopes: &[f32], directions: &[f32], curved: &[f32], of_ones: &[f32]) -> Self {
         let dot = |a: &[f32], b: &[f32]| {

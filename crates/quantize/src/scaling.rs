@@ -1,7 +1,7 @@
 //! Scaling of input features (AWQ, arXiv 2306.00978): columns that see large inputs are multiplied by a scale before they are quantized, and
 //! whatever makes those inputs is divided by it. `(W S) (S^-1 x) = W x`, but the errors of rounding `W S` weigh less where it matters.
 //!
-//! Candidates follow AutoAWQ's `_compute_best_scale`: powers of the mean magnitude of each input, normalized so that the smallest and the largest
+//! Candidates follow `AutoAWQ`'s `_compute_best_scale`: powers of the mean magnitude of each input, normalized so that the smallest and the largest
 //! scale lie on either side of 1.
 
 use safequant_kernels::{Backend, Matrix, MatrixMut, Product, Sign};

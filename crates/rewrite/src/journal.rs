@@ -203,12 +203,14 @@ impl Record {
                 n_values: loss[3].as_u64()?,
             })
         };
-        let output_loss = match &value["output_loss"] {
-            Value::Null => None,
-            loss => Some(OutputLoss {
-                signal: f64::from_bits(loss[0].as_u64()?),
-                noise: f64::from_bits(loss[1].as_u64()?),
-            }),
+        let output_loss = &value["output_loss"];
+        let output_loss = if output_loss.is_null() {
+            None
+        } else {
+            Some(OutputLoss {
+                signal: f64::from_bits(output_loss[0].as_u64()?),
+                noise: f64::from_bits(output_loss[1].as_u64()?),
+            })
         };
         Some(Self {
             name: value["module"].as_str()?.to_owned(),

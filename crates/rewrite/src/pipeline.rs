@@ -124,7 +124,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         book: &'w mut dyn Book,
         pool: &'w rayon::ThreadPool,
         cancel: &'w CancelToken,
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let plan = outputs.plan;
         let mut shards: Vec<Shard> = Vec::new();
         shards.resize_with(plan.job.shards.len(), || Shard {
@@ -141,7 +141,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         let preparations = Preparations::new(calibration, to_do().map(|(_, step)| step));
         let read_ahead = ReadAhead::new(plan.checkpoint, to_do().map(|(_, step)| step));
         let (sender, receiver) = channel();
-        Ok(Self {
+        Self {
             plan,
             outputs,
             book,
@@ -163,7 +163,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             current: None,
             sender,
             receiver,
-        })
+        }
     }
 
     /// Runs every step that is not done; gives the largest sum of buffers held at once.

@@ -78,16 +78,22 @@ impl<'p> Preparations<'p> {
         }
     }
 
-    /// What is at hand for a matrix; `None` if it has to be derived. The inner one is `None` where the quantizer derives nothing.
+    /// What is at hand for a matrix; `None` where the quantizer derives nothing.
+    ///
+    /// # Errors
+    /// [`NotAtHand`] if it has to be derived.
     pub(crate) fn at_hand(
         &self,
         work: &QuantizeWork,
         matrix: &MatrixWork,
-    ) -> Option<Option<Arc<Prepared>>> {
-        let in_features = usize::try_from(work.layout.in_features()).ok()?;
-        let derived = self.derived.as_ref()?;
-        let is_it = derived.is_of(work, matrix, in_features);
-        is_it.then(|| derived.prepared.clone())
+    ) -> Result<Option<Arc<Prepared>>, NotAtHand> {
+        let in_features = usize::try_from(work.layout.in_features()).map_err(|_| NotAtHand)?;
+        let derived = self.derived.as_ref().ok_or(NotAtHand)?;
+        if derived.is_of(work, matrix, in_features) {
+            Ok(derived.prepared.clone())
+        } else {
+            Err(NotAtHand)
+        }
     }
 
     /// Reads the inputs of a matrix and derives what its quantizer needs of them, in the pool that it is called in.
@@ -175,6 +181,10 @@ impl<'p> Preparations<'p> {
         }
     }
 }
+
+/// It has to be derived first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotAtHand;
 
 /// The owners of the inputs of a step's matrices.
 fn owners(step: &Step) -> impl Iterator<Item = &str> {

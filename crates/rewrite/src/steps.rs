@@ -144,7 +144,9 @@ impl Scaling {
                 .as_ref()
                 .map(|rows| rows.get(first_row.saturating_add(at)));
             if let Some(divisor) = divisor.flatten() {
-                row.iter_mut().for_each(|value| *value /= divisor);
+                for value in row.iter_mut() {
+                    *value /= divisor;
+                }
             }
             if let Some(columns) = &self.columns {
                 let scaled = row.iter_mut().zip(columns.iter());

@@ -123,7 +123,7 @@ pub(crate) fn drive(
     pool: &rayon::ThreadPool,
     cancel: &CancelToken,
 ) -> Result<u64, Error> {
-    pool.in_place_scope(|scope| Pipeline::new(outputs, book, pool, cancel)?.drive(scope))
+    pool.in_place_scope(|scope| Pipeline::new(outputs, book, pool, cancel).drive(scope))
 }
 
 /// What was done, of the steps that write to these files.

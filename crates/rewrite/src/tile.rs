@@ -241,20 +241,17 @@ impl<'p> StepContext<'p> {
         done.losses.extend(losses.map_err(|e| self.refused(e))?);
         done.output_losses.extend_from_slice(&output_losses);
         done.n_zero_scales += zero_scales(&work.layout, &chosen.scales, values);
-        match place {
+        if let Some((part, form)) = place {
             // Codes that lie row after row are written as the quantizer leaves them.
-            Some((part, form)) => {
-                let row_bytes = form.packing.packed_len_bytes(rows.in_features, 1) as u64;
-                self.write(part, row_bytes * run.start, codes, done)?;
-                let beside = encode::encode_beside(&work.layout, &chosen, self.backend)?;
-                self.write_regions(beside, done)?;
-            }
-            None => {
-                codes.clone_into(&mut chosen.codes);
-                let regions = encode::encode(&work.layout, &chosen, self.backend)?;
-                chosen.codes.clear();
-                self.write_regions(regions, done)?;
-            }
+            let row_bytes = form.packing.packed_len_bytes(rows.in_features, 1) as u64;
+            self.write(part, row_bytes * run.start, codes, done)?;
+            let beside = encode::encode_beside(&work.layout, &chosen, self.backend)?;
+            self.write_regions(beside, done)?;
+        } else {
+            codes.clone_into(&mut chosen.codes);
+            let regions = encode::encode(&work.layout, &chosen, self.backend)?;
+            chosen.codes.clear();
+            self.write_regions(regions, done)?;
         }
         (scratch.encoded, scratch.chosen) = (encoded, chosen);
         scratch.output_losses = output_losses;

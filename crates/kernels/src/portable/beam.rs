@@ -57,6 +57,7 @@ pub fn search_beam(block: Beam<'_>) {
 }
 
 #[inline(always)]
+#[expect(clippy::float_cmp, reason = "levels are told apart, not measured")]
 fn columns(set: impl LevelSet, block: Beam<'_>) {
     let Beam {
         factor,

@@ -155,8 +155,9 @@ fn sums(set: impl LevelSet, values: &[f32], weights: &[f32], candidate: Candidat
 /// Chains added pairwise.
 #[inline(always)]
 fn total(chains: [f32; LANES]) -> f32 {
-    let [a, b, c, d, e, f, g, h] = chains;
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
+    let [first, second] =
+        [0, 1].map(|i| (chains[i] + chains[i + 4]) + (chains[i + 2] + chains[i + 6]));
+    first + second
 }
 
 #[cfg(test)]

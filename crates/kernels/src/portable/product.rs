@@ -244,6 +244,10 @@ fn multiply<T: Real, const WIDTH: usize>(a: &[T], b: &[T], sums: &mut [[T; WIDTH
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::many_single_char_names,
+    reason = "what the parts of a product are called everywhere"
+)]
 mod tests {
     use super::*;
     use crate::matrix::MatrixMut;

@@ -41,6 +41,7 @@ pub fn sweep(row: Sweep<'_>) -> usize {
 }
 
 #[inline(always)]
+#[expect(clippy::float_cmp, reason = "levels are told apart, not measured")]
 fn codes(set: impl LevelSet, row: Sweep<'_>) -> usize {
     let Sweep {
         columns,

@@ -197,16 +197,12 @@ impl RowFormat for GroupFormat {
         };
         let groups = values.chunks(self.group).zip(weights.chunks(self.group));
         for (g, (values, weights)) in groups.enumerate() {
-            let first = match &blocks {
-                Some(stored) => {
-                    let stored = stored.get(g).copied().unwrap_or_default();
-                    (stored, self.numbers.effective(stored))
-                }
-                None => {
-                    let ends = ends_of(values);
-                    self.first_of(ends, values.len() < self.group)
-                        .map_err(|scale| (g, scale))?
-                }
+            let first = if let Some(stored) = &blocks {
+                let stored = stored.get(g).copied().unwrap_or_default();
+                (stored, self.numbers.effective(stored))
+            } else {
+                let first = self.first_of(ends_of(values), values.len() < self.group);
+                first.map_err(|scale| (g, scale))?
             };
             let (stored, effective) = self.search((values, weights), first, effort, backend);
             row.stored.push(stored);
@@ -373,7 +369,7 @@ impl Numbers {
             Code::Minifloat(_) | Code::StoredCodebook | Code::Dense(_) => false,
         };
         let is_plain = matches!(zero, Zero::None) && matches!(coding, Coding::Float(_));
-        let signs = if lopsided && is_plain && matches!(above, Above::None) && divisor == 1.0 {
+        let signs = if lopsided && is_plain && matches!(above, Above::None) && divisor < 2.0 {
             Signs::Either
         } else {
             Signs::Positive

@@ -83,6 +83,8 @@ impl fmt::Debug for CalibrationFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("CalibrationFile");
         shown.field("file", &self.calibration.file());
-        shown.field("identity", &self.identity).finish()
+        shown
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
     }
 }

@@ -112,6 +112,7 @@ fn is_one(scale: f32) -> bool {
 const LEAST: f32 = 1.0 / 32.0;
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "exact by construction")]
 mod tests {
     use super::*;
 
@@ -136,7 +137,7 @@ mod tests {
     #[test]
     fn the_stored_gain_times_the_scale_is_the_gain_before() {
         let scales = [1.0, 0.3, 1.7, 15.0, 0.0625, 2.0];
-        for float in [Float::BF16, Float::F16, Float::F32] {
+        for float in [Float::Bf16, Float::F16, Float::F32] {
             for gain in [Gain::Weight, Gain::OnePlusWeight] {
                 let norm = dense(float, &[0.9, -0.4, 1.3, 0.02, 2.5, 0.0]);
                 let (bytes, actual) = norm.divided_gain(gain, &scales);
@@ -171,9 +172,9 @@ mod tests {
         assert_eq!(actual, vec![1.0, 1.0, 16.0]);
         assert_eq!(back(Float::F16, &bytes)[..2], norm.values[..2]);
         // A gain of 1 + (-1) = 0 stays zero.
-        let norm = dense(Float::BF16, &[-1.0]);
+        let norm = dense(Float::Bf16, &[-1.0]);
         let (bytes, actual) = norm.divided_gain(Gain::OnePlusWeight, &[3.0]);
-        assert_eq!((back(Float::BF16, &bytes), actual), (vec![-1.0], vec![1.0]));
+        assert_eq!((back(Float::Bf16, &bytes), actual), (vec![-1.0], vec![1.0]));
     }
 
     #[test]

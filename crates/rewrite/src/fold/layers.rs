@@ -65,7 +65,7 @@ pub(crate) fn groups(
         layer.check(architecture)?;
         for pair in architecture.pairs {
             for expert in layer.experts(pair) {
-                layer.pair(architecture, pair, expert, &mut found, &mut left)?;
+                layer.pair(architecture, pair, expert.as_deref(), &mut found, &mut left)?;
             }
         }
     }
@@ -145,7 +145,7 @@ impl Layer<'_> {
         let of = |pattern: &str| -> Vec<String> {
             let names = self.modules.keys();
             names
-                .filter_map(|name| matches(pattern, name).flatten().map(str::to_owned))
+                .filter_map(|name| matches(pattern, name)?.expert().map(str::to_owned))
                 .collect()
         };
         let readers = pair.readers.iter().flat_map(|pattern| of(pattern));
@@ -156,7 +156,7 @@ impl Layer<'_> {
     /// The modules that a pattern names, by name.
     fn find(&self, pattern: &str, expert: Option<&str>) -> Vec<usize> {
         let named = self.modules.iter().filter(|(name, _)| {
-            matches(pattern, name).is_some_and(|of| expert.is_none() || of == expert)
+            matches(pattern, name).is_some_and(|of| expert.is_none() || of.expert() == expert)
         });
         named.map(|(_, step)| *step).collect()
     }
@@ -165,11 +165,10 @@ impl Layer<'_> {
         &self,
         architecture: &Architecture,
         pair: &Pair,
-        expert: Option<String>,
+        expert: Option<&str>,
         found: &mut Vec<Group>,
         left: &mut Left,
     ) -> Result<(), Error> {
-        let expert = expert.as_deref();
         let all = |patterns: &[&str]| -> Vec<usize> {
             patterns.iter().flat_map(|p| self.find(p, expert)).collect()
         };

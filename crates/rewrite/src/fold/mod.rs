@@ -81,7 +81,7 @@ pub(crate) fn fold(
             apply(&mut steps.list, group, chosen)?;
         }
     }
-    steps.notes.extend(tally.notes());
+    steps.notes.push(tally.note());
     steps.notes.extend(left_notes(&left));
     steps.folded = Some(tally.hasher.finalize().to_hex().to_string());
     Ok(())
@@ -223,18 +223,18 @@ impl Tally {
         self.logs += (with / without).max(f64::MIN_POSITIVE).ln();
     }
 
-    fn notes(&self) -> Option<String> {
+    fn note(&self) -> String {
         #[expect(
             clippy::cast_precision_loss,
             reason = "a mean of a few thousand numbers"
         )]
         let mean = (self.logs / self.n_groups.max(1) as f64).exp();
-        Some(format!(
+        format!(
             "--method awq: inputs of {} of {} groups of modules are scaled; on the calibration inputs groups lose {:.1} % of what they lose by mse (geometric mean)",
             self.n_scaled,
             self.n_groups,
             100.0 * mean
-        ))
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! What feeds what within a layer, for each architecture whose scales can be folded: data.
 //!
-//! Sources: AutoAWQ 0.2.9, `awq/models/{llama,mistral,mixtral,qwen2,qwen3,qwen2_moe,qwen3_moe,gemma2,phi3}.py` (`get_layers_for_scaling`);
+//! Sources: `AutoAWQ` 0.2.9, `awq/models/{llama,mistral,mixtral,qwen2,qwen3,qwen2_moe,qwen3_moe,gemma2,phi3}.py` (`get_layers_for_scaling`);
 //! llm-compressor, `modifiers/awq/mappings.py`; and the forward passes of transformers' models, which decide where those differ. Both peers leave
 //! routers out of what a norm feeds: here they are listed, and follow. A layer with a tensor that its row does not list is refused, so a model
 //! that merely looks like one of these is never folded wrongly.
@@ -249,12 +249,31 @@ pub(crate) fn of_class(class: &str) -> Option<&'static Architecture> {
     all.find(|architecture| architecture.classes.contains(&class))
 }
 
+/// What a name is for a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Match<'n> {
+    /// The pattern itself.
+    Plain,
+    /// Of this expert.
+    Expert(&'n str),
+}
+
+impl<'n> Match<'n> {
+    /// The expert's number.
+    pub(crate) fn expert(self) -> Option<&'n str> {
+        match self {
+            Match::Plain => None,
+            Match::Expert(expert) => Some(expert),
+        }
+    }
+}
+
 /// Whether a name is that of a pattern, and which expert it is of.
-pub(crate) fn matches<'n>(pattern: &str, name: &'n str) -> Option<Option<&'n str>> {
+pub(crate) fn matches<'n>(pattern: &str, name: &'n str) -> Option<Match<'n>> {
     let Some((before, after)) = pattern.split_once('*') else {
-        return (pattern == name).then_some(None);
+        return (pattern == name).then_some(Match::Plain);
     };
     let expert = name.strip_prefix(before)?.strip_suffix(after)?;
     let is_number = !expert.is_empty() && expert.bytes().all(|b| b.is_ascii_digit());
-    is_number.then_some(Some(expert))
+    is_number.then_some(Match::Expert(expert))
 }

@@ -205,9 +205,9 @@ impl Search<'_> {
         for step in 0..STEPS {
             let mut scales = scaling::scales(mean_abs, step);
             if must_be_powers {
-                scales
-                    .iter_mut()
-                    .for_each(|scale| *scale = power_of_two(*scale));
+                for scale in &mut scales {
+                    *scale = power_of_two(*scale);
+                }
                 keep_exact(&mut scales, norm.as_ref(), bias.as_ref(), &routers);
             }
             let (source, scales) = match (&norm, &bias) {

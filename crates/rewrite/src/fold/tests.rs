@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::pairs::{ARCHITECTURES, Gain, Source, matches, of_class};
+use super::pairs::{ARCHITECTURES, Gain, Match, Source, matches, of_class};
 
 #[test]
 fn every_row_of_the_table_is_sound() {
@@ -58,7 +58,7 @@ fn every_row_of_the_table_is_sound() {
 fn stars_are_numbers() {
     assert_eq!(
         matches("mlp.experts.*.up_proj", "mlp.experts.12.up_proj"),
-        Some(Some("12"))
+        Some(Match::Expert("12"))
     );
     for name in [
         "mlp.experts.up_proj",
@@ -67,6 +67,6 @@ fn stars_are_numbers() {
     ] {
         assert_eq!(matches("mlp.experts.*.up_proj", name), None, "{name}");
     }
-    assert_eq!(matches("mlp.gate", "mlp.gate"), Some(None));
+    assert_eq!(matches("mlp.gate", "mlp.gate"), Some(Match::Plain));
     assert_eq!(matches("mlp.gate", "mlp.gate_proj"), None);
 }

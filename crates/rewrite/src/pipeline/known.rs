@@ -38,13 +38,13 @@ impl<'p> Pipeline<'_, 'p> {
         };
         let matrix = work.matrix(index);
         let prepared = match self.preparations.at_hand(work, matrix) {
-            Some(prepared) => prepared,
-            None if prepare::is_large(matrix) && !self.in_flight.is_empty() => {
+            Ok(prepared) => prepared,
+            Err(_) if prepare::is_large(matrix) && !self.in_flight.is_empty() => {
                 return Ok(Ready::AfterTiles);
             }
-            None if prepare::is_large(matrix) => self.derive(step, work, matrix)?,
+            Err(_) if prepare::is_large(matrix) => self.derive(step, work, matrix)?,
             // Not worth waiting for a worker.
-            None => self.preparations.derive(step, work, matrix)?,
+            Err(_) => self.preparations.derive(step, work, matrix)?,
         };
         let known = match prepared {
             None => observed,

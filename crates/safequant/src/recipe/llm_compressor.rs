@@ -145,7 +145,7 @@ struct Group {
 fn gptq_settings(members: &mut Members, recipe: &mut Recipe) -> Result<Settings, Problem> {
     // `actorder` may stand in `weights`, too; here it is the modifier's, which is "static" unless it says otherwise.
     let order = match members.take("actorder") {
-        None => Order::Activation,
+        None | Some(Value::Bool(true)) => Order::Activation,
         Some(Value::Null | Value::Bool(false)) => Order::Natural,
         Some(Value::String(word)) if word == "static" || word == "weight" => Order::Activation,
         Some(Value::String(word)) if word == "group" => {
@@ -156,7 +156,6 @@ fn gptq_settings(members: &mut Members, recipe: &mut Recipe) -> Result<Settings,
             );
             Order::Activation
         }
-        Some(Value::Bool(true)) => Order::Activation,
         Some(other) => {
             return Err(Problem::new(format!(
                 "GPTQModifier: actorder: expected static, weight, group or null, found {other}"

@@ -132,12 +132,12 @@ fn loss(values: &[f32], found: &[f32], inputs: Option<&Inputs>) -> f64 {
     let SecondMoment::Full(moment) = &inputs.second_moment else {
         return f64::NAN;
     };
-    let mean = moment
+    let trace = moment
         .iter()
         .step_by(n + 1)
         .map(|d| f64::from(*d))
-        .sum::<f64>()
-        / n as f64;
+        .sum::<f64>();
+    let mean = trace / f64::from(u32::try_from(n).unwrap());
     let squares = error.iter().map(|e| e * e).sum::<f64>();
     let sum: f64 = error
         .chunks_exact(n)
@@ -201,24 +201,24 @@ fn no_method_does_worse_than_rounding_to_nearest_by_its_own_objective() {
     assert!(refused.len() < 8, "{refused:#?}");
 }
 
+/// The weight at a place.
+type Value = fn(usize) -> f32;
+
 #[test]
 fn groups_of_nothing_of_one_value_and_with_one_outlier_are_kept() {
     let n = 256;
-    let outlier = |at: usize| if at % 97 == 5 { 60.0 } else { 0.001 };
-    let kinds: [(&str, Box<dyn Fn(usize) -> f32>); 5] = [
-        ("zeros", Box::new(|_| 0.0)),
-        ("ones", Box::new(|_| 1.0)),
-        ("negative ones", Box::new(|_| -1.0)),
-        ("outliers", Box::new(outlier)),
-        (
-            "denormals",
-            Box::new(|at| f32::from_bits(1 + (at as u32 % 5))),
-        ),
+    let outlier: Value = |at| if at % 97 == 5 { 60.0 } else { 0.001 };
+    let kinds: [(&str, Value); 5] = [
+        ("zeros", |_| 0.0),
+        ("ones", |_| 1.0),
+        ("negative ones", |_| -1.0),
+        ("outliers", outlier),
+        ("denormals", |at| f32::from_bits(1 + u32::from(at % 5 == 0))),
     ];
     let inputs = inputs(n);
     let mut visited = 0;
     for (kind, value) in kinds {
-        let values: Vec<f32> = (0..32 * n).map(|at| value(at)).collect();
+        let values: Vec<f32> = (0..32 * n).map(value).collect();
         for (name, layout, target) in layouts(32, n) {
             for method in [
                 Searched::MeanSquares,

@@ -452,6 +452,7 @@ fn encode_minifloat(format: Minifloat, chosen: &[f32], backend: &'static Backend
 }
 
 /// The first code with this value.
+#[expect(clippy::float_cmp, reason = "levels are values of the book")]
 fn index_of(book: Codebook, level: f32) -> u8 {
     let found = book.values().iter().position(|value| *value == level);
     found.and_then(|at| u8::try_from(at).ok()).unwrap_or(0)
