@@ -55,6 +55,17 @@ pub fn power_of_two(scale: f32) -> f32 {
     f32::from_bits(((bits >> 23) + up) << 23)
 }
 
+/// Scales as powers of two, from 1 to 16: a common factor changes nothing about what is lost, and from the least scale on every power can be
+/// reached, while from the middle on both ends would leave 1 at once.
+pub fn powers_of_two(scales: &mut [f32]) {
+    #[expect(clippy::cast_possible_truncation, reason = "a small power of two")]
+    const MOST: f32 = LARGEST as f32;
+    let least = scales.iter().copied().fold(f32::INFINITY, f32::min);
+    for scale in scales {
+        *scale = power_of_two((*scale / least).min(MOST));
+    }
+}
+
 /// What is known of inputs that are divided by scales: their mean squares.
 pub fn scaled_inputs(inputs: &Inputs, scales: &[f32]) -> Inputs {
     let n = inputs.in_features;
@@ -163,6 +174,13 @@ mod tests {
                 "{scale}"
             );
         }
+    }
+
+    #[test]
+    fn powers_begin_at_the_least_scale() {
+        let mut scales = [0.7, 1.4, 2.9, 0.8, 15.0];
+        powers_of_two(&mut scales);
+        assert_eq!(scales, [1.0, 2.0, 4.0, 1.0, 16.0]);
     }
 
     #[test]

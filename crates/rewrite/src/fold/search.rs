@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use safequant_container::Checkpoint;
 use safequant_kernels::Backend;
-use safequant_quantize::scaling::{self, STEPS, output_noise, power_of_two, scaled_inputs};
+use safequant_quantize::scaling::{self, STEPS, output_noise, powers_of_two, scaled_inputs};
 use safequant_quantize::{Inputs, Prepared, Statistics};
 
 use super::dense::Dense;
@@ -205,9 +205,7 @@ impl Search<'_> {
         for step in 0..STEPS {
             let mut scales = scaling::scales(mean_abs, step);
             if must_be_powers {
-                for scale in &mut scales {
-                    *scale = power_of_two(*scale);
-                }
+                powers_of_two(&mut scales);
                 keep_exact(&mut scales, norm.as_ref(), bias.as_ref(), &routers);
             }
             let (source, scales) = match (&norm, &bias) {
