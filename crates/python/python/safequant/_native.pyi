@@ -3,7 +3,7 @@ from _typeshed import Incomplete, SupportsGetItem
 from os import PathLike
 from typing import Any, SupportsFloat, SupportsIndex, final
 
-__all__ = ["Calibration", "Checkpoint", "Memory", "Part", "Weight", "audit", "begin_parts", "diff", "discard_parts", "explain", "finish_parts", "main", "plan", "registries", "run", "run_part", "shares", "tp_plan", "write_imatrix"]
+__all__ = ["Calibration", "Checkpoint", "Memory", "Part", "Weight", "audit", "begin_parts", "diff", "discard_parts", "explain", "finish_parts", "main", "mixed_recipe", "plan", "registries", "run", "run_part", "shares", "tp_plan", "write_imatrix"]
 
 @final
 class Calibration:
@@ -243,6 +243,11 @@ def finish_parts(request: Incomplete) -> dict[str, Any]:
 def main(arguments: SupportsGetItem[int, str]) -> int:
     """
     Runs a command line, the program's name included, and gives its exit status (specs/cli/exit-status.md).
+    """
+
+def mixed_recipe(request: Incomplete) -> str:
+    """
+    The recipe of a mixture: for each module one of the request's schemes, so that all keep to its bits per weight.
     """
 
 def plan(request: Incomplete) -> dict[str, Any]:
