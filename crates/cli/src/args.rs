@@ -298,7 +298,12 @@ pub(crate) struct QuantizeArgs {
     )]
     pub(crate) recipe: Option<PathBuf>,
     /// Bits per weight of the quantized modules, scales and all, that a mixture of --schemes is to keep to
-    #[arg(long, value_name = "BITS", requires = "schemes")]
+    #[arg(
+        long,
+        value_name = "BITS",
+        requires = "schemes",
+        allow_negative_numbers = true
+    )]
     pub(crate) target_bpw: Option<f64>,
     /// Schemes to choose among, module by module, by the loss that is measured for each bit
     #[arg(
