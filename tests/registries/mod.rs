@@ -152,7 +152,7 @@ fn snake_case(name: &str) -> String {
 #[test]
 fn quantizers_and_backends_are_unique() {
     let ids: Vec<_> = QUANTIZERS.iter().map(|q| q.id()).collect();
-    assert_ids("quantizers", &ids, 1, is_lower);
+    assert_ids("quantizers", &ids, 5, is_lower);
     for quantizer in QUANTIZERS {
         assert_summary("quantizer", quantizer.id(), quantizer.summary());
     }

@@ -282,6 +282,8 @@ fn experts_of_one_stack_are_quantized_by_what_each_saw() {
         panic!("a quantize verb");
     };
     recipe.groups[0].method = AUTO;
+    // Rows of 8 are no whole blocks.
+    recipe.groups[0].ignore = vec!["*.down_proj".to_owned()];
     recipe.calibration = Some(file);
     let verb = Verb::Quantize(recipe);
     let roomy = JobOptions {
@@ -303,7 +305,7 @@ fn experts_of_one_stack_are_quantized_by_what_each_saw() {
         assert!(stack.output_loss.is_some(), "{}", stack.name);
         n_stacks += 1;
     }
-    assert!(n_stacks >= 3, "{n_stacks} stacks");
+    assert!(n_stacks >= 2, "{n_stacks} stacks");
     let notes = plan.notes.join("\n");
     assert!(notes.contains("saw no token in calibration"), "{notes}");
 }

@@ -98,9 +98,9 @@ fn one(target: &Target, values: &[f32], source: Float) -> (f32, Option<i32>, Vec
 }
 
 #[test]
-fn the_word_for_it_is_rtn() {
+fn the_words_of_quantizers() {
     let words: Vec<&str> = QUANTIZERS.iter().map(|q| q.id()).collect();
-    assert_eq!(words, ["rtn"]);
+    assert_eq!(words, ["rtn", "mse", "hqq", "gptq", "refine"]);
     assert!(!RoundToNearest.summary().is_empty());
 }
 
