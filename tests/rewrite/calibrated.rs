@@ -1,8 +1,6 @@
 //! Jobs that go by what is known of the modules' inputs.
 
-use std::path::Path;
-
-use safequant::container::{Checkpoint, ErrorGroup, Limits, Manifest, OsDisk};
+use safequant::container::{ErrorGroup, Manifest, OsDisk};
 use safequant::quantize::{Effort, Needs, QUANTIZERS, Quantizer};
 use safequant::rewrite::parts;
 use safequant::rewrite::{
@@ -258,57 +256,6 @@ fn what_is_not_known_is_done_without_and_said() {
 }
 
 /// A stack of experts of which some saw no token, in a format that holds them as one.
-#[test]
-fn experts_of_one_stack_are_quantized_by_what_each_saw() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama.cpp/hf-qwen3-moe");
-    let source = Checkpoint::open(&root, &Limits::default()).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let mut known = Statistics::of_tiny("full");
-    known.modules.clear();
-    known.shares.clear();
-    let experts = source.tensors().filter(|t| t.name().contains(".experts."));
-    let mut n_experts = 0;
-    for tensor in experts {
-        let module = tensor.name().strip_suffix(".weight").unwrap();
-        let width = usize::try_from(tensor.shape()[1]).unwrap();
-        let is_idle = module.contains(".experts.1.");
-        let count = if is_idle { 0 } else { 96 };
-        known.modules.insert(module.to_owned(), (width, count));
-        n_experts += 1;
-    }
-    assert!(n_experts >= 9, "{n_experts} experts");
-    let file = known.write(&folder.path().join("statistics"));
-    let Verb::Quantize(mut recipe) = quantize("Q8_0", "gguf") else {
-        panic!("a quantize verb");
-    };
-    recipe.groups[0].method = AUTO;
-    // Rows of 8 are no whole blocks.
-    recipe.groups[0].ignore = vec!["*.down_proj".to_owned()];
-    recipe.calibration = Some(file);
-    let verb = Verb::Quantize(recipe);
-    let roomy = JobOptions {
-        max_shard_bytes: 1 << 30,
-        ..options()
-    };
-    let to = folder.path().join("m.gguf");
-    let plan = rewrite::plan(&source, &verb, &to, &roomy).unwrap();
-    let summary = rewrite::run(&plan, &OsDisk, &Quiet, &CancelToken::default()).unwrap();
-    let stacks = summary.modules.iter().filter(|m| m.name.contains("_exps"));
-    let mut n_stacks = 0;
-    for stack in stacks {
-        let method = stack.method.as_deref().unwrap();
-        assert!(
-            ["refine+mse", "mse+refine"].contains(&method),
-            "{}: {method}",
-            stack.name
-        );
-        assert!(stack.output_loss.is_some(), "{}", stack.name);
-        n_stacks += 1;
-    }
-    assert!(n_stacks >= 2, "{n_stacks} stacks");
-    let notes = plan.notes.join("\n");
-    assert!(notes.contains("saw no token in calibration"), "{notes}");
-}
 
 #[test]
 fn a_diagonal_is_not_the_second_moment() {
