@@ -273,7 +273,9 @@ impl<'a> Reader<'a> {
                 let start = self.pos;
                 self.skip_number()?;
                 let text = self.text.get(start..self.pos).unwrap_or_default();
-                text.parse().map(Some).map_err(|_| self.expected("a number"))
+                text.parse()
+                    .map(Some)
+                    .map_err(|_| self.expected("a number"))
             }
             Some(_) | None => Err(self.expected("a number or null")),
         }

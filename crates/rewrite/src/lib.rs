@@ -37,6 +37,7 @@ pub use events::{CancelToken, Event, Events};
 pub use place::OutputKind;
 pub use plan::{Action, Destination, JobOptions, Plan, PlannedModule, Verb, plan, plan_on};
 pub use recipe::{
-    AUTO, AWQ, ConvertRecipe, DequantizeRecipe, LossPolicy, OutputDtype, QuantizeRecipe, SchemeGroup,
+    AUTO, AWQ, ConvertRecipe, DequantizeRecipe, LossPolicy, OutputDtype, QuantizeRecipe,
+    SchemeGroup,
 };
 pub use stream::{ModuleSummary, Summary, run};

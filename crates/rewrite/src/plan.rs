@@ -427,11 +427,7 @@ impl<'a> Planner<'a, '_> {
         files
     }
 
-    fn fingerprint(
-        &self,
-        shards: &[FilePlan],
-        folded: Option<&str>,
-    ) -> Result<Fingerprint, Error> {
+    fn fingerprint(&self, shards: &[FilePlan], folded: Option<&str>) -> Result<Fingerprint, Error> {
         let mut recipe = recipe::canonical(self.verb);
         if let (Value::Object(fields), Some(digest)) = (&mut recipe, folded) {
             fields.insert("folded".to_owned(), json!(digest));
