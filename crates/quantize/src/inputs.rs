@@ -28,6 +28,20 @@ pub enum SecondMoment {
     Diagonal(Vec<f32>),
 }
 
+impl SecondMoment {
+    /// The diagonal, `[K]`.
+    pub fn diagonal(&self) -> Vec<f32> {
+        match self {
+            SecondMoment::Diagonal(diagonal) => diagonal.clone(),
+            SecondMoment::Full(matrix) => {
+                // K * K values: the root is exact up to far more than memory holds.
+                let step = matrix.len().isqrt().saturating_add(1);
+                matrix.iter().step_by(step).copied().collect()
+            }
+        }
+    }
+}
+
 /// What a quantizer does with what is known of the inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Needs {

@@ -21,9 +21,9 @@ pub struct Prepared {
 /// Of a whole second moment.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Curvature {
-    inputs: Arc<Inputs>,
+    pub(crate) inputs: Arc<Inputs>,
     /// For error feedback.
-    pub(crate) factor: Option<Factor>,
+    pub(crate) factor: Factor,
     /// What sweeps add to the diagonal.
     pub(crate) ridge: f32,
     /// `1 / (H_jj + ridge)`; 0 where that is not positive.
@@ -45,8 +45,7 @@ impl Prepared {
     /// What was added to the diagonal of the second moment before it was factored, as a share of its mean: more than asked for where
     /// that was not positive definite. `None` without a factor.
     pub fn damping(&self) -> Option<f64> {
-        let factor = self.curvature.as_ref()?.factor.as_ref()?;
-        Some(factor.damping)
+        Some(self.curvature.as_ref()?.factor.damping)
     }
 }
 
@@ -139,7 +138,7 @@ pub(crate) fn factored(
             ridge,
             inverse_diagonal: diagonal.iter().map(inverse).collect(),
             correction,
-            factor: Some(factor),
+            factor,
             inputs: Arc::clone(inputs),
         }),
     })
@@ -191,8 +190,9 @@ fn solve(upper: &[f32], mut x: Vec<f32>) -> Vec<f32> {
     x
 }
 
-/// What is added to the diagonal before it is factored: between 0.003 and 0.03 it hardly matters (quality notes, section 3).
-const DAMPING: f64 = 0.01;
+/// What is added to the diagonal before it is factored where nothing else is asked for, as a share of its mean: between 0.003 and 0.03
+/// it hardly matters (quality notes, section 3).
+pub const DAMPING: f64 = 0.01;
 
 /// What sweeps add to the diagonal, as a share of its mean: little, and more where there are few tokens for each column.
 #[expect(clippy::cast_precision_loss, reason = "a count in a rule of thumb")]

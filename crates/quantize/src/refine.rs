@@ -6,12 +6,11 @@ use safequant_kernels::{Backend, Candidate, Matrix, MatrixMut, Product, Sign, Sw
 
 use crate::inputs::OutputLoss;
 use crate::prepared::Curvature;
+use crate::scaling::output_noise;
 use crate::search::{Freedom, RowFormat, RowScales};
 
 /// Columns that all rows sweep before the next ones: their part of `H` stays in the cache.
 const BLOCK: usize = 64;
-/// Sweeps over the codes of a round.
-const SWEEPS: usize = 1;
 
 /// A tile on its way.
 pub(crate) struct Refinement<'a> {
@@ -64,15 +63,12 @@ impl<'a> Refinement<'a> {
     /// Rounds of sweeps, as long as codes change.
     pub(crate) fn run(&mut self, rounds: usize) {
         for _ in 0..rounds {
-            let mut n_changed = 0;
-            for _ in 0..SWEEPS {
-                n_changed += self.sweep_codes();
-            }
-            n_changed += match self.format.freedom() {
+            let n_changed = self.sweep_codes();
+            let n_moved = match self.format.freedom() {
                 Freedom::Fixed => 0,
                 Freedom::Scale | Freedom::Both => self.sweep_scales(),
             };
-            if n_changed == 0 {
+            if n_changed + n_moved == 0 {
                 return;
             }
         }
@@ -389,33 +385,8 @@ pub(crate) fn output_losses(
     noise: &[f64],
     backend: &'static Backend,
 ) -> Vec<OutputLoss> {
-    let n_rows = noise.len();
-    let n = values.len() / n_rows.max(1);
-    let mut outputs = vec![0.0; values.len()];
-    (backend.add_product)(Product {
-        c: MatrixMut {
-            values: &mut outputs,
-            shape: (n_rows, n),
-            row_stride: n,
-        },
-        a: Matrix::of_rows(values, (n_rows, n), n),
-        b: curvature.moment(),
-        sign: Sign::Plus,
-        packed: &mut Vec::new(),
-    });
-    let rows = values
-        .chunks_exact(n.max(1))
-        .zip(outputs.chunks_exact(n.max(1)));
-    rows.zip(noise)
-        .map(|((values, outputs), &noise)| {
-            let products = values.iter().zip(outputs);
-            let signal = products
-                .map(|(v, o)| f64::from(*v) * f64::from(*o))
-                .sum::<f64>();
-            OutputLoss {
-                signal: signal.max(0.0),
-                noise,
-            }
-        })
+    let signals = output_noise(values, &curvature.inputs, backend);
+    let rows = signals.into_iter().zip(noise);
+    rows.map(|(signal, &noise)| OutputLoss { signal, noise })
         .collect()
 }

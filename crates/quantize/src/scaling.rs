@@ -177,6 +177,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "powers of two are exact")]
     fn powers_begin_at_the_least_scale() {
         let mut scales = [0.7, 1.4, 2.9, 0.8, 15.0];
         powers_of_two(&mut scales);

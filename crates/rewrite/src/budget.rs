@@ -62,6 +62,16 @@ impl Budget {
         }
     }
 
+    /// The worker threads.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] if the system has none to give.
+    pub(crate) fn pool(&self) -> Result<rayon::ThreadPool, Error> {
+        let threads = self.threads;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.map_err(|source| Error::Threads { threads, source })
+    }
+
     /// Bytes for tiles.
     pub(crate) fn for_tiles(&self) -> u64 {
         self.memory_bytes.saturating_sub(SIDE_BUFFER_BYTES)

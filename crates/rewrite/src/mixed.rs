@@ -75,13 +75,7 @@ pub fn choose(
 ) -> Result<Mixture, Error> {
     let model = Model::bind(checkpoint)?;
     let budget = Budget::new(options.memory_bytes, options.threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(budget.threads)
-        .build();
-    let pool = pool.map_err(|source| Error::Threads {
-        threads: budget.threads,
-        source,
-    })?;
+    let pool = budget.pool()?;
     let mut candidates = Vec::new();
     for group in &recipe.groups {
         candidates.push(Candidate::new(checkpoint, &model, recipe, group, budget)?);

@@ -25,7 +25,7 @@ use safequant_container::Disk;
 use crate::journal::{Journal, Record, make_dir};
 use crate::outputs::file_of;
 use crate::steps::Step;
-use crate::stream::{modules, pool, summary};
+use crate::stream::{modules, summary};
 use crate::workspace::{Workspace, exists, parts_dir};
 use crate::{CancelToken, Destination, Error, Events, ModuleSummary, Plan, Summary};
 
@@ -176,7 +176,7 @@ pub fn run_part(
         return Err(Error::NoSuchPart { index, n_parts });
     }
     let part = all.swap_remove(index);
-    let pool = pool(plan)?;
+    let pool = plan.job.budget.pool()?;
     let mut work = PartWork::open(plan, part.files.clone(), disk, events, &pool)?;
     let resumed_modules = work.n_resumed();
     let peak_buffer_bytes = work.run(&pool, cancel)?;

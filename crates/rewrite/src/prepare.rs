@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use safequant_kernels::Backend;
 use safequant_quantize::scaling::scaled_inputs;
-use safequant_quantize::{Inputs, Prepared, SecondMoment, Settings, Target};
+use safequant_quantize::{DAMPING, Inputs, Prepared, Settings, Target};
 
 use crate::Error;
 use crate::calibration::{self, CalibrationFile, Detail};
@@ -226,7 +226,7 @@ pub(crate) fn note(
     prepared: Option<&Prepared>,
 ) -> Option<String> {
     let used = prepared?.damping()?;
-    let asked = matrix.settings.damping.unwrap_or(USUAL_DAMPING);
+    let asked = matrix.settings.damping.unwrap_or(DAMPING);
     // A matrix that could not be factored with what was asked for gets at least twice as much.
     (used > 1.5 * asked).then(|| {
         format!(
@@ -236,17 +236,11 @@ pub(crate) fn note(
     })
 }
 
-/// What the quantizers that factor a second moment add where nothing else is asked for.
-const USUAL_DAMPING: f64 = 0.01;
-
 pub(crate) fn as_inputs(found: calibration::Statistics) -> Inputs {
     Inputs {
         in_features: found.in_features,
         token_count: found.token_count,
-        second_moment: match found.second_moment {
-            calibration::SecondMoment::Full(matrix) => SecondMoment::Full(matrix),
-            calibration::SecondMoment::Diagonal(diagonal) => SecondMoment::Diagonal(diagonal),
-        },
+        second_moment: found.second_moment,
         mean: found.mean,
         cross: None,
     }

@@ -73,7 +73,7 @@ pub fn run(
     events: &dyn Events,
     cancel: &CancelToken,
 ) -> Result<Summary, Error> {
-    let pool = pool(plan)?;
+    let pool = plan.job.budget.pool()?;
     let mut workspace = Workspace::open(plan, disk, events, |workspace, earlier| {
         let of_parts = parts::take_over(workspace)?;
         let records = earlier.records.iter().chain(&of_parts);
@@ -88,13 +88,6 @@ pub fn run(
         }
         Err(error) => Err(workspace.abandon(error)),
     }
-}
-
-/// The threads of a job.
-pub(crate) fn pool(plan: &Plan<'_>) -> Result<rayon::ThreadPool, Error> {
-    let threads = plan.job.budget.threads;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|source| Error::Threads { threads, source })
 }
 
 /// Everything between opening the workspace and its end; gives the peak of the buffers.

@@ -49,6 +49,27 @@ pub struct FitSums {
     pub products: f32,
 }
 
+impl FitSums {
+    /// The scale that fits the levels best without an offset; `None` where they do not tell.
+    pub fn best_scale(&self) -> Option<Candidate> {
+        finite(self.products / self.squares, 0.0)
+    }
+
+    /// The scale and offset that fit the levels best; `None` where they do not tell.
+    pub fn best_pair(&self) -> Option<Candidate> {
+        let determinant = self.squares * self.weights - self.levels * self.levels;
+        if determinant <= 1e-6 * self.squares * self.weights {
+            return None;
+        }
+        let scale = (self.products * self.weights - self.levels * self.values) / determinant;
+        finite(scale, (self.values - scale * self.levels) / self.weights)
+    }
+}
+
+fn finite(scale: f32, offset: f32) -> Option<Candidate> {
+    (scale.is_finite() && offset.is_finite()).then_some(Candidate { scale, offset })
+}
+
 /// `sum h (w - (l s + o))^2` with `l` the nearest level, for each candidate.
 ///
 /// # Panics

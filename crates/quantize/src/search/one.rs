@@ -2,7 +2,7 @@
 
 use safequant_kernels::{Backend, Candidate, FitSums, Levels};
 
-use super::Stored;
+use super::{Stored, ends_of};
 use crate::Effort;
 
 /// What candidates are made of for a kind of format.
@@ -152,8 +152,7 @@ fn scales(
 /// Both ends of the values, drawn towards their middle.
 fn ends(levels: Levels, values: &[f32], shares: &[f32], add: &mut impl FnMut(Candidate)) {
     let (low, high) = levels.ends();
-    let start = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let end = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (start, end) = ends_of(values);
     let middle = 0.5 * start + 0.5 * end;
     for &below in shares {
         for &above in shares {
@@ -200,29 +199,8 @@ fn refine(
 
 /// The least squares for given levels.
 fn fitted(range: Range, sums: &FitSums) -> Option<Candidate> {
-    let FitSums {
-        weights,
-        values,
-        levels,
-        squares,
-        products,
-    } = *sums;
-    let found = match range {
-        Range::Scale { .. } => Candidate {
-            scale: products / squares,
-            offset: 0.0,
-        },
-        Range::Ends => {
-            let determinant = squares * weights - levels * levels;
-            if determinant <= 1e-6 * squares * weights {
-                return None;
-            }
-            let scale = (products * weights - levels * values) / determinant;
-            Candidate {
-                scale,
-                offset: (values - scale * levels) / weights,
-            }
-        }
-    };
-    (found.scale.is_finite() && found.offset.is_finite()).then_some(found)
+    match range {
+        Range::Scale { .. } => sums.best_scale(),
+        Range::Ends => sums.best_pair(),
+    }
 }

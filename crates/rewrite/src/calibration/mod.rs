@@ -18,6 +18,7 @@ use safequant_container::{FileSource, Limits, ReadAt};
 
 pub use error::Error;
 pub use opened::CalibrationFile;
+pub use safequant_quantize::SecondMoment;
 
 use imatrix::Imatrix;
 
@@ -70,21 +71,12 @@ pub struct Statistics {
     /// `n`; `None` where the file does not say. 0 means that nothing is known of the module: the second moment is a diagonal of
     /// zeros then, whatever the file holds, and there are no means.
     pub token_count: Option<u64>,
-    /// `X^T X / n`.
+    /// `X^T X / n`: finite, exactly symmetric, no negative on the diagonal.
     pub second_moment: SecondMoment,
     /// The mean of `|x|`, `[K]`.
     pub mean_abs: Option<Vec<f32>>,
     /// The mean of `x`, `[K]`.
     pub mean: Option<Vec<f32>>,
-}
-
-/// `X^T X / n`, or its diagonal: finite, no negative on the diagonal.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SecondMoment {
-    /// `[K, K]`, row-major, exactly symmetric.
-    Full(Vec<f32>),
-    /// `[K]`.
-    Diagonal(Vec<f32>),
 }
 
 impl Statistics {
@@ -97,20 +89,6 @@ impl Statistics {
             second_moment: SecondMoment::Diagonal(vec![0.0; in_features]),
             mean_abs: None,
             mean: None,
-        }
-    }
-}
-
-impl SecondMoment {
-    /// The diagonal, `[K]`.
-    pub fn diagonal(&self) -> Vec<f32> {
-        match self {
-            SecondMoment::Diagonal(diagonal) => diagonal.clone(),
-            SecondMoment::Full(matrix) => {
-                // K * K values: the root is exact up to far more than memory holds.
-                let step = matrix.len().isqrt().saturating_add(1);
-                matrix.iter().step_by(step).copied().collect()
-            }
         }
     }
 }

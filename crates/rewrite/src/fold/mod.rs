@@ -57,13 +57,7 @@ pub(crate) fn fold(
         return Err(nothing(checkpoint, &left));
     }
     let budget = Budget::new(options.memory_bytes, options.threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(budget.threads)
-        .build();
-    let pool = pool.map_err(|source| Error::Threads {
-        threads: budget.threads,
-        source,
-    })?;
+    let pool = budget.pool()?;
     let mut tally = Tally::default();
     for group in &groups {
         let mut search = Search {

@@ -337,10 +337,8 @@ impl<'a, 'o> Tile<'a, 'o> {
         cells: &[f32],
         scales: &mut [RowScales],
     ) -> Vec<f32> {
-        let curvature = self.prepared.curvature.as_ref();
-        let factor = curvature.and_then(|c| c.factor.as_ref());
-        let (Searched::Feedback | Searched::Refine, Some(curvature), Some(factor)) =
-            (self.method, curvature, factor)
+        let (Searched::Feedback | Searched::Refine, Some(curvature)) =
+            (self.method, &self.prepared.curvature)
         else {
             return nearest(format, cells, scales, self.backend);
         };
@@ -350,8 +348,13 @@ impl<'a, 'o> Tile<'a, 'o> {
             Effort::Fast | Effort::Default | Effort::High => feed_back,
             Effort::Max => search_beam,
         };
-        let (mut chosen, losses) =
-            feed_back(format.levels(), cells, of_groups, factor, self.backend);
+        let (mut chosen, losses) = feed_back(
+            format.levels(),
+            cells,
+            of_groups,
+            &curvature.factor,
+            self.backend,
+        );
         let noise = if self.method == Searched::Refine {
             let rows = (chosen.as_mut_slice(), scales);
             let mut refinement = Refinement::new(format, curvature, cells, rows, self.backend);

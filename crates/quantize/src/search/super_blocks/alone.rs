@@ -183,29 +183,10 @@ trait Quadratic {
 
 impl Quadratic for FitSums {
     fn bottom(&self, kind: Kind) -> Option<Candidate> {
-        let FitSums {
-            weights,
-            values,
-            levels,
-            squares,
-            products,
-        } = *self;
-        let found = match kind {
-            Kind::Scale => Candidate {
-                scale: products / squares,
-                offset: 0.0,
-            },
-            Kind::ScaleAndMinimum => {
-                let determinant = squares * weights - levels * levels;
-                if determinant <= 1e-6 * squares * weights {
-                    return None;
-                }
-                let scale = (products * weights - levels * values) / determinant;
-                let offset = (values - scale * levels) / weights;
-                Candidate { scale, offset }
-            }
-        };
-        (found.scale.is_finite() && found.offset.is_finite()).then_some(found)
+        match kind {
+            Kind::Scale => self.best_scale(),
+            Kind::ScaleAndMinimum => self.best_pair(),
+        }
     }
 
     fn loss(&self, Candidate { scale, offset }: Candidate) -> f32 {
