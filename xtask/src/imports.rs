@@ -70,7 +70,8 @@ const TABLE: &[Row] = &[
     Row {
         folder: "quantize",
         ours: &["schemes", "kernels"],
-        others: &["half", "thiserror"],
+        // Factors of second moments on rayon's pool (style.md: threads inside a quantizer's linear algebra).
+        others: &["half", "rayon", "thiserror"],
         never: &[NO_FILE, NO_THREAD, NO_ENVIRONMENT, NO_CLOCK, NO_WALL_CLOCK],
     },
     Row {

@@ -1,6 +1,6 @@
 //! What a candidate for a group's scale and offset loses, and what would fit its codes better.
 //!
-//! Sums are taken in [`LANES`] interleaved chains that are added pairwise at the end: their order is part of the definition.
+//! Sums are taken in eight interleaved chains that are added pairwise at the end: their order is part of the definition.
 
 use crate::levels::{LevelSet, Levels, with_levels};
 
