@@ -3,7 +3,9 @@
 //! A tile is what is handed to a worker. It is worked off in *runs* of rows, so small that what is read, computed and written
 //! stays in a core's cache.
 
+mod cut;
 mod lost;
+mod put;
 mod scaled;
 
 use std::mem::take;
@@ -15,8 +17,7 @@ use safequant_kernels::{Backend, CodeForm, Float, Floats, PORTABLE, Stores};
 use safequant_quantize::report::stored_row_losses;
 use safequant_quantize::{Loss, Output, OutputLoss, Rows, Statistics};
 use safequant_schemes::{
-    Decoder, EncodedRegion, Granularity, Part, QuantizedTensor, RowsOut, ScaleCoding, Transcoder,
-    Values, encode,
+    Decoder, Granularity, Part, QuantizedTensor, RowsOut, ScaleCoding, Transcoder, Values, encode,
 };
 
 use crate::Error;
@@ -24,6 +25,8 @@ use crate::convert::{carried_parts, counterpart};
 use crate::scratch::{Buffer, Scratch};
 use crate::steps::{Carried, DenseSource, DenseWork, QuantizeWork, Step, Work, layout_of};
 use crate::subtree::Segment;
+
+pub(crate) use put::digest_tensor;
 
 /// What all tiles of a step share.
 pub(crate) struct StepContext<'p> {
@@ -395,65 +398,6 @@ impl<'p> StepContext<'p> {
         Ok(values)
     }
 
-    fn write_regions(&self, regions: Vec<EncodedRegion>, done: &mut Done) -> Result<(), Error> {
-        let mut regions = regions.into_iter();
-        regions.try_for_each(|region| self.write_region(&region, done))
-    }
-
-    fn write_region(&self, region: &EncodedRegion, done: &mut Done) -> Result<(), Error> {
-        let row_len = region.row_len;
-        let width = region.columns.end - region.columns.start;
-        let offset = region.rows.start * row_len + region.columns.start;
-        let n_rows = region.rows.end - region.rows.start;
-        if n_rows <= 1 || width == row_len {
-            return self.write(region.part, offset, &region.bytes, done);
-        }
-        let lines = region.bytes.chunks_exact(self.fits(width.max(1))?);
-        for (row, line) in (region.rows.start..).zip(lines) {
-            self.put(region.part, row * row_len + region.columns.start, line)?;
-        }
-        done.segments[region.part].add(None, &region.bytes);
-        Ok(())
-    }
-
-    /// Writes bytes that lie together, and digests them.
-    fn write(
-        &self,
-        output: usize,
-        offset: u64,
-        bytes: &[u8],
-        done: &mut Done,
-    ) -> Result<(), Error> {
-        self.put(output, offset, bytes)?;
-        done.segments[output].add(Some(offset), bytes);
-        Ok(())
-    }
-
-    fn put(&self, output: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        if let Some(writer) = self.writer.as_ref().filter(|_| !bytes.is_empty()) {
-            let (_, tensor) = self.step.outputs[output].at;
-            writer.write_at(tensor, offset, bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Lets the disk write out bytes of an output.
-    pub(crate) fn start_writeback(&self, output: usize, range: Range<u64>) {
-        if let Some(writer) = &self.writer {
-            let (_, tensor) = self.step.outputs[output].at;
-            writer.start_writeback(tensor, range);
-        }
-    }
-
-    /// Digests an output as the file holds it: for parts whose bytes did not come in order.
-    pub(crate) fn digest_file(&self, output: usize, buffer: &mut [u8]) -> Result<String, Error> {
-        let mut hasher = blake3::Hasher::new();
-        if let Some(writer) = &self.writer {
-            digest_tensor(writer, &self.step.outputs[output], buffer, &mut hasher)?;
-        }
-        Ok(crate::journal::hex(&hasher))
-    }
-
     fn refused(&self, source: safequant_quantize::Error) -> Error {
         Error::Quantize {
             module: self.step.name.clone(),
@@ -518,94 +462,9 @@ fn carried<'p>(
     Ok(Reader::Carried(Box::new(decoder), Box::new(transcoder)))
 }
 
-/// Feeds a written tensor to a hasher.
-pub(crate) fn digest_tensor(
-    writer: &FileWriter,
-    output: &crate::steps::Output,
-    buffer: &mut [u8],
-    hasher: &mut blake3::Hasher,
-) -> Result<(), Error> {
-    let mut at = 0;
-    while at < output.len_bytes {
-        let left = usize::try_from(output.len_bytes - at).unwrap_or(usize::MAX);
-        let n = left.min(buffer.len());
-        writer.read_at(output.at.1, at, &mut buffer[..n])?;
-        hasher.update(&buffer[..n]);
-        at += n as u64;
-    }
-    Ok(())
-}
-
-impl Step {
-    /// Tiles it is cut into; at least one, so that every step passes through the pipeline.
-    pub(crate) fn n_tiles(&self) -> u64 {
-        let (n_matrices, rows) = self.cut();
-        let per_matrix = rows.div_ceil(self.tiling.per_tile.max(1));
-        (n_matrices * per_matrix).max(1)
-    }
-
-    /// The rows (bytes, for a copy) of a tile; no tile crosses from one matrix of a stack to the next.
-    pub(crate) fn tile(&self, i: u64) -> Range<u64> {
-        let (_, rows) = self.cut();
-        span(rows, self.tiling.per_tile.max(1), i)
-    }
-
-    /// The matrix of a stack that a tile is of.
-    pub(crate) fn matrix(&self, tile: u64) -> u64 {
-        let (_, rows) = self.cut();
-        tile / rows.div_ceil(self.tiling.per_tile.max(1)).max(1)
-    }
-
-    /// The runs of a tile: so many rows (bytes, for a copy) as are read, computed and written in one go.
-    fn runs(&self, tile: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
-        let (end, per_run) = (tile.end, self.tiling.per_run.max(1));
-        let starts = (tile.start..end).step_by(usize::try_from(per_run).unwrap_or(usize::MAX));
-        starts.map(move |start| start..start.saturating_add(per_run).min(end))
-    }
-
-    /// Matrices, and rows of each.
-    fn cut(&self) -> (u64, u64) {
-        match &self.work {
-            Work::Drop => (0, 0),
-            Work::Copy => (1, self.source_bytes),
-            Work::Dense(work) => (work.shape[0], work.shape[1]),
-            Work::Quantize(work) => (work.layout.n_matrices(), work.layout.out_features()),
-            Work::Transcode(work) => (work.layout.n_matrices(), work.layout.out_features()),
-            Work::Content(_) => (1, 1),
-        }
-    }
-}
-
-/// Tile `i` of a stack of matrices with `rows` rows each.
-fn span(rows: u64, per_tile: u64, i: u64) -> Range<u64> {
-    let per_matrix = rows.div_ceil(per_tile).max(1);
-    let base = (i / per_matrix) * rows;
-    let start = ((i % per_matrix) * per_tile).min(rows);
-    base + start..base + (start + per_tile).min(rows)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tiles_cover_every_row_once_and_never_two_matrices() {
-        for (n_matrices, rows, per_tile) in
-            [(1, 10, 3), (3, 10, 4), (4, 1, 8), (2, 8, 8), (5, 7, 1)]
-        {
-            let n_tiles = n_matrices * u64::div_ceil(rows, per_tile);
-            let mut next = 0;
-            for i in 0..n_tiles {
-                let tile = span(rows, per_tile, i);
-                assert_eq!(tile.start, next, "{n_matrices} x {rows} by {per_tile}");
-                assert_eq!(tile.start / rows, (tile.end - 1) / rows);
-                assert_eq!((tile.start % rows) % per_tile, 0);
-                next = tile.end;
-            }
-            assert_eq!(next, n_matrices * rows);
-        }
-        assert_eq!(span(0, 1, 0), 0..0);
-    }
 
     #[test]
     fn a_scale_of_zero_is_lost_unless_its_group_is_all_zeros() {

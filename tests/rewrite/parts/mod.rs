@@ -1,6 +1,9 @@
 //! Jobs in parts: the bytes of a local run, however they are divided, whoever fails, and whatever is asked for twice
 //! (specs/journal.md, clauses 16-23).
 
+mod faults;
+mod resumed;
+
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -12,7 +15,8 @@ use safequant::rewrite::{
 };
 use safequant_test_support::{Fault, FaultDisk};
 
-use super::tiny::{Bench, Quiet, Watch, contents, dequantize, options, quantize};
+use super::tiny::{Bench, Quiet, contents, dequantize, options, quantize};
+use resumed::half_done;
 
 const PARTIAL: &str = ".dst.safequant-partial";
 
@@ -464,141 +468,6 @@ fn nobody_disturbs_a_part_that_is_running() {
     assert_eq!(bench.names(), ["dst", "good", "src"]);
 }
 
-/// Runs a job in parts, the `i`-th of which is canceled after `after` tiles.
-fn half_done(job: &Job, after: usize) {
-    job.begin(&OsDisk, Destination::New).unwrap();
-    let parts = job.parts(3);
-    for part in &parts[1..] {
-        let watch = Watch::new(after);
-        match job.watched(&OsDisk, part.index, 3, &watch, &watch.cancel) {
-            Ok(_) | Err(Error::Canceled) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-#[test]
-fn canceled_parts_are_continued_by_others_or_by_one_process() {
-    let bench = Bench::new();
-    for verb in [
-        quantize("W4A16", "gptq"),
-        quantize("FP8", "compressed-tensors"),
-    ] {
-        let job = Job::new(&bench, "src", verb);
-        bench.run(&job.verb, "good", &small()).unwrap();
-        let good = contents(&bench.path("good"));
-        let mut most = 0;
-        for after in [1, 2, 4, 7, 100] {
-            half_done(&job, after);
-            assert_eq!(
-                job.begin(&OsDisk, Destination::Resume).unwrap(),
-                Begun::Open
-            );
-            let mut resumed = 0;
-            for part in job.parts(2) {
-                resumed += job.part(&OsDisk, part.index, 2).unwrap().resumed_modules;
-            }
-            most = most.max(resumed);
-            job.finish(&OsDisk).unwrap();
-            assert!(contents(&job.destination) == good, "after {after} tiles");
-            remove(&job.destination);
-
-            half_done(&job, after);
-            let summary = job.run_locally(Destination::Resume).unwrap();
-            // Workers may be a tile further than the one that canceled, so that the number differs between two attempts.
-            most = most.max(summary.resumed_modules);
-            assert!(contents(&job.destination) == good, "after {after} tiles");
-            assert_eq!(bench.names(), ["dst", "good", "src"]);
-            remove(&job.destination);
-        }
-        assert!(most >= 5, "at most {most} modules were taken over");
-        remove(&bench.path("good"));
-    }
-}
-
-#[test]
-fn a_job_of_one_process_is_continued_in_parts_and_back() {
-    let bench = Bench::new();
-    let job = Job::new(&bench, "src", quantize("W4A16", "gptq"));
-    bench.run(&job.verb, "good", &small()).unwrap();
-    let good = contents(&bench.path("good"));
-    let interrupted = |destination, after| {
-        let watch = Watch::new(after);
-        let error = job.planned(destination, |plan| {
-            rewrite::run(plan, &OsDisk, &watch, &watch.cancel)
-        });
-        assert!(matches!(error, Err(Error::Canceled)));
-    };
-    interrupted(Destination::New, 6);
-    let error = job.part(&OsDisk, 0, 2).unwrap_err();
-    assert!(matches!(error, Error::NotBegun { .. }), "{error}");
-    assert_eq!(
-        job.begin(&OsDisk, Destination::Resume).unwrap(),
-        Begun::Open
-    );
-    let first = job.part(&OsDisk, 0, 2).unwrap();
-    assert!(first.resumed_modules >= 3, "{first:?}");
-    // And back: a run takes over, stops again, and what parts said is over.
-    interrupted(Destination::Resume, 3);
-    assert!(!bench.path(PARTIAL).join("parts").exists());
-    let error = job.part(&OsDisk, 1, 2).unwrap_err();
-    assert!(matches!(error, Error::NotBegun { .. }), "{error}");
-    job.begin(&OsDisk, Destination::Resume).unwrap();
-    let mut resumed = 0;
-    for part in job.parts(7) {
-        resumed += job.part(&OsDisk, part.index, 7).unwrap().resumed_modules;
-    }
-    assert!(resumed >= first.part.n_modules, "{resumed}");
-    job.finish(&OsDisk).unwrap();
-    assert!(contents(&job.destination) == good);
-    assert_eq!(bench.names(), ["dst", "good", "src"]);
-}
-
-#[test]
-fn what_is_no_longer_as_a_journal_says_is_done_again() {
-    let bench = Bench::new();
-    let job = Job::new(&bench, "src", quantize("W4A16", "gptq"));
-    bench.run(&job.verb, "good", &small()).unwrap();
-    let good = contents(&bench.path("good"));
-    job.begin(&OsDisk, Destination::New).unwrap();
-    for part in job.parts(2) {
-        job.part(&OsDisk, part.index, 2).unwrap();
-    }
-    let out = bench.path(PARTIAL).join("out");
-    let first = std::fs::read_dir(&out).unwrap().next().unwrap();
-    let first = first.unwrap().path();
-    // A complete file that was cut short, and one that is gone.
-    for spoil in [
-        |path: &Path| {
-            let file = std::fs::File::options().write(true).open(path).unwrap();
-            file.set_len(1000).unwrap();
-        },
-        |path: &Path| std::fs::remove_file(path).unwrap(),
-    ] {
-        spoil(&first);
-        let error = job.finish(&OsDisk).unwrap_err();
-        assert!(
-            matches!(error, Error::PartMissing { n_missing: 1, .. }),
-            "{error}"
-        );
-        for part in job.parts(2) {
-            job.part(&OsDisk, part.index, 2).unwrap();
-        }
-    }
-    // A journal that was cut, in the middle of a line.
-    let name = first.file_name().unwrap().display();
-    let journal = bench.path(PARTIAL).join(format!("parts/{name}.jsonl"));
-    let text = std::fs::read(&journal).unwrap();
-    std::fs::write(&journal, &text[..text.len() - 30]).unwrap();
-    let error = job.finish(&OsDisk).unwrap_err();
-    assert!(matches!(error, Error::PartMissing { .. }), "{error}");
-    for part in job.parts(2) {
-        job.part(&OsDisk, part.index, 2).unwrap();
-    }
-    job.finish(&OsDisk).unwrap();
-    assert!(contents(&job.destination) == good);
-}
-
 #[test]
 fn a_replacement_in_parts_keeps_the_old_until_the_end() {
     let bench = Bench::new();
@@ -640,78 +509,4 @@ fn a_job_that_is_given_up_leaves_nothing() {
     bench.run(&other.verb, "good", &small()).unwrap();
     assert!(contents(&other.destination) == contents(&bench.path("good")));
     assert_eq!(bench.names(), ["dst", "good", "src"]);
-}
-
-/// Fails every `step`-th operation, one in each run, until a job in parts meets no fault; gives how many operations there are.
-fn fault_loop(step: usize, fault: impl Fn(u64) -> Fault) -> u64 {
-    let bench = Bench::new();
-    let mut job = Job::new(&bench, "src", quantize("W8A16", "compressed-tensors"));
-    job.options.threads = 1;
-    job.options.max_shard_bytes = 500_000;
-    bench.run(&job.verb, "good", &job.options).unwrap();
-    let good = contents(&bench.path("good"));
-    for at in (0..).step_by(step) {
-        let disk = FaultDisk::new(fault(at));
-        let result = job.run(&disk, Destination::New, 2);
-        let is_complete = job.destination.exists();
-        if is_complete {
-            assert!(contents(&job.destination) == good, "operation {at}: torn");
-        }
-        match &result {
-            Ok(_) => assert!(is_complete, "operation {at}"),
-            Err(error) => assert_eq!(error.group(), ErrorGroup::Io, "operation {at}: {error}"),
-        }
-        let is_left = bench.path(PARTIAL).exists();
-        if !is_complete || is_left {
-            // By parts again, in another number, or by one process.
-            let resumed = if at % 2 == 0 {
-                job.run(&OsDisk, Destination::Resume, 3)
-            } else {
-                job.run_locally(Destination::Resume)
-            };
-            match resumed {
-                Ok(_) => {}
-                Err(error) => panic!("operation {at}: {error}"),
-            }
-            assert!(contents(&job.destination) == good, "operation {at}");
-            assert_eq!(bench.names(), ["dst", "good", "src"], "operation {at}");
-        }
-        remove(&job.destination);
-        if !disk.was_hit() {
-            assert!(result.is_ok());
-            return at;
-        }
-    }
-    unreachable!()
-}
-
-#[test]
-fn a_crash_at_any_operation_of_a_job_in_parts_can_be_resumed() {
-    let n = fault_loop(1, |at| Fault::Crash { at });
-    assert!(n > 100, "only {n} operations");
-}
-
-#[test]
-fn an_operation_that_fails_in_a_job_in_parts_can_be_resumed() {
-    let n = fault_loop(3, |at| Fault::Fail {
-        at,
-        kind: std::io::ErrorKind::Other,
-    });
-    assert!(n > 100, "only {n} operations");
-}
-
-#[test]
-fn a_part_meets_a_full_disk_and_tells_needed_and_free_bytes() {
-    let bench = Bench::new();
-    let job = Job::new(&bench, "src", quantize("W8A16", "compressed-tensors"));
-    job.begin(&OsDisk, Destination::New).unwrap();
-    let disk = FaultDisk::new(Fault::Full {
-        budget_bytes: 200_000,
-    });
-    let error = job.part(&disk, 0, 2).unwrap_err();
-    assert!(matches!(error, Error::DiskFull { .. }), "{error}");
-    // Others may be at work, so that it is the caller who gives up.
-    assert!(bench.path(PARTIAL).exists());
-    job.run(&OsDisk, Destination::Resume, 2).unwrap();
-    assert_eq!(bench.names(), ["dst", "src"]);
 }
