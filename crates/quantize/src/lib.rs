@@ -10,6 +10,7 @@ pub mod inputs;
 mod prepared;
 pub mod quantizer;
 pub mod quantizers;
+pub mod recode;
 mod refine;
 pub mod report;
 mod rules;
@@ -24,4 +25,5 @@ pub use quantizer::{
     Target,
 };
 pub use quantizers::{RoundToNearest, Searched};
+pub use recode::{Recoded, Recoder, can_recode};
 pub use report::Loss;

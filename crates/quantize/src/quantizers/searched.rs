@@ -9,6 +9,7 @@ use safequant_kernels::Backend;
 use safequant_schemes::Granularity;
 
 use self::tile::Tile;
+pub(crate) use self::tile::append_codes;
 use super::RoundToNearest;
 use super::round_to_nearest::{check_output, with_finite};
 use crate::prepared::{Prepared, factored, weigh};

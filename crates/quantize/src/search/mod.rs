@@ -7,7 +7,7 @@ mod super_blocks;
 
 use safequant_kernels::{Backend, Candidate, Levels};
 
-pub(crate) use self::groups::{GroupFormat, Sharing, ends_of};
+pub(crate) use self::groups::{GroupFormat, Sharing, ends_of, levels};
 pub(crate) use self::half_quadratic::half_quadratic;
 pub(crate) use self::super_blocks::SuperBlocks;
 use crate::Effort;

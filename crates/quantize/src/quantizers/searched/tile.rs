@@ -422,7 +422,7 @@ fn nearest(
 }
 
 /// The codes of levels.
-fn append_codes(
+pub(crate) fn append_codes(
     scheme: &Scheme,
     levels: Levels,
     chosen: &[f32],
