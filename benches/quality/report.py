@@ -191,8 +191,9 @@ def comparisons(row: Row) -> list[Comparison]:
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """Where ours is not below: against peers, against the prototype, and where the difference means nothing."""
-    everything = [comparison for row in rows for comparison in comparisons(row)]
+    """Where ours is not below: against peers, against the prototype, and where the difference means nothing; and what is not written."""
+    everything = [comparison for row in rows if row.form.engine for comparison in comparisons(row)]
+    unwritten = [row for row in rows if not row.form.engine]
     missing = [c for c in everything if c.ours is None and c.name != PROTOTYPE]
     above = [c for c in everything if c.ours is not None and c.ours > c.theirs * (1 + NOTHING)]
     near = [c for c in everything if c.ours is not None and abs(c.ours / c.theirs - 1) <= NOTHING]
@@ -205,6 +206,8 @@ def findings(rows: Sequence[Row]) -> list[str]:
         "Missing beside a peer:",
         "",
         *([c.words() for c in missing] or ["- Nothing."]),
+        "",
+        f"Formats that the engine does not write, and peers do: {', '.join(row.form.name for row in unwritten) or 'none'}. Their rows have no figure of ours.",
         "",
         f"Within 2 % of the best peer, which means nothing: {alike([c for c in near if c.name != PROTOTYPE])}.",
         f"Within 2 % of the prototype: {alike([c for c in near if c.name == PROTOTYPE])}.",

@@ -40,7 +40,8 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self.c = ctypes.CDLL(path)
-        self.c.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self.c.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
         self.c.ggml_quantize_chunk.restype = ctypes.c_size_t
         self.c.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
         self.c.ggml_row_size.restype = ctypes.c_size_t
@@ -52,17 +53,24 @@ class Library:
         rows, columns = module.weight.shape
         given, importance = module.weight.contiguous(), module.diagonal.float().contiguous()
         row_bytes = self.c.ggml_row_size(number, columns)
-        stored, back = torch.empty(rows * row_bytes, dtype=torch.uint8), torch.empty_like(given)
+        stored = torch.empty(rows * row_bytes, dtype=torch.uint8)
         pointer = importance.data_ptr() if is_weighted else None
         self.c.ggml_quantize_init(number)
         size = self.c.ggml_quantize_chunk(number, given.data_ptr(), stored.data_ptr(), 0, rows, columns, pointer)
         assert size == stored.numel(), f"{kind}: {size} bytes, expected {stored.numel()}"
+        return self.read(kind, stored, rows, columns), float(size)
+
+    def read(self, kind: str, stored: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Weights of stored blocks, F32 ``[rows, columns]``."""
+        row_bytes = self.c.ggml_row_size(TYPES[kind], columns)
+        assert stored.dtype is torch.uint8 and stored.is_contiguous() and stored.numel() == rows * row_bytes, f"{kind}: {stored.numel()} bytes"
+        back = torch.empty(rows, columns)
         read = getattr(self.c, "dequantize_row_" + kind.lower().replace("_k", "_K"))
         read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         read.restype = None
         for row in range(rows):
             read(stored.data_ptr() + row * row_bytes, back.data_ptr() + 4 * row * columns, columns)
-        return back, float(size)
+        return back
 
 
 def variants(form: Form, task: Any) -> Iterator[Variant]:

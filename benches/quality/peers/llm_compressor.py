@@ -16,7 +16,7 @@ from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 from llmcompressor.observers import Observer
 
-FP8 = {"channel": {"strategy": "channel"}, "tensor": {"strategy": "tensor"}, "block": {"strategy": "block", "block_structure": [128, 128]}}
+FP8: dict[str, dict[str, Any]] = {"channel": {"strategy": "channel"}, "tensor": {"strategy": "tensor"}, "block": {"strategy": "block", "block_structure": [128, 128]}}
 
 
 def arguments(form: Form) -> QuantizationArgs:
@@ -37,7 +37,7 @@ def parameters(module: Module, args: QuantizationArgs, observer: str) -> dict[st
     if "imatrix" in observer:
         watching._imatrix_sum = module.diagonal * module.tokens
         watching._imatrix_count = torch.tensor(module.tokens)
-    found = watching(linear.weight.data).get_qparams()
+    found: dict[str, Any] = watching(linear.weight.data).get_qparams()
     is_power = args.scale_dtype is not None
     found["scale"] = found["scale"].float() if is_power else found["scale"].to(torch.bfloat16).float()
     return found
@@ -48,7 +48,8 @@ def stored(module: Module, args: QuantizationArgs, found: dict[str, Any]) -> flo
     scale_bytes = 2 if args.scale_dtype is None else 1
     zeros = 0 if args.symmetric else found["zero_point"].numel() * args.num_bits / 8
     whole = 4 if found["global_scale"] is not None else 0
-    return packed_bytes(module.weight, args.num_bits) + found["scale"].numel() * scale_bytes + zeros + whole
+    scales: float = found["scale"].numel() * scale_bytes
+    return packed_bytes(module.weight, args.num_bits) + scales + zeros + whole
 
 
 def nearest(module: Module, args: QuantizationArgs, observer: str) -> Quantized:

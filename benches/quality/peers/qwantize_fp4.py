@@ -32,7 +32,8 @@ def quantize(module: Module, form: Form, statistics: str) -> Quantized:
 def root(hessian: torch.Tensor) -> torch.Tensor:
     """``X`` with ``X^T X = H``."""
     values, vectors = torch.linalg.eigh(hessian.double())
-    return (vectors * values.clamp(min=0).sqrt()).T.float().contiguous()
+    found: torch.Tensor = (vectors * values.clamp(min=0).sqrt()).T.float().contiguous()
+    return found
 
 
 def variants(form: Form, task: Any) -> Iterator[Variant]:

@@ -1,4 +1,7 @@
-"""torchao: MXFP4 with its ways to choose an exponent, NVFP4 with its scale of a tensor."""
+"""torchao: MXFP4 with its ways to choose an exponent, NVFP4 with its scale of a tensor, symmetric integers with its HQQ for scales.
+
+Its prototype of GPTQ is left out: natural order with scales from minimum and maximum, which llm-compressor and GPTQModel have, too.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from common import Form, Module, Quantized, Variant, main, packed_bytes
 from torchao.prototype.mx_formats.mx_tensor import MXTensor, ScaleCalculationMode
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
+from torchao.quantization.quant_primitives import _choose_qparams_and_quantize_scale_only_hqq as scale_only_hqq
 
 
 def mxfp4(module: Module, mode: str) -> Quantized:
@@ -26,8 +30,18 @@ def nvfp4(module: Module) -> Quantized:
     return made.dequantize(torch.float32), packed_bytes(module.weight, 4) + module.weight.numel() / 16 + 4
 
 
+def integers(module: Module, form: Form) -> Quantized:
+    """Symmetric codes; scales in BF16, as a BF16 checkpoint has them."""
+    half = 2 ** (form.bits - 1)
+    codes, scale = scale_only_hqq(module.weight, [1, form.group], -half, half - 1)
+    wide = scale.to(torch.bfloat16).float().repeat_interleave(form.group, dim=1)
+    return codes * wide, packed_bytes(module.weight, form.bits) + 2 * scale.numel()
+
+
 def variants(form: Form, task: Any) -> Iterator[Variant]:
-    """FP4 formats."""
+    """FP4 formats and symmetric integers."""
+    if form.family == "integer" and form.symmetric:
+        yield Variant("HQQ, scale only", "none", partial(integers, form=form))
     if form.family == "nvfp4":
         yield Variant("nvfp4", "none", nvfp4)
     if form.family == "mxfp4":
