@@ -1,10 +1,10 @@
-"""The writing verbs: quantize, convert, dequantize, with the command line's options as keyword arguments."""
+"""The writing verbs: quantize, refine, convert, dequantize, with the command line's options as keyword arguments."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from . import _native
@@ -25,6 +25,8 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_request",
+    "refine",
+    "refine_request",
     "run",
 ]
 
@@ -62,7 +64,7 @@ class Request:
     ``quantize_request`` and its siblings make one; ``plan`` and ``run`` take it.
     """
 
-    verb: Literal["quantize", "convert", "dequantize"]
+    verb: Literal["quantize", "refine", "convert", "dequantize"]
     source: str
     output: str
     scheme: str | None = None
@@ -73,6 +75,7 @@ class Request:
     convention: str | None = None
     method: str | None = None
     calibration: str | None = None
+    reference: str | None = None
     effort: str | None = None
     order: str | None = None
     damping: float | None = None
@@ -93,7 +96,7 @@ class PlannedModule:
     """What becomes of one module or plain tensor.
 
     Attributes:
-        action: ``"copy"``, ``"quantize"``, ``"dequantize"``, ``"convert"``, ``"respell"``, ``"drop"`` or ``"fold"``.
+        action: ``"copy"``, ``"quantize"``, ``"dequantize"``, ``"convert"``, ``"respell"``, ``"drop"``, ``"fold"`` or ``"refine"``.
         scheme_or_convention: What it is quantized to, or dequantized from.
         label: Of a conversion: ``"exact"``, ``"cast"``, ``"lossy"`` or ``"impossible"``.
         method: The quantizer of what is quantized; several joined by ``+`` in a stack that is not quantized alike.
@@ -147,7 +150,8 @@ class ModuleSummary:
         method: The quantizer, where codes were chosen; several joined by ``+`` in a stack that was not quantized alike.
         effort: How hard it tried; ``None`` for methods without one.
         output_error: Squared error of the outputs on the calibration inputs as a share of these; ``None`` where they are not known.
-        seconds: Seconds of work, those of all threads added up; ``None`` where nothing was done.
+        output_error_before: The same with the codes that the source had, where ``refine`` chose them anew.
+        seconds: Seconds of work, those of all threads added up; ``None`` where nothing was done. No part of equality.
     """
 
     name: str
@@ -162,7 +166,8 @@ class ModuleSummary:
     method: str | None = None
     effort: str | None = None
     output_error: float | None = None
-    seconds: float | None = None
+    output_error_before: float | None = None
+    seconds: float | None = field(default=None, compare=False)
 
     @property
     def bits_per_weight(self) -> float:
@@ -270,6 +275,40 @@ def quantize_request(
     return replace(request, recipe=found, schemes=(), target_bpw=None, targets=(), method=None, effort=None, order=None, damping=None)
 
 
+def refine_request(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    reference: str | os.PathLike[str],
+    calibration: str | os.PathLike[str],
+    effort: Literal["fast", "default", "high", "max"] | None = None,
+    order: Literal["natural", "activation", "group-aware", "min-pivot"] | None = None,
+    damping: float | None = None,
+    ignore: Sequence[str] = (),
+    memory: str | int = "1GiB",
+    threads: int | None = None,
+    max_shard_size: str | int = "5GB",
+    resume: bool = False,
+    force: bool = False,
+) -> Request:
+    """The request that ``refine`` runs."""
+    return Request(
+        verb="refine",
+        source=os.fspath(source),
+        output=os.fspath(output),
+        calibration=os.fspath(calibration),
+        reference=os.fspath(reference),
+        effort=effort,
+        order=order,
+        damping=damping,
+        ignore=_patterns(ignore),
+        memory=str(memory),
+        threads=threads,
+        max_shard_size=str(max_shard_size),
+        destination=_destination(resume, force),
+    )
+
+
 def convert_request(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -349,6 +388,27 @@ def quantize(
     return run(quantize_request(source, output, **options), progress=progress)
 
 
+def refine(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Summary:
+    """Gives a quantized checkpoint better codes, whoever quantized it: scales and everything else stay, byte for byte.
+
+    Keyword arguments are those of ``refine_request``: ``reference`` (the dense checkpoint that ``source`` was made of) and
+    ``calibration`` (a file of statistics with the whole second moment, as ``safequant.calibrate`` writes it) are required;
+    ``effort``, ``order``, ``damping``, ``ignore`` (modules that keep their codes), ``memory``, ``threads``, ``max_shard_size``, ``resume``,
+    ``force``. The summary has for each module the error of its outputs before (``output_error_before``) and now; none loses more.
+
+    Raises:
+        RefusedError: Nothing can be refined, the reference is another model, or the output exists.
+        UsageError, MalformedError, UnsupportedError, StorageError: As ``quantize``.
+    """
+    return run(refine_request(source, output, **options), progress=progress)
+
+
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -388,7 +448,7 @@ def dequantize(
 
 
 def plan(
-    verb: Literal["quantize", "convert", "dequantize"] | Request,
+    verb: Literal["quantize", "refine", "convert", "dequantize"] | Request,
     source: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -413,7 +473,12 @@ def _request(
 ) -> Request:
     if isinstance(verb, Request):
         return verb
-    makers: dict[str, Callable[..., Request]] = {"quantize": quantize_request, "convert": convert_request, "dequantize": dequantize_request}
+    makers: dict[str, Callable[..., Request]] = {
+        "quantize": quantize_request,
+        "refine": refine_request,
+        "convert": convert_request,
+        "dequantize": dequantize_request,
+    }
     if verb not in makers:
         raise UsageError(f"there is no verb {verb}: there are {', '.join(makers)}", "usage")
     if source is None or output is None:
