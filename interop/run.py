@@ -180,13 +180,23 @@ def by_methods(table, binary, name, source, statistics, scheme, convention, then
     A row for each method; how many there were.
     """
     done = 0
+    suffix = ".gguf" if convention == "gguf" else ""
+    options = ["--scheme", scheme, "--convention", convention, "--quiet", "--method"]
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch, f"plain{suffix}")
+        try:
+            tool(binary, "quantize", source, "-o", plain, *options, "rtn")
+            old = findings(binary, plain)
+        except Failed as failed:
+            # A search leaves out the zero points that a convention cannot hold; rounding to nearest has no choice.
+            if failed.status != 4:
+                raise
+            old = findings(binary, source)
     for method, is_informed in METHODS.items():
         if method == "hqq" and not (convention in HALF_QUADRATIC and scheme.endswith("_ASYM")):
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            quantized, dense, plain = (Path(scratch, f"{part}.gguf" if convention == "gguf" and part != "dense" else part)
-                                       for part in ("quantized", "dense", "plain"))
-            options = ["--scheme", scheme, "--convention", convention, "--quiet", "--method"]
+            quantized, dense = Path(scratch, f"quantized{suffix}"), Path(scratch, "dense")
             # How hard a method tries is no matter of the format.
             more = ["--calibration", statistics, "--effort", "fast"] if is_informed else []
             try:
@@ -195,10 +205,7 @@ def by_methods(table, binary, name, source, statistics, scheme, convention, then
                 table.row(name, scheme, convention, method, f"refused: {failed}", True)
                 continue
             sentence, failed = then(quantized, dense)
-            new = findings(binary, quantized)
-            if new:
-                tool(binary, "quantize", source, "-o", plain, *options, "rtn")
-                new -= findings(binary, plain)
+            new = findings(binary, quantized) - old
             table.row(name, scheme, convention, method, f"{sentence}; audit: {sorted(new) or 'nothing new'}", failed or bool(new))
             done += 1
     return done
