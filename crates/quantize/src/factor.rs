@@ -151,13 +151,7 @@ fn attempt<T: Scalar>(
     cholesky(&mut matrix, n, pivoting, &mut places, backend)?;
     let pivots: Vec<f32> = (0..n).rev().map(|i| square(matrix[i * n + i])).collect();
     let mut passes = vec![0.0; n * n];
-    // A row of `T` is a column of `R`, turned.
-    for (q, line) in (0..n).rev().zip(matrix.chunks_exact(n)) {
-        let per_diagonal = T::ONE / line[n - 1 - q];
-        for p in 0..=q {
-            passes[p * n + q] = (line[n - 1 - p] * per_diagonal).narrow();
-        }
-    }
+    turn(&matrix, n, &mut passes);
     drop(matrix);
     let is_finite = passes.iter().chain(&pivots).all(|v| v.is_finite());
     places.reverse();
@@ -167,6 +161,25 @@ fn attempt<T: Scalar>(
         pivots,
         damping: share,
     })
+}
+
+/// Writes `R_kj / R_jj`: a row of `T` is a column of `R`, turned. Some columns at once, so that a line of the cache is used up.
+fn turn<T: Scalar>(matrix: &[T], n: usize, passes: &mut [f32]) {
+    const COLUMNS: usize = 16;
+    for first in (0..n).step_by(COLUMNS) {
+        let columns = first..(first + COLUMNS).min(n);
+        let lines: Vec<&[T]> = columns
+            .clone()
+            .map(|q| &matrix[(n - 1 - q) * n..][..n])
+            .collect();
+        for (p, row) in passes.chunks_exact_mut(n).enumerate().take(columns.end) {
+            for ((q, out), line) in columns.clone().zip(&mut row[columns.clone()]).zip(&lines) {
+                if p <= q {
+                    *out = (line[n - 1 - p] * (T::ONE / line[n - 1 - q])).narrow();
+                }
+            }
+        }
+    }
 }
 
 fn square<T: Scalar>(value: T) -> f32 {

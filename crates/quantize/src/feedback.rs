@@ -5,7 +5,7 @@ use safequant_kernels::{Backend, Feedback, GroupScales, Levels, Matrix, MatrixMu
 use crate::factor::Factor;
 use crate::search::RowScales;
 
-/// Columns that are rounded before the others hear of their errors.
+/// Columns that are rounded between two products.
 const BLOCK: usize = 128;
 
 /// Rounds the columns of some rows in the order of the factor; gives the levels, `[n_rows, in_features]` in stored order, and what
@@ -20,73 +20,81 @@ pub(crate) fn feed_back(
     backend: &'static Backend,
 ) -> (Vec<f32>, Vec<f64>) {
     let (n_rows, n) = (scales.len(), factor.columns.len());
-    let mut left = vec![0.0; values.len()];
-    for (left, values) in left.chunks_exact_mut(n).zip(values.chunks_exact(n)) {
-        for (left, &column) in left.iter_mut().zip(&factor.columns) {
-            *left = values[column];
-        }
-    }
     let of_groups = Transposed::new(scales);
     let groups: Vec<usize> = factor.columns.iter().map(|column| column / group).collect();
+    let mut left = columns_of(values, &factor.columns, n_rows);
     let mut chosen = vec![0.0; values.len()];
-    let mut block_weights = vec![0.0; BLOCK * n_rows];
-    let mut block_values = vec![0.0; BLOCK * n_rows];
-    let mut block_chosen = vec![0.0; BLOCK * n_rows];
+    let mut targets = vec![0.0; BLOCK * n_rows];
     let mut packed = Vec::new();
     let mut losses = vec![0.0; n_rows];
     for start in (0..n).step_by(BLOCK) {
         let end = (start + BLOCK).min(n);
         let size = end - start;
-        let (weights, errors, found) = (
-            &mut block_weights[..size * n_rows],
-            &mut block_values[..size * n_rows],
-            &mut block_chosen[..size * n_rows],
-        );
-        for (r, row) in left.chunks_exact(n).enumerate() {
-            for (p, value) in row[start..end].iter().enumerate() {
-                errors[p * n_rows + r] = *value;
-            }
-        }
-        for (r, row) in values.chunks_exact(n).enumerate() {
-            for (p, &column) in factor.columns[start..end].iter().enumerate() {
-                weights[p * n_rows + r] = row[column];
-            }
-        }
+        let (done, weights) = left[..end * n_rows].split_at_mut(start * n_rows);
+        let targets = &mut targets[..size * n_rows];
+        targets.copy_from_slice(weights);
+        // A block hears of all errors before it at once: its sums stay in the cache, and their order is the same.
+        (backend.add_product)(Product {
+            c: MatrixMut {
+                values: targets,
+                shape: (size, n_rows),
+                row_stride: n_rows,
+            },
+            a: Matrix::of_rows(&factor.passes[start..], (start, size), n).transposed(),
+            b: Matrix::of_rows(done, (start, n_rows), n_rows),
+            sign: Sign::Plus,
+            packed: &mut packed,
+        });
         (backend.feed_back)(Feedback {
             levels,
             n_rows,
             weights,
-            values: errors,
+            values: targets,
             factor: Matrix::of_rows(&factor.passes[start * n + start..], (size, size), n),
             groups: &groups[start..end],
             scales: of_groups.view(),
-            chosen: found,
+            chosen: &mut chosen[start * n_rows..end * n_rows],
         });
-        for (column, &pivot) in errors.chunks_exact(n_rows).zip(&factor.pivots[start..end]) {
+        for (column, &pivot) in targets.chunks_exact(n_rows).zip(&factor.pivots[start..end]) {
             for (loss, error) in losses.iter_mut().zip(column) {
                 *loss += f64::from(pivot) * f64::from(*error) * f64::from(*error);
             }
         }
-        for (r, row) in chosen.chunks_exact_mut(n).enumerate() {
-            for (p, &column) in factor.columns[start..end].iter().enumerate() {
-                row[column] = found[p * n_rows + r];
+    }
+    (rows_of(&chosen, &factor.columns, n_rows), losses)
+}
+
+/// Rows that are turned at once: a line of the cache of columns.
+const TURNED: usize = 16;
+
+/// Rows `[n_rows, n]` as columns in an order, `[n, n_rows]`.
+fn columns_of(rows: &[f32], order: &[usize], n_rows: usize) -> Vec<f32> {
+    let n = order.len();
+    let mut columns = vec![0.0; rows.len()];
+    for (first, rows) in rows.chunks(TURNED * n).enumerate() {
+        for (column, &from) in columns.chunks_exact_mut(n_rows).zip(order) {
+            let column = &mut column[first * TURNED..];
+            for (value, row) in column.iter_mut().zip(rows.chunks_exact(n)) {
+                *value = row[from];
             }
         }
-        if end < n {
-            (backend.add_product)(Product {
-                c: MatrixMut {
-                    values: &mut left[end..],
-                    shape: (n_rows, n - end),
-                    row_stride: n,
-                },
-                a: Matrix::of_rows(weights, (size, n_rows), n_rows).transposed(),
-                b: Matrix::of_rows(&factor.passes[start * n + end..], (size, n - end), n),
-                sign: Sign::Plus,
-                packed: &mut packed,
-            });
+    }
+    columns
+}
+
+/// The rows that columns in an order are of.
+fn rows_of(columns: &[f32], order: &[usize], n_rows: usize) -> Vec<f32> {
+    let n = order.len();
+    let mut rows = vec![0.0; columns.len()];
+    for (first, rows) in rows.chunks_mut(TURNED * n).enumerate() {
+        for (column, &to) in columns.chunks_exact(n_rows).zip(order) {
+            let column = &column[first * TURNED..];
+            for (value, row) in column.iter().zip(rows.chunks_exact_mut(n)) {
+                row[to] = *value;
+            }
         }
     }
-    (chosen, losses)
+    rows
 }
 
 /// The numbers of groups, rows side by side.

@@ -175,7 +175,8 @@ impl<'a> Refinement<'a> {
         let directions = self.directions(&columns);
         let curved = self.curved(&columns, &directions);
         let of_ones = self.curved_ones(&columns);
-        let (mut moved, mut changes) = (Vec::new(), Vec::new());
+        let mut moved = Vec::new();
+        let mut changes = vec![0.0; directions.len()];
         for row in 0..self.scales.len() {
             let line = row * columns.len()..(row + 1) * columns.len();
             let slopes = &self.gradient[row * self.in_features..][columns.clone()];
@@ -186,8 +187,10 @@ impl<'a> Refinement<'a> {
                 &of_ones,
             );
             if let Some(change) = self.wanted(row, group, &local) {
-                let levels = &directions[line];
-                changes.extend(levels.iter().map(|l| change.scale * l + change.offset));
+                let levels = &directions[line.clone()];
+                for (by, level) in changes[line].iter_mut().zip(levels) {
+                    *by = change.scale * level + change.offset;
+                }
                 moved.push(row);
             }
         }
@@ -279,39 +282,58 @@ impl<'a> Refinement<'a> {
         None
     }
 
-    /// Brings the gradients of rows up to date whose values in these columns changed.
+    /// Brings the gradients of rows up to date whose values in these columns changed; `changes` has zeros for the others.
     fn follow(&mut self, columns: &std::ops::Range<usize>, moved: &[usize], changes: &[f32]) {
-        if moved.is_empty() {
-            return;
-        }
         let (n, size) = (self.in_features, columns.len());
-        let mut sums = vec![0.0; moved.len() * n];
-        let moment = self.curvature.moment();
-        (self.backend.add_product)(Product {
-            c: MatrixMut {
-                values: &mut sums,
-                shape: (moved.len(), n),
-                row_stride: n,
-            },
-            a: Matrix::of_rows(changes, (moved.len(), size), size),
-            b: Matrix::of_rows(
-                &moment.values[columns.start * moment.row_stride..],
-                (size, n),
-                moment.row_stride,
-            ),
-            sign: Sign::Plus,
-            packed: &mut self.packed,
-        });
-        let parts = sums.chunks_exact(n).zip(changes.chunks_exact(size));
-        for (&row, (sums, changes)) in moved.iter().zip(parts) {
-            let gradient = &mut self.gradient[row * n..(row + 1) * n];
-            for (slope, sum) in gradient.iter_mut().zip(sums) {
-                *slope += sum;
+        // Rows that stay cost less than to take the others out and put them back, as long as they are few.
+        if 4 * moved.len() >= 3 * self.scales.len() {
+            let mut gradient = std::mem::take(&mut self.gradient);
+            self.add_changes(columns, changes, &mut gradient);
+            self.gradient = gradient;
+        } else if !moved.is_empty() {
+            let of = |all: &[f32], size| -> Vec<f32> {
+                let mut rows = Vec::with_capacity(moved.len() * size);
+                for row in moved {
+                    rows.extend_from_slice(&all[row * size..(row + 1) * size]);
+                }
+                rows
+            };
+            let mut lines = of(&self.gradient, n);
+            self.add_changes(columns, &of(changes, size), &mut lines);
+            for (row, line) in moved.iter().zip(lines.chunks_exact(n)) {
+                self.gradient[row * n..(row + 1) * n].copy_from_slice(line);
             }
-            for (slope, change) in gradient[columns.clone()].iter_mut().zip(changes) {
+        }
+        for &row in moved {
+            let slopes = &mut self.gradient[row * n..(row + 1) * n][columns.clone()];
+            for (slope, change) in slopes.iter_mut().zip(&changes[row * size..]) {
                 *slope += self.curvature.ridge * change;
             }
         }
+    }
+
+    /// Adds changes of these columns times their rows of `H`.
+    fn add_changes(
+        &mut self,
+        columns: &std::ops::Range<usize>,
+        changes: &[f32],
+        gradient: &mut [f32],
+    ) {
+        let (n, size) = (self.in_features, columns.len());
+        let n_rows = changes.len() / size;
+        let moment = self.curvature.moment();
+        let start = columns.start * moment.row_stride;
+        (self.backend.add_product)(Product {
+            c: MatrixMut {
+                values: gradient,
+                shape: (n_rows, n),
+                row_stride: n,
+            },
+            a: Matrix::of_rows(changes, (n_rows, size), size),
+            b: Matrix::of_rows(&moment.values[start..], (size, n), moment.row_stride),
+            sign: Sign::Plus,
+            packed: &mut self.packed,
+        });
     }
 }
 

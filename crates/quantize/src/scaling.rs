@@ -97,10 +97,6 @@ pub fn scaled_inputs(inputs: &Inputs, scales: &[f32]) -> Inputs {
 /// `d H d^T` of each row of errors, `[rows, in_features]`; with the diagonal of `H` where there is no more.
 pub fn output_noise(errors: &[f32], inputs: &Inputs, backend: &'static Backend) -> Vec<f64> {
     let n = inputs.in_features.max(1);
-    let dot = |(a, b): (&[f32], &[f32])| {
-        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
-        products.sum::<f64>().max(0.0)
-    };
     let rows = errors.chunks_exact(n);
     match &inputs.second_moment {
         SecondMoment::Diagonal(diagonal) => {
@@ -113,20 +109,56 @@ pub fn output_noise(errors: &[f32], inputs: &Inputs, backend: &'static Backend) 
             rows.map(weighed).collect()
         }
         SecondMoment::Full(moment) => {
-            let mut outputs = vec![0.0; rows.len() * n];
-            (backend.add_product)(Product {
-                c: MatrixMut {
-                    values: &mut outputs,
-                    shape: (rows.len(), n),
-                    row_stride: n,
-                },
-                a: Matrix::of_rows(errors, (rows.len(), n), n),
-                b: Matrix::of_rows(moment, (n, n), n),
-                sign: Sign::Plus,
-                packed: &mut Vec::new(),
-            });
-            rows.zip(outputs.chunks_exact(n)).map(dot).collect()
+            let mut sums = vec![0.0; rows.len()];
+            if sums.is_empty() {
+                return sums;
+            }
+            for start in (0..n).step_by(BLOCK) {
+                add_block(&mut sums, (errors, moment), (n, start), backend);
+            }
+            sums.into_iter().map(|sum| sum.max(0.0)).collect()
         }
+    }
+}
+
+/// Columns of `H` that are multiplied at once.
+const BLOCK: usize = 128;
+
+/// The share of some columns of `H` in `e H e^T`, for each row `e`. What stands above the diagonal counts twice: `H` is symmetric.
+fn add_block(
+    sums: &mut [f64],
+    (errors, moment): (&[f32], &[f32]),
+    (n, start): (usize, usize),
+    backend: &'static Backend,
+) {
+    let size = BLOCK.min(n - start);
+    let n_rows = sums.len();
+    let mut outputs = vec![0.0; n_rows * size];
+    let mut packed = Vec::new();
+    let mut add = |from: usize, depth: usize, outputs: &mut [f32]| {
+        (backend.add_product)(Product {
+            c: MatrixMut {
+                values: outputs,
+                shape: (n_rows, size),
+                row_stride: size,
+            },
+            a: Matrix::of_rows(&errors[from..], (n_rows, depth), n),
+            b: Matrix::of_rows(&moment[from * n + start..], (depth, size), n),
+            sign: Sign::Plus,
+            packed: &mut packed,
+        });
+    };
+    add(0, start, &mut outputs);
+    for output in &mut outputs {
+        *output *= 2.0;
+    }
+    add(start, size, &mut outputs);
+    let rows = errors.chunks_exact(n).zip(outputs.chunks_exact(size));
+    for (sum, (errors, outputs)) in sums.iter_mut().zip(rows) {
+        let terms = errors[start..].iter().zip(outputs);
+        *sum += terms
+            .map(|(error, output)| f64::from(*error) * f64::from(*output))
+            .sum::<f64>();
     }
 }
 

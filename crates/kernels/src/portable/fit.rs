@@ -85,8 +85,13 @@ pub fn losses(
     assert_eq!(values.len(), weights.len(), "a weight per value");
     assert_eq!(candidates.len(), out.len(), "a loss per candidate");
     with_levels!(levels, |set| {
-        for (candidate, out) in candidates.iter().zip(out) {
-            *out = loss(set, values, weights, *candidate);
+        let (pairs, rest) = candidates.as_chunks::<2>();
+        let (pairs_out, rest_out) = out.as_chunks_mut::<2>();
+        for (pair, out) in pairs.iter().zip(pairs_out) {
+            *out = losses_of(set, values, weights, pair);
+        }
+        for (candidate, out) in rest.iter().zip(rest_out) {
+            [*out] = losses_of(set, values, weights, &[*candidate]);
         }
     });
 }
@@ -116,27 +121,37 @@ pub fn nearest(levels: Levels, values: &[f32], candidate: Candidate, out: &mut [
     });
 }
 
+/// The losses of some candidates side by side: one's sums need not wait for another's.
 #[inline(always)]
-fn loss(set: impl LevelSet, values: &[f32], weights: &[f32], candidate: Candidate) -> f32 {
-    let Candidate { scale, offset } = candidate;
-    let per_scale = candidate.inverse();
-    let mut chains = [0.0_f32; LANES];
-    let one = |value: f32, weight: f32| {
-        let level = set.nearest((value - offset) * per_scale);
+fn losses_of<const N: usize>(
+    set: impl LevelSet,
+    values: &[f32],
+    weights: &[f32],
+    candidates: &[Candidate; N],
+) -> [f32; N] {
+    let inverses = candidates.map(|candidate| candidate.inverse());
+    let mut chains = [[0.0_f32; LANES]; N];
+    let one = |c: usize, value: f32, weight: f32| {
+        let Candidate { scale, offset } = candidates[c];
+        let level = set.nearest((value - offset) * inverses[c]);
         let error = value - (level * scale + offset);
         weight * error * error
     };
     let (whole_values, rest_values) = values.as_chunks::<LANES>();
     let (whole_weights, rest_weights) = weights.as_chunks::<LANES>();
     for (values, weights) in whole_values.iter().zip(whole_weights) {
-        for i in 0..LANES {
-            chains[i] += one(values[i], weights[i]);
+        for (c, chains) in chains.iter_mut().enumerate() {
+            for i in 0..LANES {
+                chains[i] += one(c, values[i], weights[i]);
+            }
         }
     }
     for (i, (value, weight)) in rest_values.iter().zip(rest_weights).enumerate() {
-        chains[i] += one(*value, *weight);
+        for (c, chains) in chains.iter_mut().enumerate() {
+            chains[i] += one(c, *value, *weight);
+        }
     }
-    total(chains)
+    chains.map(total)
 }
 
 #[inline(always)]

@@ -106,10 +106,7 @@ fn add<T: Real, const WIDTH: usize>(product: Product<'_, T>, ahead: impl Ahead) 
         let columns = j..(j + B_COLUMNS).min(n);
         for p in (0..k).step_by(DEPTH) {
             let depth = p..(p + DEPTH).min(k);
-            let b_of = |at: usize| panel(&b.transposed(), at, &columns, &depth);
-            for (at, out) in panels::<T, WIDTH>(columns.clone(), depth.len(), b_panels) {
-                copy_panel::<T, WIDTH>(b_of(at), Sign::Plus, out);
-            }
+            copy_columns::<T, WIDTH>(&b, &columns, &depth, b_panels, ahead);
             for i in (0..m).step_by(A_ROWS) {
                 let rows = i..(i + A_ROWS).min(m);
                 for (at, out) in panels::<T, ROWS>(rows.clone(), depth.len(), a_panels) {
@@ -156,6 +153,48 @@ fn panel<'a, T>(
         values: &matrix.values[start..],
         shape: (rows.end - at, depth.len()),
         ..*matrix
+    }
+}
+
+/// Rows that are asked for ahead of the one that is copied.
+const ROWS_AHEAD: usize = 6;
+
+/// Copies the columns of a block of `b` to panels.
+#[inline(always)]
+fn copy_columns<T: Real, const WIDTH: usize>(
+    b: &Matrix<'_, T>,
+    columns: &std::ops::Range<usize>,
+    depth: &std::ops::Range<usize>,
+    out: &mut [T],
+    ahead: impl Ahead,
+) {
+    if b.column_stride != 1 {
+        for (at, out) in panels::<T, WIDTH>(columns.clone(), depth.len(), out) {
+            let panel = panel(&b.transposed(), at, columns, depth);
+            copy_panel::<T, WIDTH>(panel, Sign::Plus, out);
+        }
+        return;
+    }
+    // Row by row, through all panels: a panel's own few columns are a line of the cache on a page of its own for each row.
+    let size = WIDTH * depth.len();
+    for (p, row) in depth.clone().enumerate() {
+        let start = row * b.row_stride + columns.start;
+        let row = &b.values[start..start + columns.len()];
+        let next = start + ROWS_AHEAD * b.row_stride;
+        for line in (0..columns.len()).step_by(LINE) {
+            ahead.fetch(b.values, next + line);
+        }
+        let (whole, rest) = row.as_chunks::<WIDTH>();
+        let mut at = p * WIDTH;
+        for values in whole {
+            out[at..at + WIDTH].copy_from_slice(values);
+            at += size;
+        }
+        if !rest.is_empty() {
+            let out = &mut out[at..at + WIDTH];
+            out.fill(T::default());
+            out[..rest.len()].copy_from_slice(rest);
+        }
     }
 }
 

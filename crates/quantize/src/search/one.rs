@@ -103,10 +103,9 @@ pub(crate) fn search(
     let candidates: Vec<Candidate> = found.iter().map(|(_, candidate)| *candidate).collect();
     let mut losses = vec![0.0; candidates.len()];
     (backend.losses)(levels, values, weights, &candidates, &mut losses);
-    let mut order: Vec<usize> = (0..found.len()).collect();
-    order.sort_by(|&a, &b| losses[a].total_cmp(&losses[b]).then(a.cmp(&b)));
-    let mut best = (losses[order[0]], found[order[0]]);
-    for &start in order.iter().take(steps.starts) {
+    let starts = least(&losses, steps.starts);
+    let mut best = (losses[starts[0]], found[starts[0]]);
+    for start in starts {
         let refined = refine(
             (levels, range),
             (values, weights),
@@ -120,6 +119,19 @@ pub(crate) fn search(
         }
     }
     best.1
+}
+
+/// Where the `n` least are, the least first and of equal ones the first.
+fn least(losses: &[f32], n: usize) -> Vec<usize> {
+    let mut found: Vec<usize> = Vec::with_capacity(n + 1);
+    for (at, loss) in losses.iter().enumerate() {
+        let place = found.partition_point(|&other| losses[other].total_cmp(loss).is_le());
+        if place < n {
+            found.truncate(n - 1);
+            found.insert(place, at);
+        }
+    }
+    found
 }
 
 /// Multiples of the largest magnitude over the end of the levels.
