@@ -9,6 +9,7 @@ mod mixed;
 mod parts;
 mod places;
 mod recipes;
+mod refined;
 mod resume;
 mod statistics;
 mod tiny;

@@ -18,8 +18,8 @@ use safequant::schemes::convention::offered_presets;
 
 use self::examples::{
     AUDIT_EXAMPLES, BENCH_EXAMPLES, COMPLETIONS_EXAMPLES, CONVERT_EXAMPLES, DEQUANTIZE_EXAMPLES,
-    DIFF_EXAMPLES, EXPLAIN_EXAMPLES, INSPECT_EXAMPLES, QUANTIZE_EXAMPLES, REPAIR_EXAMPLES,
-    TOP_EXAMPLES, TOP_LONG, TP_PLAN_EXAMPLES,
+    DIFF_EXAMPLES, EXPLAIN_EXAMPLES, INSPECT_EXAMPLES, QUANTIZE_EXAMPLES, REFINE_EXAMPLES,
+    REPAIR_EXAMPLES, TOP_EXAMPLES, TOP_LONG, TP_PLAN_EXAMPLES,
 };
 use safequant::size::Size;
 
@@ -93,6 +93,13 @@ pub(crate) enum Verb {
     /// complete or not at all.
     #[command(after_help = QUANTIZE_EXAMPLES)]
     Quantize(QuantizeArgs),
+    /// Give a quantized checkpoint better codes, whoever quantized it
+    ///
+    /// Codes are chosen anew, so that outputs lose less on the calibration inputs; scales, zero points, groups, configuration and
+    /// everything else stay as they are, byte for byte. What outputs lost before and what they lose now is reported for each module, and
+    /// none loses more. A module without statistics keeps its codes.
+    #[command(after_help = REFINE_EXAMPLES)]
+    Refine(RefineArgs),
     /// Write a dense copy of a quantized checkpoint
     ///
     /// Every convention that `inspect` recognizes can be read. With --dtype auto the weights are, bit for bit, those of the
@@ -352,6 +359,33 @@ pub(crate) struct QuantizeArgs {
     /// What to do with a NaN or an infinity in a weight
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = NonFiniteArg::Refuse)]
     pub(crate) nonfinite: NonFiniteArg,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `refine`, as typed.
+#[derive(Debug, Args)]
+pub(crate) struct RefineArgs {
+    #[command(flatten)]
+    pub(crate) paths: Paths,
+    /// The dense checkpoint it was made of
+    #[arg(long, value_name = "BASE")]
+    pub(crate) reference: PathBuf,
+    /// Statistics of the modules' inputs, with the whole second moment: what `safequant.calibrate` of the Python package writes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: PathBuf,
+    /// How hard it tries [default: default]
+    #[arg(long, value_name = "EFFORT", value_parser = efforts())]
+    pub(crate) effort: Option<String>,
+    /// The order in which error feedback rounds columns [default: the one that loses least]
+    #[arg(long, value_name = "ORDER", value_parser = orders())]
+    pub(crate) order: Option<String>,
+    /// What is added to the diagonal of the second moment, as a share of its mean [default: by the tokens per column]
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) damping: Option<f64>,
+    /// Modules that keep their codes: a glob, or `re:` and a regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) ignore: Vec<String>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }

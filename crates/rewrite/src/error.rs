@@ -77,6 +77,22 @@ pub enum Error {
         /// The source.
         source_name: String,
     },
+    /// Not one weight of a quantized checkpoint can be given better codes.
+    #[error("no weight of {source_name} can be given better codes: {reason}")]
+    NothingToRefine {
+        /// The source.
+        source_name: String,
+        /// Why not, of each kind of weight.
+        reason: String,
+    },
+    /// What is named as the reference is not what the source was made of.
+    #[error("the reference is not what the source was made of: {name}: {reason}")]
+    AnotherModel {
+        /// The module or tensor that shows it.
+        name: String,
+        /// How.
+        reason: String,
+    },
     /// So few bits a weight cannot be had.
     #[error(
         "{target} bits per weight cannot be had: the cheapest of the schemes takes {least:.3}; name a cheaper one, or leave fewer modules to it"
@@ -396,6 +412,8 @@ impl Error {
             Error::NothingSelected { .. } => "nothing_selected",
             Error::NothingQuantized { .. } => "nothing_quantized",
             Error::CalibrationOfAnother { .. } => "calibration_of_another",
+            Error::NothingToRefine { .. } => "nothing_to_refine",
+            Error::AnotherModel { .. } => "reference_of_another",
             Error::TargetBits { .. } => "target_bits",
             Error::NoCalibration { .. } => "no_calibration",
             Error::Fold { .. } => "cannot_fold",
@@ -467,6 +485,8 @@ impl Error {
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
             | Error::CalibrationOfAnother { .. }
+            | Error::NothingToRefine { .. }
+            | Error::AnotherModel { .. }
             | Error::TargetBits { .. }
             | Error::NoCalibration { .. }
             | Error::Fold { .. }

@@ -43,6 +43,8 @@ pub struct ModuleSummary {
     pub loss: Option<Loss>,
     /// What its outputs lost on the calibration inputs, summed over rows in order; `None` where these are not known.
     pub output_loss: Option<OutputLoss>,
+    /// What they lost before, where codes were chosen anew.
+    pub start_loss: Option<OutputLoss>,
     /// The quantizer of what was quantized; several, joined by `+`, where the matrices of a stack were not all quantized alike.
     pub method: Option<String>,
     /// How hard it tried; `None` for methods that cannot be told.
@@ -140,6 +142,7 @@ pub(crate) fn modules(outputs: &Outputs<'_>) -> Vec<ModuleSummary> {
         output_bytes: step.output_bytes(),
         loss: outputs.record(i).and_then(|r| r.loss),
         output_loss: outputs.record(i).and_then(|r| r.output_loss),
+        start_loss: outputs.record(i).and_then(|r| r.start_loss),
         method: step.quantizing().map(QuantizeWork::methods),
         effort: step.quantizing().and_then(QuantizeWork::effort),
         seconds: outputs.record(i).and_then(|r| r.seconds),

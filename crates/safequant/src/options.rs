@@ -264,11 +264,7 @@ impl Choosing<'_> {
     ) -> Result<(&'static str, Settings), OptionError> {
         let default = calibration.map_or("rtn", |_| AUTO);
         let method = method(self.method.unwrap_or(default))?;
-        let settings = Settings {
-            effort: self.effort.map(effort).transpose()?.unwrap_or_default(),
-            order: self.order.map(order).transpose()?,
-            damping: self.damping.map(damping).transpose()?,
-        };
+        let settings = refining(*self)?;
         let quantizer = QUANTIZERS.iter().find(|q| q.id() == method);
         let is_needed =
             method == AWQ || quantizer.is_some_and(|q| q.needs() == Needs::SecondMoment);
@@ -288,6 +284,18 @@ impl Choosing<'_> {
         }
         Ok((method, settings))
     }
+}
+
+/// The settings of `refine`, whose method is no choice.
+///
+/// # Errors
+/// No such effort or order; a damping that is no share.
+pub fn refining(choosing: Choosing<'_>) -> Result<Settings, OptionError> {
+    Ok(Settings {
+        effort: choosing.effort.map(effort).transpose()?.unwrap_or_default(),
+        order: choosing.order.map(order).transpose()?,
+        damping: choosing.damping.map(damping).transpose()?,
+    })
 }
 
 /// The quantizer's own id, or `auto`.

@@ -152,13 +152,14 @@ impl<'a> Builder<'a> {
             sources: vec![source],
             layout,
             target,
-            scheme: preset.name,
+            scheme: preset.name.into(),
             matrices,
             statistics: None,
             scaling: Scaling {
                 is_wanted: group.method == AWQ,
                 ..Scaling::default()
             },
+            start: None,
         }));
         let action = Action::Quantize(preset.name);
         self.groups.insert(module.to_owned(), index);
