@@ -1,5 +1,6 @@
 //! Writing jobs: plans, faults, kills and resumption.
 
+mod biases;
 mod calibrated;
 mod faults;
 mod folded;

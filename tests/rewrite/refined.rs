@@ -258,6 +258,7 @@ fn reference_error(pair: &Pair, from: &str, module: &str, calibration: &Calibrat
 #[test]
 fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
     let (mut n_modules, mut conventions, mut refused) = (0, BTreeSet::new(), BTreeSet::new());
+    let mut ratios: Vec<f64> = Vec::new();
     for fixture in sources() {
         let name = fixture.file_name().unwrap().to_str().unwrap().to_owned();
         let pair = Pair::of(&fixture);
@@ -282,7 +283,8 @@ fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
             before += start.relative();
             after += end.relative();
         }
-        assert!(after < 0.8 * before, "{name}: {before} -> {after}");
+        assert!(after < before, "{name}: {before} -> {after}");
+        ratios.push(after / before);
         let first = modules[0];
         for (from, loss) in [("quantized", first.start_loss), ("dst", first.output_loss)] {
             let expected = reference_error(&pair, from, &first.name, &calibration);
@@ -299,6 +301,10 @@ fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
         n_modules += modules.len();
     }
     assert!(refused.len() <= 2, "{refused:#?}");
+    // Some rows of the fixtures are such that no code fits: of the others a third is left.
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios[ratios.len() / 2];
+    assert!(median < 0.7, "{ratios:?}");
     assert!(n_modules >= 100, "{n_modules} modules");
     assert!(conventions.len() >= 7, "{conventions:?}");
 }

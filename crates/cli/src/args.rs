@@ -5,6 +5,7 @@
 )]
 
 mod examples;
+mod refine;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ use self::examples::{
     DIFF_EXAMPLES, EXPLAIN_EXAMPLES, INSPECT_EXAMPLES, QUANTIZE_EXAMPLES, REFINE_EXAMPLES,
     REPAIR_EXAMPLES, TOP_EXAMPLES, TOP_LONG, TP_PLAN_EXAMPLES,
 };
+pub(crate) use self::refine::RefineArgs;
 use safequant::size::Size;
 
 /// The command line.
@@ -301,7 +303,7 @@ pub(crate) struct QuantizeArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["scheme", "group_size", "method", "effort", "order", "damping", "targets"]
+        conflicts_with_all = ["scheme", "group_size", "method", "effort", "order", "damping", "bias_correction", "targets"]
     )]
     pub(crate) recipe: Option<PathBuf>,
     /// Bits per weight of the quantized modules, scales and all, that a mixture of --schemes is to keep to
@@ -344,6 +346,9 @@ pub(crate) struct QuantizeArgs {
     /// What is added to the diagonal of the second moment, as a share of its mean [default: by the tokens per column]
     #[arg(long, value_name = "SHARE")]
     pub(crate) damping: Option<f64>,
+    /// Let a layer's bias, where it has one, make up for what its mean input loses
+    #[arg(long)]
+    pub(crate) bias_correction: bool,
     /// Input features that share one scale, for schemes with groups; -1 for one scale per row [default: 128]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) group_size: Option<i64>,
@@ -359,33 +364,6 @@ pub(crate) struct QuantizeArgs {
     /// What to do with a NaN or an infinity in a weight
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = NonFiniteArg::Refuse)]
     pub(crate) nonfinite: NonFiniteArg,
-    #[command(flatten)]
-    pub(crate) job: JobArgs,
-}
-
-/// `refine`, as typed.
-#[derive(Debug, Args)]
-pub(crate) struct RefineArgs {
-    #[command(flatten)]
-    pub(crate) paths: Paths,
-    /// The dense checkpoint it was made of
-    #[arg(long, value_name = "BASE")]
-    pub(crate) reference: PathBuf,
-    /// Statistics of the modules' inputs, with the whole second moment: what `safequant.calibrate` of the Python package writes
-    #[arg(long, value_name = "FILE")]
-    pub(crate) calibration: PathBuf,
-    /// How hard it tries [default: default]
-    #[arg(long, value_name = "EFFORT", value_parser = efforts())]
-    pub(crate) effort: Option<String>,
-    /// The order in which error feedback rounds columns [default: the one that loses least]
-    #[arg(long, value_name = "ORDER", value_parser = orders())]
-    pub(crate) order: Option<String>,
-    /// What is added to the diagonal of the second moment, as a share of its mean [default: by the tokens per column]
-    #[arg(long, value_name = "SHARE")]
-    pub(crate) damping: Option<f64>,
-    /// Modules that keep their codes: a glob, or `re:` and a regular expression; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    pub(crate) ignore: Vec<String>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }

@@ -9,8 +9,8 @@ use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::container::Limits;
 use safequant::kernels::Float;
 use safequant::options::{self, Choosing, Quantizing};
-use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
+use safequant::quantize::{Biases, Division};
 use safequant::recipe::MAX_BYTES;
 use safequant::rewrite::repair::{RepairOptions, Weights};
 use safequant::rewrite::{
@@ -259,6 +259,11 @@ pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
             effort: args.effort.as_deref(),
             order: args.order.as_deref(),
             damping: args.damping,
+            biases: if args.bias_correction {
+                Biases::Corrected
+            } else {
+                Biases::Kept
+            },
         },
         targets: &args.targets,
         ignore: &args.ignore,
@@ -296,6 +301,7 @@ pub(crate) fn refine(args: RefineArgs) -> Result<Job, Failure> {
         effort: args.effort.as_deref(),
         order: args.order.as_deref(),
         damping: args.damping,
+        biases: Biases::Kept,
     })?;
     let calibration = CalibrationFile::open(&args.calibration, &Limits::default());
     let recipe = RefineRecipe {

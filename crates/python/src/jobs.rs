@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use safequant::options::{self, Choosing, Quantizing};
 use safequant::quantize::quantizer::NonFinite;
-use safequant::quantize::{Division, Effort, OutputLoss};
+use safequant::quantize::{Biases, Division, Effort, OutputLoss};
 use safequant::recipe::Recipe;
 use safequant::rewrite::{
     Action, CalibrationFile, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy,
@@ -37,6 +37,7 @@ pub(crate) struct Request {
     effort: Option<String>,
     order: Option<String>,
     damping: Option<f64>,
+    bias_correction: bool,
     targets: Vec<String>,
     ignore: Vec<String>,
     division: String,
@@ -101,6 +102,11 @@ impl Request {
             effort: self.effort.as_deref(),
             order: self.order.as_deref(),
             damping: self.damping,
+            biases: if self.bias_correction {
+                Biases::Corrected
+            } else {
+                Biases::Kept
+            },
         }
     }
 
@@ -344,6 +350,7 @@ pub(crate) fn summary_dict<'py>(
         dict.set_item("max_error", loss.map(|loss| loss.max_error))?;
         dict.set_item("method", module.method.as_deref())?;
         dict.set_item("effort", module.effort.map(Effort::name))?;
+        dict.set_item("corrected_bias", module.corrected_bias.as_deref())?;
         let output = module.output_loss.as_ref();
         dict.set_item("output_error", output.map(OutputLoss::relative))?;
         let start = module.start_loss.as_ref();

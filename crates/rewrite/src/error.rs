@@ -117,6 +117,14 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// A bias that was asked to be corrected cannot be.
+    #[error("bias correction: {name}: {reason}")]
+    Bias {
+        /// The module, convention or source.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// The calibration file has no statistics of a module any more: it changed since the job was planned.
     #[error("{module}: its statistics are gone: the calibration file changed in between")]
     CalibrationGone {
@@ -417,6 +425,7 @@ impl Error {
             Error::TargetBits { .. } => "target_bits",
             Error::NoCalibration { .. } => "no_calibration",
             Error::Fold { .. } => "cannot_fold",
+            Error::Bias { .. } => "cannot_correct_bias",
             Error::CalibrationGone { .. } => "calibration_gone",
             Error::UnknownMethod { .. } => "unknown_method",
             Error::NotWritable { .. } => "convention_not_writable",
@@ -490,6 +499,7 @@ impl Error {
             | Error::TargetBits { .. }
             | Error::NoCalibration { .. }
             | Error::Fold { .. }
+            | Error::Bias { .. }
             | Error::CalibrationGone { .. }
             | Error::DestinationFormat { .. }
             | Error::RowOrder { .. }

@@ -1,5 +1,6 @@
 //! The units of work: what each module or plain tensor becomes, and which tensors that writes.
 
+mod bias;
 mod convert;
 mod method;
 mod quantize;
@@ -121,6 +122,18 @@ pub(crate) struct QuantizeWork {
     /// Where the weights of `sources` stand, if the source has codes that are to be better: under `layout`, of which nothing else changes.
     /// The codes are then the first output, and all others are copied.
     pub(crate) start: Option<Reference>,
+    /// The bias that makes up for what the mean input loses; it is the output behind the parts.
+    pub(crate) bias: Option<BiasWork>,
+}
+
+/// A bias that is corrected.
+#[derive(Clone, Debug)]
+pub(crate) struct BiasWork {
+    /// The tensor.
+    pub(crate) name: String,
+    pub(crate) float: Float,
+    /// The mean input, `[in_features]`.
+    pub(crate) mean: Arc<[f32]>,
 }
 
 /// What a weight is multiplied by, so that its inputs can be divided by the same, or its outputs by what the next weight is multiplied by
@@ -201,6 +214,11 @@ impl QuantizeWork {
         let mut matrices = self.matrices.iter();
         let found = matrices.find(|matrix| matrix.method.0.needs() != Needs::Nothing);
         found.map(|matrix| matrix.settings.effort)
+    }
+
+    /// The bias that is corrected.
+    pub(crate) fn corrected_bias(&self) -> Option<String> {
+        self.bias.as_ref().map(|bias| bias.name.clone())
     }
 
     /// The matrix of the stack that a row belongs to.

@@ -47,6 +47,8 @@ pub struct ModuleSummary {
     pub start_loss: Option<OutputLoss>,
     /// The quantizer of what was quantized; several, joined by `+`, where the matrices of a stack were not all quantized alike.
     pub method: Option<String>,
+    /// The bias that makes up for what the mean input loses.
+    pub corrected_bias: Option<String>,
     /// How hard it tried; `None` for methods that cannot be told.
     pub effort: Option<Effort>,
     /// Seconds of work, those of all threads added up; `None` where the listener has no clock ([`Events::seconds`]).
@@ -144,6 +146,7 @@ pub(crate) fn modules(outputs: &Outputs<'_>) -> Vec<ModuleSummary> {
         output_loss: outputs.record(i).and_then(|r| r.output_loss),
         start_loss: outputs.record(i).and_then(|r| r.start_loss),
         method: step.quantizing().map(QuantizeWork::methods),
+        corrected_bias: step.quantizing().and_then(QuantizeWork::corrected_bias),
         effort: step.quantizing().and_then(QuantizeWork::effort),
         seconds: outputs.record(i).and_then(|r| r.seconds),
     };

@@ -3,6 +3,7 @@
 //! A tile is what is handed to a worker. It is worked off in *runs* of rows, so small that what is read, computed and written
 //! stays in a core's cache.
 
+mod bias;
 mod cut;
 mod lost;
 mod put;
@@ -91,7 +92,9 @@ impl<'p> StepContext<'p> {
         writer: Option<Arc<FileWriter>>,
     ) -> Result<Self, Error> {
         let backend = Backend::detect();
-        let origin = step.quantizing().map_or(checkpoint, |work| work.origin(checkpoint));
+        let origin = step
+            .quantizing()
+            .map_or(checkpoint, |work| work.origin(checkpoint));
         let plain = |name: &str, float| {
             let found = origin.tensor(name);
             found.map_or(Reader::Nothing, |tensor| Reader::Plain(tensor, float))
@@ -260,6 +263,9 @@ impl<'p> StepContext<'p> {
         let losses = stored_row_losses(&work.layout, &rows, &chosen, stored, self.backend);
         done.losses.extend(losses.map_err(|e| self.refused(e))?);
         done.output_losses.extend_from_slice(&output_losses);
+        if let Some(bias) = &work.bias {
+            self.correct_bias((work, bias), (&rows, &chosen, stored), run, done)?;
+        }
         done.n_zero_scales += zero_scales(&work.layout, &chosen.scales, values);
         if let Some((part, form)) = place {
             // Codes that lie row after row are written as the quantizer leaves them.

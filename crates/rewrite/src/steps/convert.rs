@@ -194,6 +194,7 @@ impl Builder<'_> {
             statistics: None,
             scaling: Scaling::default(),
             start: None,
+            bias: None,
         }));
         let action = Action::Convert(Label::Lossy);
         let step = Step::new(&tensor.module, action, &tensor.shape, bytes, work);

@@ -322,7 +322,11 @@ pub(super) fn entry(file: &Calibration, module: &str, expert: Option<u64>) -> Op
     }
 }
 
-pub(super) fn check_width(file: &Calibration, found: &Module, in_features: u64) -> Result<(), Error> {
+pub(super) fn check_width(
+    file: &Calibration,
+    found: &Module,
+    in_features: u64,
+) -> Result<(), Error> {
     match found.in_features {
         Some(width) if width != in_features => Err(calibration::Error::Width {
             file: file.file().to_owned(),

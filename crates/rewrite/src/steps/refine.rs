@@ -139,6 +139,7 @@ impl Builder<'_> {
             statistics: None,
             scaling: Scaling::default(),
             start: Some(self.recipe.reference.clone()),
+            bias: None,
         }));
         let bytes = parts.iter().map(|part| part.info.len_bytes()).sum();
         let mut step = Step::new(&tensor.module, Action::Refine, &tensor.shape, bytes, work);

@@ -81,9 +81,8 @@ fn headline(job: &Job, summary: &Summary) -> String {
     let (before, after) = (source_bytes(summary), output_bytes(summary));
     let bits = |len_bytes| output::figure(output::bits_per_weight(len_bytes, weights(summary)));
     let outputs = mean_output_error(summary).map_or_else(String::new, |error| {
-        let before = mean_start_error(summary).map_or_else(String::new, |before| {
-            format!("{:.4}% -> ", 100.0 * before)
-        });
+        let before = mean_start_error(summary)
+            .map_or_else(String::new, |before| format!("{:.4}% -> ", 100.0 * before));
         format!(
             "  output error     {before}{:.4}% in the mean of modules\n",
             100.0 * error
@@ -238,7 +237,10 @@ fn mean_start_error(summary: &Summary) -> Option<f64> {
     mean(summary.modules.iter().filter_map(start_error).collect())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "numbers that nobody wants again")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "numbers that nobody wants again"
+)]
 fn mean(errors: Vec<f64>) -> Option<f64> {
     let n = output::real(output::len(errors.len()));
     (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / n)
@@ -276,6 +278,7 @@ fn module_record(module: &ModuleSummary) -> Value {
         "label": describe::label(&module.action),
         "method": module.method,
         "effort": module.effort.map(Effort::name),
+        "corrected_bias": module.corrected_bias,
         "weights": module.n_weights,
         "source_bytes": module.source_bytes,
         "output_bytes": module.output_bytes,
