@@ -34,6 +34,7 @@ CURVES = (
     ("bnb", False, "#cf222e"),
     ("torch_ao", False, "#0a7f8f"),
     ("qwantize_fp4", False, "#8c959f"),
+    ("auto_round_rtn", False, "#f0883e"),
     ("auto_round_rtn", True, "#b35900"),
     ("safequant", False, "#54aeff"),
     ("safequant", True, "#0969da"),

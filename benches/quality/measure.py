@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
 import prepare
 import torch
+from results import Figures
 from safequant.statistics import Statistics
 from safetensors.torch import load_file
 
 #: Evaluation sentences whose embeddings are compared.
 EMBEDDED = 160
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Of one way to quantize all layers: percent output error on both texts, ratio of weights to errors in dB, and cosine of
-    embeddings, ``None`` where it was not measured."""
-
-    evaluation: float
-    calibration: float
-    sqnr: float
-    cosine: float | None
 
 
 class Judge:

@@ -73,8 +73,8 @@ def row_of(form: Format, found: Sequence[Result]) -> Row:
 
 
 def percent(value: float) -> str:
-    """Four significant digits, as far as they mean something."""
-    return f"{value:.4f}" if value < 5 else f"{value:.3f}"
+    """As many digits as tell formats apart that differ by some percent."""
+    return f"{value:.5f}" if value < 0.01 else f"{value:.4f}" if value < 5 else f"{value:.3f}"
 
 
 def cell(result: Result | None) -> str:
@@ -87,7 +87,8 @@ def who(result: Result | None, bits: float | None = None) -> str:
     if result is None:
         return ""
     size = f" ({result.bits:.3f} bits)" if bits is not None and abs(result.bits - bits) > 0.02 else ""
-    return f"{TITLES[result.tool]}, {result.variant}{size}"
+    title = TITLES[result.tool]
+    return title + ("" if result.variant == title else f", {result.variant}") + size
 
 
 def change(ours: float | None, other: float | None) -> str:
@@ -174,8 +175,10 @@ class Comparison:
 
     def words(self) -> str:
         """One sentence of a list."""
-        mine = "is missing" if self.ours is None else f"has {percent(self.ours)} %"
-        return f"- {self.format}, {self.kind}: ours {mine}, {self.name} {percent(self.theirs)} %."
+        if self.ours is None:
+            return f"- {self.format}, {self.kind}: ours is missing, {self.name} has {percent(self.theirs)} %."
+        more = 100 * (self.ours / self.theirs - 1)
+        return f"- {self.format}, {self.kind}: ours has {percent(self.ours)} %, {self.name} {percent(self.theirs)} % ({more:+.1f} %)."
 
 
 def comparisons(row: Row) -> list[Comparison]:
@@ -225,6 +228,26 @@ def all_results(found: Sequence[Result]) -> list[str]:
     return lines
 
 
+def gaps(found: Sequence[Result]) -> list[str]:
+    """Variants of peers that have a figure in some formats of a family and none in others of it, where the tool has other figures.
+
+    A variant with one format is one that is named after it, as ggml's are.
+    """
+    family = {form.name: form.family for form in FORMATS}
+    formats: dict[tuple[str, str], set[str]] = {}
+    for result in found:
+        if result.tool != "safequant":
+            formats.setdefault((result.tool, result.variant), set()).add(result.format)
+    lines = []
+    for (tool, variant), ran in sorted(formats.items()):
+        families = {family[name] for name in ran}
+        others = {name for (other, _), names in formats.items() if other == tool for name in names}
+        without = [form.name for form in FORMATS if form.name in others - ran and form.family in families]
+        if len(ran) > 1 and without:
+            lines.append(f"- {TITLES[tool]}, {variant}: {', '.join(without)}.")
+    return lines
+
+
 def shown_cosine(result: Result) -> str:
     """Empty where it was not measured."""
     return "" if result.figures.cosine is None else f"{result.figures.cosine:.5f}"
@@ -270,7 +293,7 @@ def page(work: Path, found: Sequence[Result]) -> str:
         "- `diagonal`: only the mean squares of the inputs are known, as in llama.cpp's importance matrix. `with statistics`: anything up to the whole `H`.",
         "- Bits per weight: bytes of all tensors that are stored (of ours: of the file), divided by the weights. Types of 256 weights join two rows where a row has 384 weights; `H` is then block-diagonal.",
         "- Scales of integers are BF16 in the engine's files here (compressed-tensors, the model's dtype), F16 in GPTQModel's and AutoRound's. At 8 bits that alone is worth 3 % without statistics.",
-        "- The best effort that ran counts as ours with statistics: `max`, else `high`; the table says which ran. Peers run with the settings with which they are best; what is left out: AutoRound's tuning (`benches/quality/peers/auto_round_rtn.py` says why), AWQ, and runs on a quantized prefix.",
+        "- The best effort that ran counts as ours with statistics: `max`, else `high`; the table says which ran. Peers run with the settings with which they are best; what is left out: AutoRound's tuning (`benches/quality/peers/auto_round_rtn.py` says why), AWQ, torchao's GPTQ (natural order, minimum and maximum), and runs on a quantized prefix. Variants that did not run everywhere are listed at the end.",
         "- **Differences below 2 % mean nothing** and are marked ≈: the choice of the text changes as much. Changes in bold are to our disadvantage. Layouts that store `g_idx` are listed below and are no bar.",
         "",
         "## Output error",
@@ -290,6 +313,10 @@ def page(work: Path, found: Sequence[Result]) -> str:
         "## All results",
         "",
         *all_results(found),
+        "",
+        "Without a figure, though the variant has one in like formats: it was not run there, or the tool does not offer it there.",
+        "",
+        *(gaps(found) or ["- None."]),
         "",
     ]
     return "\n".join(lines)

@@ -6,7 +6,16 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measure import Figures
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one way to quantize all layers: percent output error on both texts, ratio of weights to errors in dB, and cosine of
+    embeddings, ``None`` where it was not measured."""
+
+    evaluation: float
+    calibration: float
+    sqnr: float
+    cosine: float | None
 
 
 @dataclass(frozen=True)

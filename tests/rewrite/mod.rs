@@ -1,5 +1,6 @@
 //! Writing jobs: plans, faults, kills and resumption.
 
+mod biases;
 mod calibrated;
 mod faults;
 mod folded;
@@ -9,6 +10,7 @@ mod mixed;
 mod parts;
 mod places;
 mod recipes;
+mod refined;
 mod resume;
 mod statistics;
 mod tiny;

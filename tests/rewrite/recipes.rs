@@ -109,7 +109,8 @@ fn the_target_that_says_most_wins() {
             | Action::Convert(_)
             | Action::Respell
             | Action::Drop
-            | Action::Fold => None,
+            | Action::Fold
+            | Action::Refine => None,
         })
         .collect();
     assert_eq!(found.len(), 14);

@@ -102,7 +102,7 @@ impl Statistics {
     }
 }
 
-fn write_tensors(
+pub(crate) fn write_tensors(
     path: &Path,
     tensors: &[(String, Dtype, Vec<u64>, Vec<u8>)],
     metadata: &[(String, String)],

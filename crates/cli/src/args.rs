@@ -5,6 +5,7 @@
 )]
 
 mod examples;
+mod refine;
 
 use std::path::PathBuf;
 
@@ -18,9 +19,10 @@ use safequant::schemes::convention::offered_presets;
 
 use self::examples::{
     AUDIT_EXAMPLES, BENCH_EXAMPLES, COMPLETIONS_EXAMPLES, CONVERT_EXAMPLES, DEQUANTIZE_EXAMPLES,
-    DIFF_EXAMPLES, EXPLAIN_EXAMPLES, INSPECT_EXAMPLES, QUANTIZE_EXAMPLES, REPAIR_EXAMPLES,
-    TOP_EXAMPLES, TOP_LONG, TP_PLAN_EXAMPLES,
+    DIFF_EXAMPLES, EXPLAIN_EXAMPLES, INSPECT_EXAMPLES, QUANTIZE_EXAMPLES, REFINE_EXAMPLES,
+    REPAIR_EXAMPLES, TOP_EXAMPLES, TOP_LONG, TP_PLAN_EXAMPLES,
 };
+pub(crate) use self::refine::RefineArgs;
 use safequant::size::Size;
 
 /// The command line.
@@ -93,6 +95,13 @@ pub(crate) enum Verb {
     /// complete or not at all.
     #[command(after_help = QUANTIZE_EXAMPLES)]
     Quantize(QuantizeArgs),
+    /// Give a quantized checkpoint better codes, whoever quantized it
+    ///
+    /// Codes are chosen anew, so that outputs lose less on the calibration inputs; scales, zero points, groups, configuration and
+    /// everything else stay as they are, byte for byte. What outputs lost before and what they lose now is reported for each module, and
+    /// none loses more. A module without statistics keeps its codes.
+    #[command(after_help = REFINE_EXAMPLES)]
+    Refine(RefineArgs),
     /// Write a dense copy of a quantized checkpoint
     ///
     /// Every convention that `inspect` recognizes can be read. With --dtype auto the weights are, bit for bit, those of the
@@ -294,7 +303,7 @@ pub(crate) struct QuantizeArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["scheme", "group_size", "method", "effort", "order", "damping", "targets"]
+        conflicts_with_all = ["scheme", "group_size", "method", "effort", "order", "damping", "bias_correction", "targets"]
     )]
     pub(crate) recipe: Option<PathBuf>,
     /// Bits per weight of the quantized modules, scales and all, that a mixture of --schemes is to keep to
@@ -337,6 +346,9 @@ pub(crate) struct QuantizeArgs {
     /// What is added to the diagonal of the second moment, as a share of its mean [default: by the tokens per column]
     #[arg(long, value_name = "SHARE")]
     pub(crate) damping: Option<f64>,
+    /// Let a layer's bias, where it has one, make up for what its mean input loses
+    #[arg(long)]
+    pub(crate) bias_correction: bool,
     /// Input features that share one scale, for schemes with groups; -1 for one scale per row [default: 128]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) group_size: Option<i64>,

@@ -12,6 +12,7 @@ pub(crate) fn action(action: &Action) -> String {
         Action::Respell => "respell".to_owned(),
         Action::Drop => "drop".to_owned(),
         Action::Fold => "divide by folded scales".to_owned(),
+        Action::Refine => "better codes".to_owned(),
     }
 }
 
@@ -33,6 +34,7 @@ pub(crate) const fn action_parts(action: &Action) -> (&'static str, Option<&'sta
         Action::Respell => ("respell", None),
         Action::Drop => ("drop", None),
         Action::Fold => ("fold", None),
+        Action::Refine => ("refine", None),
     }
 }
 
@@ -45,7 +47,8 @@ pub(crate) const fn label(action: &Action) -> Option<&'static str> {
         | Action::Dequantize(_)
         | Action::Respell
         | Action::Drop
-        | Action::Fold => None,
+        | Action::Fold
+        | Action::Refine => None,
     }
 }
 

@@ -77,6 +77,11 @@ fn run(verb: Verb, output: Output) -> Result<(), (Failure, Record)> {
             let job = plan::quantize(args).map_err(|failure| (failure, record))?;
             commands::job::run(&job, output).map_err(|failure| (failure, record))
         }
+        Verb::Refine(args) => {
+            let record = record(args.job.json);
+            let job = plan::refine(args).map_err(|failure| (failure, record))?;
+            commands::job::run(&job, output).map_err(|failure| (failure, record))
+        }
         Verb::Dequantize(args) => {
             let record = record(args.job.json);
             let job = plan::dequantize(args);

@@ -9,19 +9,19 @@ use safequant::audit::{self, Depth, Rule, Severity, Wanted};
 use safequant::container::Limits;
 use safequant::kernels::Float;
 use safequant::options::{self, Choosing, Quantizing};
-use safequant::quantize::Division;
 use safequant::quantize::quantizer::NonFinite;
+use safequant::quantize::{Biases, Division};
 use safequant::recipe::MAX_BYTES;
 use safequant::rewrite::repair::{RepairOptions, Weights};
 use safequant::rewrite::{
     CalibrationFile, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy,
-    OutputDtype, Verb,
+    OutputDtype, Reference, RefineRecipe, Verb,
 };
 use safequant::schemes::pattern::Pattern;
 
 use crate::args::{
     AuditArgs, CompareArg, ConvertArgs, DepthArg, DequantizeArgs, DiffArgs, DivisionArg, DtypeArg,
-    FormatArg, JobArgs, LevelArg, NonFiniteArg, Paths, QuantizeArgs, RepairArgs,
+    FormatArg, JobArgs, LevelArg, NonFiniteArg, Paths, QuantizeArgs, RefineArgs, RepairArgs,
 };
 use crate::exit::Failure;
 use crate::output::Record;
@@ -259,6 +259,11 @@ pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
             effort: args.effort.as_deref(),
             order: args.order.as_deref(),
             damping: args.damping,
+            biases: if args.bias_correction {
+                Biases::Corrected
+            } else {
+                Biases::Kept
+            },
         },
         targets: &args.targets,
         ignore: &args.ignore,
@@ -283,6 +288,30 @@ pub(crate) fn quantize(args: QuantizeArgs) -> Result<Job, Failure> {
         save_recipe: args.save_recipe,
         ..Job::new("quantize", args.paths, verb, &args.job)
     })
+}
+
+/// What `refine` means.
+///
+/// # Errors
+/// Words that do not exist; a reference or a calibration file that cannot be opened.
+pub(crate) fn refine(args: RefineArgs) -> Result<Job, Failure> {
+    options::check_patterns("--ignore", &args.ignore)?;
+    let settings = options::refining(Choosing {
+        method: None,
+        effort: args.effort.as_deref(),
+        order: args.order.as_deref(),
+        damping: args.damping,
+        biases: Biases::Kept,
+    })?;
+    let calibration = CalibrationFile::open(&args.calibration, &Limits::default());
+    let recipe = RefineRecipe {
+        reference: Reference::open(&args.reference, &Limits::default())?,
+        calibration: calibration.map_err(safequant::rewrite::Error::from)?,
+        settings,
+        ignore: args.ignore,
+    };
+    let verb = Verb::Refine(recipe);
+    Ok(Job::new("refine", args.paths, verb, &args.job))
 }
 
 /// A file's name and its text.

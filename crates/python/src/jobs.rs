@@ -6,11 +6,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use safequant::options::{self, Choosing, Quantizing};
 use safequant::quantize::quantizer::NonFinite;
-use safequant::quantize::{Division, Effort, OutputLoss};
+use safequant::quantize::{Biases, Division, Effort, OutputLoss};
 use safequant::recipe::Recipe;
 use safequant::rewrite::{
     Action, CalibrationFile, ConvertRecipe, DequantizeRecipe, Destination, JobOptions, LossPolicy,
-    Verb,
+    Reference, RefineRecipe, Verb,
 };
 use safequant::size::Size;
 use safequant::{CancelToken, Checkpoint, Event, Events, Limits, OsDisk, Plan, Summary};
@@ -33,9 +33,11 @@ pub(crate) struct Request {
     convention: Option<String>,
     method: Option<String>,
     calibration: Option<PathBuf>,
+    reference: Option<PathBuf>,
     effort: Option<String>,
     order: Option<String>,
     damping: Option<f64>,
+    bias_correction: bool,
     targets: Vec<String>,
     ignore: Vec<String>,
     division: String,
@@ -53,6 +55,7 @@ impl Request {
     pub(crate) fn verb(&self) -> Result<Verb, Failure> {
         match self.verb.as_str() {
             "quantize" => self.quantize(),
+            "refine" => self.refine(),
             "dequantize" => Ok(Verb::Dequantize(DequantizeRecipe {
                 dtype: output_dtype(&self.dtype)?,
             })),
@@ -62,19 +65,12 @@ impl Request {
     }
 
     fn quantize(&self) -> Result<Verb, Failure> {
-        let opened = |path: &PathBuf| CalibrationFile::open(path, &Limits::default());
-        let calibration = self.calibration.as_ref().map(opened).transpose();
-        let calibration = calibration.map_err(safequant::Error::from)?;
+        let calibration = self.opened_calibration()?;
         let quantizing = Quantizing {
             scheme: self.scheme.as_deref(),
             schemes: &self.schemes,
             group_size: self.group_size,
-            choosing: Choosing {
-                method: self.method.as_deref(),
-                effort: self.effort.as_deref(),
-                order: self.order.as_deref(),
-                damping: self.damping,
-            },
+            choosing: self.choosing(),
             targets: &self.targets,
             ignore: &self.ignore,
             convention: self.convention.as_deref(),
@@ -92,6 +88,42 @@ impl Request {
             },
         };
         Ok(Verb::Quantize(quantizing.resolve()?))
+    }
+
+    fn opened_calibration(&self) -> Result<Option<CalibrationFile>, Failure> {
+        let opened = |path: &PathBuf| CalibrationFile::open(path, &Limits::default());
+        let calibration = self.calibration.as_ref().map(opened).transpose();
+        Ok(calibration.map_err(safequant::Error::from)?)
+    }
+
+    fn choosing(&self) -> Choosing<'_> {
+        Choosing {
+            method: self.method.as_deref(),
+            effort: self.effort.as_deref(),
+            order: self.order.as_deref(),
+            damping: self.damping,
+            biases: if self.bias_correction {
+                Biases::Corrected
+            } else {
+                Biases::Kept
+            },
+        }
+    }
+
+    fn refine(&self) -> Result<Verb, Failure> {
+        options::check_patterns("ignore", &self.ignore)?;
+        let (Some(reference), Some(calibration)) = (&self.reference, self.opened_calibration()?)
+        else {
+            return Err(Failure::usage(
+                "refine goes by a reference and a calibration file",
+            ));
+        };
+        Ok(Verb::Refine(RefineRecipe {
+            reference: Reference::open(reference, &Limits::default())?,
+            calibration,
+            settings: options::refining(self.choosing())?,
+            ignore: self.ignore.clone(),
+        }))
     }
 
     fn convert(&self) -> Result<Verb, Failure> {
@@ -318,8 +350,11 @@ pub(crate) fn summary_dict<'py>(
         dict.set_item("max_error", loss.map(|loss| loss.max_error))?;
         dict.set_item("method", module.method.as_deref())?;
         dict.set_item("effort", module.effort.map(Effort::name))?;
+        dict.set_item("corrected_bias", module.corrected_bias.as_deref())?;
         let output = module.output_loss.as_ref();
         dict.set_item("output_error", output.map(OutputLoss::relative))?;
+        let start = module.start_loss.as_ref();
+        dict.set_item("output_error_before", start.map(OutputLoss::relative))?;
         dict.set_item("seconds", module.seconds)?;
         Ok(dict)
     });
@@ -339,7 +374,9 @@ fn action_dict<'py>(
     let (to, label) = match action {
         Action::Quantize(to) | Action::Dequantize(to) => (Some(*to), None),
         Action::Convert(label) => (None, Some(label.word())),
-        Action::Copy | Action::Respell | Action::Drop | Action::Fold => (None, None),
+        Action::Copy | Action::Respell | Action::Drop | Action::Fold | Action::Refine => {
+            (None, None)
+        }
     };
     let dict = PyDict::new(py);
     dict.set_item("name", name)?;

@@ -28,6 +28,50 @@ pub enum SecondMoment {
     Diagonal(Vec<f32>),
 }
 
+impl Inputs {
+    /// What is known of the inputs less their mean: their covariance, `X^T X / n - mean^T mean`. `None` without a mean, or where next to
+    /// nothing is left, because all inputs are alike.
+    pub fn about_mean(&self) -> Option<Self> {
+        /// What rounding of F32 may leave where nothing is.
+        const NOTHING: f64 = 1e-6;
+        let mean = self.mean.as_ref()?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rounded to what moments are stored in"
+        )]
+        let less =
+            |value: f32, a: f32, b: f32| (f64::from(value) - f64::from(a) * f64::from(b)) as f32;
+        let second_moment = match &self.second_moment {
+            SecondMoment::Diagonal(values) => {
+                let columns = values.iter().zip(mean);
+                SecondMoment::Diagonal(columns.map(|(&v, &m)| less(v, m, m).max(0.0)).collect())
+            }
+            SecondMoment::Full(values) => {
+                let mut centered = values.clone();
+                let lines = centered.chunks_exact_mut(self.in_features.max(1));
+                for (i, (line, &a)) in lines.zip(mean).enumerate() {
+                    for (value, &b) in line.iter_mut().zip(mean) {
+                        *value = less(*value, a, b);
+                    }
+                    line[i] = line[i].max(0.0);
+                }
+                SecondMoment::Full(centered)
+            }
+        };
+        let trace = |moment: &SecondMoment| {
+            let diagonal = moment.diagonal();
+            diagonal.iter().map(|v| f64::from(*v)).sum::<f64>()
+        };
+        let is_something = trace(&second_moment) > NOTHING * trace(&self.second_moment);
+        is_something.then(|| Self {
+            second_moment,
+            mean: Some(vec![0.0; self.in_features]),
+            cross: None,
+            ..*self
+        })
+    }
+}
+
 impl SecondMoment {
     /// The diagonal, `[K]`.
     pub fn diagonal(&self) -> Vec<f32> {
@@ -63,6 +107,18 @@ pub struct Settings {
     /// What is added to the diagonal of the second moment, as a share of its mean; `None` for a number that follows from the
     /// tokens per column.
     pub damping: Option<f64>,
+    /// What becomes of a layer's bias.
+    pub biases: Biases,
+}
+
+/// What becomes of the bias of a layer whose weight is quantized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Biases {
+    /// It stays.
+    #[default]
+    Kept,
+    /// It makes up for what the mean input loses, and codes are chosen for what is left: the inputs less their mean.
+    Corrected,
 }
 
 /// What more time is spent on.
@@ -163,5 +219,47 @@ impl OutputLoss {
         } else {
             self.noise / self.signal
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inputs(second_moment: SecondMoment, mean: Option<Vec<f32>>) -> Inputs {
+        Inputs {
+            in_features: 2,
+            token_count: Some(2),
+            second_moment,
+            mean,
+            cross: None,
+        }
+    }
+
+    #[test]
+    fn about_the_mean_the_second_moment_is_the_covariance() {
+        // Inputs [1, 2] and [3, -2].
+        let moment = SecondMoment::Full(vec![5.0, -2.0, -2.0, 4.0]);
+        let found = inputs(moment.clone(), Some(vec![2.0, 0.0])).about_mean();
+        let found = found.unwrap();
+        assert_eq!(
+            found.second_moment,
+            SecondMoment::Full(vec![1.0, -2.0, -2.0, 4.0])
+        );
+        assert_eq!(found.token_count, Some(2));
+        let diagonal = SecondMoment::Diagonal(vec![5.0, 4.0]);
+        let found = inputs(diagonal, Some(vec![2.0, 0.0])).about_mean().unwrap();
+        assert_eq!(found.second_moment, SecondMoment::Diagonal(vec![1.0, 4.0]));
+        assert_eq!(inputs(moment, None).about_mean(), None);
+    }
+
+    #[test]
+    fn of_inputs_that_are_all_alike_nothing_is_left() {
+        let moment = SecondMoment::Full(vec![4.0, 6.0, 6.0, 9.000_001]);
+        assert_eq!(inputs(moment, Some(vec![2.0, 3.0])).about_mean(), None);
+        // A mean that is larger than its square allows leaves no negative variance.
+        let moment = SecondMoment::Diagonal(vec![1.0, 4.0]);
+        let found = inputs(moment, Some(vec![1.5, 0.0])).about_mean().unwrap();
+        assert_eq!(found.second_moment, SecondMoment::Diagonal(vec![0.0, 4.0]));
     }
 }

@@ -18,7 +18,7 @@ pub mod scaling;
 mod search;
 
 pub use error::Error;
-pub use inputs::{Effort, Inputs, Needs, Order, OutputLoss, SecondMoment, Settings};
+pub use inputs::{Biases, Effort, Inputs, Needs, Order, OutputLoss, SecondMoment, Settings};
 pub use prepared::{DAMPING, Prepared};
 pub use quantizer::{
     Division, NonFinite, Output, QUANTIZERS, Quantizer, RowWork, Rows, ScaleRule, Statistics,

@@ -123,6 +123,57 @@ pub fn stored_row_losses(
     Ok(losses)
 }
 
+/// What a mean input makes of a row: `(w - q) mean` and `w mean`, with the values that a reader of the convention gets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowShift {
+    /// What the mean output is off by.
+    pub lost: f64,
+    /// The mean output itself.
+    pub output: f64,
+}
+
+/// What the mean input loses in each row of a tile whose codes stand beside it, in order.
+///
+/// # Errors
+/// As [`dequantize_tile`].
+///
+/// # Panics
+/// As [`dequantize_tile`].
+pub fn stored_row_shifts(
+    layout: &QuantizedTensor,
+    rows: &Rows<'_>,
+    (tile, codes): (&CodeTile, (&[u8], CodeForm)),
+    mean: &[f32],
+    backend: &'static Backend,
+) -> Result<Vec<RowShift>, Error> {
+    let reader =
+        Dequantizer::new(layout, Extras::default(), backend).map_err(|error| unreadable(&error))?;
+    let (float, width) = (layout.reference_dtype, rows.in_features.max(1));
+    let values = rows.values.widened(backend);
+    let mut shifts = Vec::with_capacity(rows.n_rows());
+    let mut back = vec![0.0; width];
+    let each = |part: std::ops::Range<usize>, bytes: &[u8]| {
+        for (row, bytes) in part.zip(bytes.chunks(width * float.size_bytes())) {
+            (backend.widen)(float, bytes, &mut back);
+            let weights = values[row * width..(row + 1) * width].iter().zip(&back);
+            let mut shift = RowShift {
+                lost: 0.0,
+                output: 0.0,
+            };
+            for ((&w, &q), &m) in weights.zip(mean) {
+                let (w, q, m) = (f64::from(w), f64::from(q), f64::from(m));
+                shift.lost += (w - q) * m;
+                shift.output += w * m;
+            }
+            shifts.push(shift);
+        }
+    };
+    reader
+        .stored_parts(tile, codes, float, each)
+        .map_err(|error| unreadable(&error))?;
+    Ok(shifts)
+}
+
 fn unreadable(error: &safequant_schemes::Error) -> Error {
     Error::Unreadable {
         reason: error.to_string(),

@@ -22,8 +22,8 @@ const COPY_TILE_BYTES: u64 = 2 << 20;
 /// Least budget of a tile that is copied.
 const MIN_COPY_BYTES: u64 = 4 << 10;
 /// What a row lost, as a tile keeps it.
-const LOSS_BYTES: u64 =
-    (size_of::<safequant_quantize::Loss>() + size_of::<safequant_quantize::OutputLoss>()) as u64;
+const LOSS_BYTES: u64 = (size_of::<safequant_quantize::Loss>()
+    + 2 * size_of::<safequant_quantize::OutputLoss>()) as u64;
 /// Bookkeeping of a tile in flight.
 const TILE_OVERHEAD_BYTES: u64 = 4 << 10;
 
@@ -194,8 +194,12 @@ impl Budget {
                 if let Some(DenseSource::Plain(_, float)) = work.sources.first() {
                     needs.per_row += columns * float.size_bytes() as u64;
                 }
-                let decoder = decoder_of(work.sources.first(), checkpoint)?;
+                let decoder = match &work.start {
+                    None => decoder_of(work.sources.first(), checkpoint)?,
+                    Some(_) => Some(Decoder::new(layout, checkpoint, Backend::detect())?),
+                };
                 if let Some(decoder) = &decoder {
+                    needs.per_row += decoder.scale_bytes(1);
                     needs.unit = common_multiple(unit, decoder.row_unit());
                     needs.is_strided |= decoder.tensor.is_transposed();
                     needs.decoder = Some(decoder);

@@ -38,6 +38,9 @@ pub(crate) fn commit(workspace: &mut Workspace<'_>) -> Result<(), Error> {
     }
     sync_dir(disk, out)?;
     plan.checkpoint.verify_unchanged()?;
+    if let Some(reference) = &job.reference {
+        reference.checkpoint().verify_unchanged()?;
+    }
     if let Some(calibration) = &job.calibration {
         calibration.verify_unchanged()?;
     }

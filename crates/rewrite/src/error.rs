@@ -77,6 +77,22 @@ pub enum Error {
         /// The source.
         source_name: String,
     },
+    /// Not one weight of a quantized checkpoint can be given better codes.
+    #[error("no weight of {source_name} can be given better codes: {reason}")]
+    NothingToRefine {
+        /// The source.
+        source_name: String,
+        /// Why not, of each kind of weight.
+        reason: String,
+    },
+    /// What is named as the reference is not what the source was made of.
+    #[error("the reference is not what the source was made of: {name}: {reason}")]
+    AnotherModel {
+        /// The module or tensor that shows it.
+        name: String,
+        /// How.
+        reason: String,
+    },
     /// So few bits a weight cannot be had.
     #[error(
         "{target} bits per weight cannot be had: the cheapest of the schemes takes {least:.3}; name a cheaper one, or leave fewer modules to it"
@@ -99,6 +115,14 @@ pub enum Error {
         /// The module, tensor or document that stands in the way.
         name: String,
         /// Why, and what to do.
+        reason: String,
+    },
+    /// A bias that was asked to be corrected cannot be.
+    #[error("bias correction: {name}: {reason}")]
+    Bias {
+        /// The module, convention or source.
+        name: String,
+        /// Why.
         reason: String,
     },
     /// The calibration file has no statistics of a module any more: it changed since the job was planned.
@@ -396,9 +420,12 @@ impl Error {
             Error::NothingSelected { .. } => "nothing_selected",
             Error::NothingQuantized { .. } => "nothing_quantized",
             Error::CalibrationOfAnother { .. } => "calibration_of_another",
+            Error::NothingToRefine { .. } => "nothing_to_refine",
+            Error::AnotherModel { .. } => "reference_of_another",
             Error::TargetBits { .. } => "target_bits",
             Error::NoCalibration { .. } => "no_calibration",
             Error::Fold { .. } => "cannot_fold",
+            Error::Bias { .. } => "cannot_correct_bias",
             Error::CalibrationGone { .. } => "calibration_gone",
             Error::UnknownMethod { .. } => "unknown_method",
             Error::NotWritable { .. } => "convention_not_writable",
@@ -467,9 +494,12 @@ impl Error {
             | Error::Threads { .. } => ErrorGroup::Io,
             Error::NothingSelected { .. }
             | Error::CalibrationOfAnother { .. }
+            | Error::NothingToRefine { .. }
+            | Error::AnotherModel { .. }
             | Error::TargetBits { .. }
             | Error::NoCalibration { .. }
             | Error::Fold { .. }
+            | Error::Bias { .. }
             | Error::CalibrationGone { .. }
             | Error::DestinationFormat { .. }
             | Error::RowOrder { .. }

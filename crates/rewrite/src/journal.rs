@@ -11,7 +11,7 @@ use crate::steps::Step;
 use crate::{Destination, Error};
 
 /// The form of the journal; a change of what steps write changes it too.
-const VERSION: u64 = 4;
+const VERSION: u64 = 5;
 /// Windows of a shard's data that are digested.
 const SAMPLES: u64 = 64;
 /// Bytes of such a window.
@@ -47,14 +47,8 @@ impl Fingerprint {
             ("max shard size".to_owned(), json!(max_shard_bytes)),
         ];
         for shard in checkpoint.shards() {
-            let len_bytes = shard.source.len_bytes();
-            let identity = json!({
-                "len_bytes": len_bytes,
-                "header": header_digest(shard)?,
-                "samples": sample_digest(shard)?,
-                "stamp": shard.source.stamp(),
-            });
-            fields.push((format!("source shard {}", shard.name), identity));
+            let name = format!("source shard {}", shard.name);
+            fields.push((name, shard_identity(shard)?));
         }
         let mut layout = blake3::Hasher::new();
         for file in shards {
@@ -108,6 +102,16 @@ impl Fingerprint {
         }
         bytes as u64
     }
+}
+
+/// What a shard is known by ([`Fingerprint::new`]).
+pub(crate) fn shard_identity(shard: &safequant_container::Shard) -> Result<Value, Error> {
+    Ok(json!({
+        "len_bytes": shard.source.len_bytes(),
+        "header": header_digest(shard)?,
+        "samples": sample_digest(shard)?,
+        "stamp": shard.source.stamp(),
+    }))
 }
 
 fn header_digest(shard: &safequant_container::Shard) -> Result<String, Error> {
@@ -164,6 +168,8 @@ pub(crate) struct Record {
     pub(crate) loss: Option<Loss>,
     /// What its outputs lost on the calibration inputs, where that is known.
     pub(crate) output_loss: Option<OutputLoss>,
+    /// What they lost before, where codes were chosen anew.
+    pub(crate) start_loss: Option<OutputLoss>,
     /// Seconds of work, where somebody has a clock.
     pub(crate) seconds: Option<f64>,
 }
@@ -179,13 +185,15 @@ impl Record {
                 l.n_values
             ])
         });
-        let output_loss =
-            (self.output_loss.as_ref()).map(|l| json!([l.signal.to_bits(), l.noise.to_bits()]));
+        let output_loss = |loss: &Option<OutputLoss>| {
+            (loss.as_ref()).map(|l| json!([l.signal.to_bits(), l.noise.to_bits()]))
+        };
         json!({
             "module": self.name,
             "blake3": self.digests,
             "loss": loss,
-            "output_loss": output_loss,
+            "output_loss": output_loss(&self.output_loss),
+            "start_loss": output_loss(&self.start_loss),
             "seconds": self.seconds,
         })
     }
@@ -203,25 +211,32 @@ impl Record {
                 n_values: loss[3].as_u64()?,
             })
         };
-        let output_loss = &value["output_loss"];
-        let output_loss = if output_loss.is_null() {
-            None
-        } else {
-            Some(OutputLoss {
-                signal: f64::from_bits(output_loss[0].as_u64()?),
-                noise: f64::from_bits(output_loss[1].as_u64()?),
-            })
-        };
         Some(Self {
             name: value["module"].as_str()?.to_owned(),
             digests: digests
                 .map(|d| d.as_str().map(str::to_owned))
                 .collect::<Option<_>>()?,
             loss,
-            output_loss,
+            output_loss: output_loss(&value["output_loss"])?,
+            start_loss: output_loss(&value["start_loss"])?,
             seconds: value["seconds"].as_f64(),
         })
     }
+}
+
+/// What outputs lose, as a record holds it; `None` if it is no such thing.
+#[expect(
+    clippy::option_option,
+    reason = "nothing known, and nothing understood"
+)]
+fn output_loss(value: &Value) -> Option<Option<OutputLoss>> {
+    if value.is_null() {
+        return Some(None);
+    }
+    Some(Some(OutputLoss {
+        signal: f64::from_bits(value[0].as_u64()?),
+        noise: f64::from_bits(value[1].as_u64()?),
+    }))
 }
 
 /// What an earlier run left.

@@ -20,6 +20,7 @@ pub mod plan;
 mod prepare;
 mod read_ahead;
 pub mod recipe;
+pub mod reference;
 pub mod repair;
 mod scratch;
 mod select;
@@ -38,6 +39,7 @@ pub use place::OutputKind;
 pub use plan::{Action, Destination, JobOptions, Plan, PlannedModule, Verb, plan, plan_on};
 pub use recipe::{
     AUTO, AWQ, ConvertRecipe, DequantizeRecipe, LossPolicy, OutputDtype, QuantizeRecipe,
-    SchemeGroup,
+    RefineRecipe, SchemeGroup,
 };
+pub use reference::Reference;
 pub use stream::{ModuleSummary, Summary, run};

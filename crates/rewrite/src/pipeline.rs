@@ -57,6 +57,10 @@ struct Current {
     outputs: Vec<Coming>,
     loss: Option<Loss>,
     output_loss: Option<OutputLoss>,
+    start_loss: Option<OutputLoss>,
+    /// Rows whose codes are chosen anew, and those of them whose outputs were off by more than themselves.
+    n_started: u64,
+    n_far: u64,
     n_rows: u64,
     n_zero_scales: u64,
     seconds: Option<f64>,
@@ -355,6 +359,11 @@ impl<'w, 'p> Pipeline<'w, 'p> {
         for loss in &done.output_losses {
             current.output_loss.get_or_insert_default().add(loss);
         }
+        for loss in &done.start_losses {
+            current.start_loss.get_or_insert_default().add(loss);
+            current.n_started += 1;
+            current.n_far += u64::from(loss.noise >= loss.signal && loss.signal > 0.0);
+        }
         if let Some(seconds) = answer.seconds {
             *current.seconds.get_or_insert_default() += seconds;
         }
@@ -375,6 +384,15 @@ impl<'w, 'p> Pipeline<'w, 'p> {
     /// Completes a step: its digests go to the journal, and its file is sealed if it was the last one in it.
     fn finish(&mut self, context: Arc<StepContext<'p>>, current: Current) -> Result<(), Error> {
         let step = context.step;
+        if current.n_far > current.n_started / 2 {
+            return Err(Error::AnotherModel {
+                name: step.name.clone(),
+                reason: format!(
+                    "the outputs of {} of its {} rows are off by more than themselves before anything changes",
+                    current.n_far, current.n_started
+                ),
+            });
+        }
         let mut digests = Vec::new();
         let mut buffer = Vec::new();
         let outputs = current.outputs.into_iter().zip(&step.outputs);
@@ -408,6 +426,7 @@ impl<'w, 'p> Pipeline<'w, 'p> {
             digests,
             loss: current.loss,
             output_loss: current.output_loss,
+            start_loss: current.start_loss,
             seconds: current.seconds,
         };
         let file = step.outputs[0].at.0;
@@ -447,6 +466,9 @@ fn begin(context: &StepContext<'_>) -> Result<Current, Error> {
         outputs,
         loss: None,
         output_loss: None,
+        start_loss: None,
+        n_started: 0,
+        n_far: 0,
         n_rows: 0,
         n_zero_scales: 0,
         seconds: None,

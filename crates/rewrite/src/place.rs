@@ -107,6 +107,14 @@ impl Place {
         }
     }
 
+    /// Refuses a destination that is, holds or lies inside what is read beside the source.
+    pub(crate) fn check_apart(&self, disk: &dyn Disk, other: &Checkpoint) -> Result<(), Error> {
+        match resolve(disk, &self.parent)? {
+            Some(parent) => self.check_source(disk, other, &parent),
+            None => Ok(()),
+        }
+    }
+
     fn check_source(
         &self,
         disk: &dyn Disk,

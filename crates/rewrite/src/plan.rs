@@ -18,8 +18,8 @@ use crate::outputs::file_of;
 use crate::place::{OutputKind, Place};
 use crate::steps::{QuantizeWork, Step, Steps};
 use crate::{
-    CalibrationFile, ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, config, fold,
-    prepare, recipe, steps,
+    CalibrationFile, ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, Reference,
+    RefineRecipe, config, fold, prepare, recipe, steps,
 };
 
 /// A writing verb with its recipe.
@@ -31,6 +31,8 @@ pub enum Verb {
     Dequantize(DequantizeRecipe),
     /// Any convention in, another one out.
     Convert(ConvertRecipe),
+    /// Quantized in, the same with better codes out.
+    Refine(RefineRecipe),
 }
 
 impl Verb {
@@ -38,7 +40,16 @@ impl Verb {
     fn calibration(&self) -> Option<&CalibrationFile> {
         match self {
             Verb::Quantize(recipe) => recipe.calibration.as_ref(),
+            Verb::Refine(recipe) => Some(&recipe.calibration),
             Verb::Convert(_) | Verb::Dequantize(_) => None,
+        }
+    }
+
+    /// What it reads beside the source.
+    fn reference(&self) -> Option<&Reference> {
+        match self {
+            Verb::Refine(recipe) => Some(&recipe.reference),
+            Verb::Quantize(_) | Verb::Convert(_) | Verb::Dequantize(_) => None,
         }
     }
 }
@@ -97,6 +108,7 @@ pub(crate) struct Job {
     pub(crate) mode: Destination,
     pub(crate) budget: Budget,
     pub(crate) calibration: Option<CalibrationFile>,
+    pub(crate) reference: Option<Reference>,
     pub(crate) shards: Vec<FilePlan>,
     pub(crate) index: Option<Vec<u8>>,
     pub(crate) documents: Vec<(String, Vec<u8>)>,
@@ -145,6 +157,8 @@ pub enum Action {
     Drop,
     /// Divided by scales that the weights after it are multiplied by.
     Fold,
+    /// Codes are chosen anew; nothing else of it changes.
+    Refine,
 }
 
 impl Action {
@@ -158,13 +172,14 @@ impl Action {
             Action::Respell => "respell",
             Action::Drop => "drop",
             Action::Fold => "fold",
+            Action::Refine => "refine",
         }
     }
 
     /// The scheme quantized to, the convention dequantized from, or the label of a conversion.
     pub const fn detail(&self) -> Option<&'static str> {
         match self {
-            Action::Copy | Action::Respell | Action::Drop | Action::Fold => None,
+            Action::Copy | Action::Respell | Action::Drop | Action::Fold | Action::Refine => None,
             Action::Quantize(name) | Action::Dequantize(name) => Some(name),
             Action::Convert(label) => Some(label.word()),
         }
@@ -200,16 +215,20 @@ pub fn plan_on<'a>(
     let writer = match verb {
         Verb::Quantize(recipe) => Some(recipe::writer(recipe)?),
         Verb::Convert(recipe) => Some(recipe::writer_of(recipe.convention)?),
-        Verb::Dequantize(_) => None,
+        Verb::Dequantize(_) | Verb::Refine(_) => None,
     };
     let format = writer.map_or(FileFormat::Safetensors, ConventionWriter::file_format);
     let place = Place::new(destination, checkpoint.kind(), format)?;
+    if let Some(reference) = verb.reference() {
+        place.check_apart(disk, reference.checkpoint())?;
+    }
     place.check(disk, checkpoint, options.destination)?;
     let model = Model::bind(checkpoint)?;
     let mut steps = match verb {
         Verb::Quantize(recipe) => steps::quantize(checkpoint, &model, recipe)?,
         Verb::Dequantize(recipe) => steps::dequantize(checkpoint, &model, recipe)?,
         Verb::Convert(recipe) => steps::convert(checkpoint, &model, recipe)?,
+        Verb::Refine(recipe) => steps::refine(checkpoint, &model, recipe)?,
     };
     if let Verb::Quantize(recipe) = verb {
         fold::fold(checkpoint, recipe, options, &mut steps)?;
@@ -268,6 +287,7 @@ impl<'a> Planner<'a, '_> {
                 mode: self.options.destination,
                 budget,
                 calibration: self.verb.calibration().cloned(),
+                reference: self.verb.reference().cloned(),
                 order: order(&built.list),
                 shards,
                 index,
@@ -310,6 +330,7 @@ impl<'a> Planner<'a, '_> {
     fn documents(&mut self, built: &mut Steps) -> Result<Vec<(String, Vec<u8>)>, Error> {
         let states_config = !built.edit.quantization_config.is_empty();
         let mut documents = match self.verb {
+            Verb::Refine(_) => config::same_documents(self.checkpoint),
             Verb::Convert(_) if built.keeps_documents => config::same_documents(self.checkpoint),
             Verb::Quantize(_) | Verb::Convert(_) => {
                 let edit = std::mem::take(&mut built.edit);
@@ -389,6 +410,14 @@ impl<'a> Planner<'a, '_> {
         for sidecar in self.checkpoint.sidecars() {
             match travels(&sidecar.name) {
                 Travel::Copied if documents.iter().all(|(name, _)| *name != sidecar.name) => {
+                    copied.push((sidecar.name.clone(), sidecar.len_bytes));
+                }
+                // What describes the source's quantization describes the result's.
+                Travel::Replaced
+                    if matches!(self.verb, Verb::Refine(_))
+                        && !sidecar.name.ends_with(Manifest::FILE_NAME)
+                        && documents.iter().all(|(name, _)| *name != sidecar.name) =>
+                {
                     copied.push((sidecar.name.clone(), sidecar.len_bytes));
                 }
                 Travel::Copied | Travel::Replaced => {}
@@ -508,7 +537,7 @@ fn listed(step: &Step, work: &QuantizeWork, record: Option<&Record>) -> Manifest
     let output = record.and_then(|record| record.output_loss);
     ManifestModule {
         name: step.name.clone(),
-        scheme: work.scheme.to_owned(),
+        scheme: work.scheme.clone().into_owned(),
         method: work.methods(),
         effort: work.effort().map(|effort| effort.name().to_owned()),
         n_weights: step.n_weights(),

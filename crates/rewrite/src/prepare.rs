@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use safequant_kernels::Backend;
 use safequant_quantize::scaling::scaled_inputs;
-use safequant_quantize::{DAMPING, Inputs, Prepared, Settings, Target};
+use safequant_quantize::{Biases, DAMPING, Inputs, Prepared, Settings, Target};
 
 use crate::Error;
 use crate::calibration::{self, CalibrationFile, Detail};
@@ -124,6 +124,10 @@ impl<'p> Preparations<'p> {
             (Some(inputs), Some(columns)) => Some(Arc::new(scaled_inputs(&inputs, columns))),
             (inputs, _) => inputs,
         };
+        let inputs = match (inputs, matrix.settings.biases) {
+            (Some(inputs), Biases::Corrected) => Some(inputs.about_mean().map_or(inputs, Arc::new)),
+            (inputs, Biases::Kept | Biases::Corrected) => inputs,
+        };
         let prepared = matrix.method.0.prepare(
             &work.target,
             in_features,
@@ -212,11 +216,18 @@ pub(crate) fn peak_bytes(steps: &[Step]) -> u64 {
             Detail::Full => columns.saturating_mul(columns),
             Detail::Diagonal => columns,
         };
-        let inputs = work.matrices.iter().filter_map(|m| m.inputs.as_ref());
-        inputs.map(values).max().unwrap_or(0)
+        let bytes = |matrix: &MatrixWork| {
+            let n_matrices = match matrix.settings.biases {
+                Biases::Kept => MATRICES,
+                // Beside the moment itself there is that about the mean.
+                Biases::Corrected => MATRICES + 1,
+            };
+            let inputs = matrix.inputs.as_ref().map_or(0, values);
+            inputs.saturating_mul(n_matrices * VALUE_BYTES)
+        };
+        work.matrices.iter().map(bytes).max().unwrap_or(0)
     };
-    let most = steps.iter().map(of_step).max().unwrap_or(0);
-    most.saturating_mul(MATRICES * VALUE_BYTES)
+    steps.iter().map(of_step).max().unwrap_or(0)
 }
 
 /// What is worth a line about what was derived.

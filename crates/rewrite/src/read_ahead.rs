@@ -91,7 +91,10 @@ fn units<'p>(checkpoint: &'p Checkpoint, step: &'p Step) -> Vec<Unit<'p>> {
         Work::Copy => vec![unit(vec![step.name.as_str()])],
         Work::Drop | Work::Content(_) => Vec::new(),
         Work::Dense(work) => work.sources.iter().map(dense).collect(),
-        Work::Quantize(work) => work.sources.iter().map(dense).collect(),
+        Work::Quantize(work) => match &work.start {
+            None => work.sources.iter().map(dense).collect(),
+            Some(_) => vec![unit(part_names(&work.layout))],
+        },
         Work::Transcode(work) => {
             let members = work.members.iter();
             members.map(|m| unit(part_names(&m.source))).collect()

@@ -8,7 +8,7 @@ pub use safequant_schemes::OutputDtype;
 use serde_json::{Value, json};
 
 use crate::calibration::CalibrationFile;
-use crate::{Error, Verb};
+use crate::{Error, Reference, Verb};
 
 /// The method that stands for the best one for each module, by what is known of its inputs.
 pub const AUTO: &str = "auto";
@@ -81,6 +81,19 @@ pub enum LossPolicy {
     Allow,
 }
 
+/// What `refine` is to do: better codes for weights that are quantized, under the scales that they have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RefineRecipe {
+    /// The dense checkpoint that the source was made of.
+    pub reference: Reference,
+    /// What is known of the inputs of modules.
+    pub calibration: CalibrationFile,
+    /// How hard it is to try, and how.
+    pub settings: Settings,
+    /// Patterns of modules to leave as they are.
+    pub ignore: Vec<String>,
+}
+
 /// The quantizer of a recipe.
 pub(crate) fn quantizer(method: &str) -> Result<&'static dyn Quantizer, Error> {
     let id = if method == AWQ { "mse" } else { method };
@@ -130,6 +143,13 @@ pub(crate) fn canonical(verb: &Verb) -> Value {
             "verb": "convert",
             "convention": r.convention,
             "loss": format!("{:?}", r.loss),
+            "ignore": r.ignore,
+        }),
+        Verb::Refine(r) => json!({
+            "verb": "refine",
+            "reference": r.reference.identity(),
+            "calibration": r.calibration.identity(),
+            "settings": format!("{:?}", r.settings),
             "ignore": r.ignore,
         }),
         Verb::Dequantize(r) => json!({

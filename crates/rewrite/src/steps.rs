@@ -1,10 +1,13 @@
 //! The units of work: what each module or plain tensor becomes, and which tensors that writes.
 
+mod bias;
 mod convert;
 mod method;
 mod quantize;
+mod refine;
 mod respell;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use safequant_container::{
@@ -22,10 +25,11 @@ use safequant_schemes::{
 pub(crate) use self::convert::convert;
 pub(crate) use self::method::{InputsOf, MatrixWork, Method};
 pub(crate) use self::quantize::quantize;
+pub(crate) use self::refine::refine;
 pub(crate) use self::respell::respell;
 use crate::budget::Tiling;
 use crate::select::fused_groups;
-use crate::{AWQ, Action, DequantizeRecipe, Error};
+use crate::{AWQ, Action, DequantizeRecipe, Error, Reference};
 
 /// One unit of work.
 #[derive(Clone, Debug)]
@@ -107,14 +111,29 @@ pub(crate) struct QuantizeWork {
     pub(crate) sources: Vec<DenseSource>,
     pub(crate) layout: QuantizedTensor,
     pub(crate) target: Target,
-    /// The scheme, as users name it.
-    pub(crate) scheme: &'static str,
+    /// The scheme, as users name it, or in a phrase.
+    pub(crate) scheme: Cow<'static, str>,
     /// How each matrix of the stack is quantized; one for all of them where they are alike.
     pub(crate) matrices: Vec<MatrixWork>,
     /// Index into the job's groups that share statistics; `None` where none are needed.
     pub(crate) statistics: Option<usize>,
     /// What the weight is multiplied by before it is quantized.
     pub(crate) scaling: Scaling,
+    /// Where the weights of `sources` stand, if the source has codes that are to be better: under `layout`, of which nothing else changes.
+    /// The codes are then the first output, and all others are copied.
+    pub(crate) start: Option<Reference>,
+    /// The bias that makes up for what the mean input loses; it is the output behind the parts.
+    pub(crate) bias: Option<BiasWork>,
+}
+
+/// A bias that is corrected.
+#[derive(Clone, Debug)]
+pub(crate) struct BiasWork {
+    /// The tensor.
+    pub(crate) name: String,
+    pub(crate) float: Float,
+    /// The mean input, `[in_features]`.
+    pub(crate) mean: Arc<[f32]>,
 }
 
 /// What a weight is multiplied by, so that its inputs can be divided by the same, or its outputs by what the next weight is multiplied by
@@ -157,6 +176,13 @@ impl Scaling {
 }
 
 impl QuantizeWork {
+    /// The checkpoint that has the weights.
+    pub(crate) fn origin<'c>(&'c self, checkpoint: &'c Checkpoint) -> &'c Checkpoint {
+        self.start
+            .as_ref()
+            .map_or(checkpoint, Reference::checkpoint)
+    }
+
     /// How a matrix of the stack is quantized.
     ///
     /// # Panics
@@ -188,6 +214,11 @@ impl QuantizeWork {
         let mut matrices = self.matrices.iter();
         let found = matrices.find(|matrix| matrix.method.0.needs() != Needs::Nothing);
         found.map(|matrix| matrix.settings.effort)
+    }
+
+    /// The bias that is corrected.
+    pub(crate) fn corrected_bias(&self) -> Option<String> {
+        self.bias.as_ref().map(|bias| bias.name.clone())
     }
 
     /// The matrix of the stack that a row belongs to.
@@ -557,6 +588,10 @@ fn share_statistics(steps: &mut [Step]) -> Vec<Vec<usize>> {
 }
 
 fn needs_statistics(work: &QuantizeWork) -> bool {
+    // Scales that stay need no statistics.
+    if work.start.is_some() {
+        return false;
+    }
     let mut matrices = work.matrices.iter();
     matrices.any(|matrix| matrix.method.0.needs_statistics(&work.target))
 }

@@ -43,8 +43,12 @@ pub struct ModuleSummary {
     pub loss: Option<Loss>,
     /// What its outputs lost on the calibration inputs, summed over rows in order; `None` where these are not known.
     pub output_loss: Option<OutputLoss>,
+    /// What they lost before, where codes were chosen anew.
+    pub start_loss: Option<OutputLoss>,
     /// The quantizer of what was quantized; several, joined by `+`, where the matrices of a stack were not all quantized alike.
     pub method: Option<String>,
+    /// The bias that makes up for what the mean input loses.
+    pub corrected_bias: Option<String>,
     /// How hard it tried; `None` for methods that cannot be told.
     pub effort: Option<Effort>,
     /// Seconds of work, those of all threads added up; `None` where the listener has no clock ([`Events::seconds`]).
@@ -140,7 +144,9 @@ pub(crate) fn modules(outputs: &Outputs<'_>) -> Vec<ModuleSummary> {
         output_bytes: step.output_bytes(),
         loss: outputs.record(i).and_then(|r| r.loss),
         output_loss: outputs.record(i).and_then(|r| r.output_loss),
+        start_loss: outputs.record(i).and_then(|r| r.start_loss),
         method: step.quantizing().map(QuantizeWork::methods),
+        corrected_bias: step.quantizing().and_then(QuantizeWork::corrected_bias),
         effort: step.quantizing().and_then(QuantizeWork::effort),
         seconds: outputs.record(i).and_then(|r| r.seconds),
     };

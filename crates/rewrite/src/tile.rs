@@ -3,9 +3,11 @@
 //! A tile is what is handed to a worker. It is worked off in *runs* of rows, so small that what is read, computed and written
 //! stays in a core's cache.
 
+mod bias;
 mod cut;
 mod lost;
 mod put;
+mod refine;
 mod scaled;
 
 use std::mem::take;
@@ -38,6 +40,8 @@ pub(crate) struct StepContext<'p> {
     writer: Option<Arc<FileWriter>>,
     backend: &'static Backend,
     checkpoint: &'p Checkpoint,
+    /// Of the codes that are to be better.
+    start: Option<Box<Decoder<'p>>>,
 }
 
 /// Where a step reads.
@@ -56,6 +60,8 @@ pub(crate) struct Done {
     pub(crate) losses: Vec<Loss>,
     /// What each row's outputs lose, where the quantizer knows it.
     pub(crate) output_losses: Vec<OutputLoss>,
+    /// What each row's outputs lost before, where codes are chosen anew.
+    pub(crate) start_losses: Vec<OutputLoss>,
     /// Scales that the stored dtype rounds to zero, of groups that are not all zeros.
     pub(crate) n_zero_scales: u64,
 }
@@ -67,6 +73,7 @@ impl Done {
             segments: outputs.map(|o| Segment::new(o.len_bytes)).collect(),
             losses: Vec::new(),
             output_losses: Vec::new(),
+            start_losses: Vec::new(),
             n_zero_scales: 0,
         }
     }
@@ -85,15 +92,18 @@ impl<'p> StepContext<'p> {
         writer: Option<Arc<FileWriter>>,
     ) -> Result<Self, Error> {
         let backend = Backend::detect();
+        let origin = step
+            .quantizing()
+            .map_or(checkpoint, |work| work.origin(checkpoint));
         let plain = |name: &str, float| {
-            let found = checkpoint.tensor(name);
+            let found = origin.tensor(name);
             found.map_or(Reader::Nothing, |tensor| Reader::Plain(tensor, float))
         };
         let dense = |source: &'p DenseSource| -> Result<Reader<'p>, Error> {
             Ok(match source {
                 DenseSource::Plain(name, float) => plain(name, Some(*float)),
                 DenseSource::Quantized(tensor) => {
-                    Reader::Quantized(Box::new(Decoder::new(tensor, checkpoint, backend)?))
+                    Reader::Quantized(Box::new(Decoder::new(tensor, origin, backend)?))
                 }
             })
         };
@@ -108,6 +118,12 @@ impl<'p> StepContext<'p> {
                 work.members.iter().map(carried).collect::<Result<_, _>>()?
             }
         };
+        let start = match step.quantizing() {
+            Some(work) if work.start.is_some() => {
+                Some(Box::new(Decoder::new(&work.layout, checkpoint, backend)?))
+            }
+            Some(_) | None => None,
+        };
         Ok(Self {
             index,
             step,
@@ -115,6 +131,7 @@ impl<'p> StepContext<'p> {
             writer,
             backend,
             checkpoint,
+            start,
         })
     }
 
@@ -131,9 +148,12 @@ impl<'p> StepContext<'p> {
                 Work::Drop => {}
                 Work::Copy => self.copy(&run, scratch, &mut done)?,
                 Work::Dense(work) => self.dense(work, &run, scratch, &mut done)?,
-                Work::Quantize(work) => {
-                    self.quantize((work, statistics), &run, scratch, &mut done)?;
-                }
+                Work::Quantize(work) => match &self.start {
+                    None => self.quantize((work, statistics), &run, scratch, &mut done)?,
+                    Some(start) => {
+                        self.refine((work, start), statistics, &run, scratch, &mut done)?;
+                    }
+                },
                 Work::Transcode(work) => self.transcode(&work.layout, &run, &mut done)?,
                 Work::Content(bytes) => self.write(0, 0, bytes, &mut done)?,
             }
@@ -243,6 +263,9 @@ impl<'p> StepContext<'p> {
         let losses = stored_row_losses(&work.layout, &rows, &chosen, stored, self.backend);
         done.losses.extend(losses.map_err(|e| self.refused(e))?);
         done.output_losses.extend_from_slice(&output_losses);
+        if let Some(bias) = &work.bias {
+            self.correct_bias((work, bias), (&rows, &chosen, stored), run, done)?;
+        }
         done.n_zero_scales += zero_scales(&work.layout, &chosen.scales, values);
         if let Some((part, form)) = place {
             // Codes that lie row after row are written as the quantizer leaves them.
@@ -303,6 +326,10 @@ impl<'p> StepContext<'p> {
     /// The parts that no tile fills.
     pub(crate) fn constants(&self) -> Result<Done, Error> {
         let mut done = Done::new(self.step);
+        if self.start.is_some() {
+            self.keep(&mut done)?;
+            return Ok(done.finish());
+        }
         let Some(layout) = layout_of(self.step) else {
             return Ok(done);
         };

@@ -4,7 +4,7 @@
 use safequant_audit::profile::{Profile, profile, profiles};
 use safequant_audit::{Rule, all_rules, repair};
 use safequant_quantize::quantizer::{Division, NonFinite};
-use safequant_quantize::{Effort, Needs, Order, QUANTIZERS, Settings};
+use safequant_quantize::{Biases, Effort, Needs, Order, QUANTIZERS, Settings};
 use safequant_rewrite::{AUTO, AWQ, CalibrationFile, QuantizeRecipe, SchemeGroup};
 use safequant_schemes::convention::writers_of;
 use safequant_schemes::pattern::Pattern;
@@ -250,6 +250,8 @@ pub struct Choosing<'a> {
     pub order: Option<&'a str>,
     /// `--damping`.
     pub damping: Option<f64>,
+    /// `--bias-correction`.
+    pub biases: Biases,
 }
 
 impl Choosing<'_> {
@@ -264,11 +266,7 @@ impl Choosing<'_> {
     ) -> Result<(&'static str, Settings), OptionError> {
         let default = calibration.map_or("rtn", |_| AUTO);
         let method = method(self.method.unwrap_or(default))?;
-        let settings = Settings {
-            effort: self.effort.map(effort).transpose()?.unwrap_or_default(),
-            order: self.order.map(order).transpose()?,
-            damping: self.damping.map(damping).transpose()?,
-        };
+        let settings = refining(*self)?;
         let quantizer = QUANTIZERS.iter().find(|q| q.id() == method);
         let is_needed =
             method == AWQ || quantizer.is_some_and(|q| q.needs() == Needs::SecondMoment);
@@ -279,15 +277,39 @@ impl Choosing<'_> {
             ));
         }
         let has_settings = quantizer.is_none_or(|q| q.needs() != Needs::Nothing);
-        let is_set = self.effort.is_some() || self.order.is_some() || self.damping.is_some();
+        if self.biases == Biases::Corrected && (calibration.is_none() || method == AWQ) {
+            return Err(OptionError::new(
+                "biases are corrected by the mean of inputs as they are",
+                "--calibration FILE, and another method than awq, which scales inputs",
+            ));
+        }
+        let is_set = self.effort.is_some()
+            || self.order.is_some()
+            || self.damping.is_some()
+            || self.biases == Biases::Corrected;
         if is_set && !has_settings {
             return Err(OptionError::new(
-                format!("method {method} has no effort, order or damping to choose"),
+                format!(
+                    "method {method} has no effort, order, damping or bias correction to choose"
+                ),
                 "leave them out, or choose a method that searches, such as auto",
             ));
         }
         Ok((method, settings))
     }
+}
+
+/// The settings of `refine`, whose method is no choice.
+///
+/// # Errors
+/// No such effort or order; a damping that is no share.
+pub fn refining(choosing: Choosing<'_>) -> Result<Settings, OptionError> {
+    Ok(Settings {
+        effort: choosing.effort.map(effort).transpose()?.unwrap_or_default(),
+        order: choosing.order.map(order).transpose()?,
+        damping: choosing.damping.map(damping).transpose()?,
+        biases: choosing.biases,
+    })
 }
 
 /// The quantizer's own id, or `auto`.

@@ -185,6 +185,21 @@ pub fn encode_beside(
     regions(tensor, tile, backend, |part| part.role != Role::Codes)
 }
 
+/// As [`encode`], for the codes alone, and whatever lies in blocks with them.
+///
+/// # Errors
+/// As [`encode`].
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_codes(
+    tensor: &QuantizedTensor,
+    tile: &CodeTile,
+    backend: &'static Backend,
+) -> Result<Vec<EncodedRegion>, Error> {
+    regions(tensor, tile, backend, |part| part.role == Role::Codes)
+}
+
 fn regions(
     tensor: &QuantizedTensor,
     tile: &CodeTile,

@@ -71,6 +71,12 @@ Examples:
   safequant quantize model -o refined --scheme W4A16 --calibration inputs.safetensors --effort high
   safequant quantize model -o mixed --target-bpw 6 --schemes W4A16,W8A16 --save-recipe r.json";
 
+pub(super) const REFINE_EXAMPLES: &str = "\
+Examples:
+  safequant refine model-w4a16 -o better --reference model --calibration inputs.safetensors --dry-run
+  safequant refine model-w4a16 -o better --reference model --calibration inputs.safetensors
+  safequant refine model-gptq -o best --reference model --calibration inputs.safetensors --effort max";
+
 pub(super) const DEQUANTIZE_EXAMPLES: &str = "\
 Examples:
   safequant dequantize model-w4a16 -o model-dense

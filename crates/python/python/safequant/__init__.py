@@ -48,6 +48,8 @@ from .jobs import (
     plan,
     quantize,
     quantize_request,
+    refine,
+    refine_request,
     run,
 )
 from .statistics import ModuleStatistics, Statistics
@@ -93,6 +95,8 @@ __all__ = [
     "quantize",
     "quantize_request",
     "read_imatrix",
+    "refine",
+    "refine_request",
     "registries",
     "run",
     "tp_plan",

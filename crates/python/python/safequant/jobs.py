@@ -79,6 +79,7 @@ class Request:
     effort: str | None = None
     order: str | None = None
     damping: float | None = None
+    bias_correction: bool = False
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     division: str = "source"
@@ -149,6 +150,7 @@ class ModuleSummary:
         max_error: Largest absolute error, where codes were chosen.
         method: The quantizer, where codes were chosen; several joined by ``+`` in a stack that was not quantized alike.
         effort: How hard it tried; ``None`` for methods without one.
+        corrected_bias: The bias that makes up for what the mean input loses.
         output_error: Squared error of the outputs on the calibration inputs as a share of these; ``None`` where they are not known.
         output_error_before: The same with the codes that the source had, where ``refine`` chose them anew.
         seconds: Seconds of work, those of all threads added up; ``None`` where nothing was done. No part of equality.
@@ -165,6 +167,7 @@ class ModuleSummary:
     max_error: float | None
     method: str | None = None
     effort: str | None = None
+    corrected_bias: str | None = None
     output_error: float | None = None
     output_error_before: float | None = None
     seconds: float | None = field(default=None, compare=False)
@@ -225,6 +228,7 @@ def quantize_request(
     effort: Literal["fast", "default", "high", "max"] | None = None,
     order: Literal["natural", "activation", "group-aware", "min-pivot"] | None = None,
     damping: float | None = None,
+    bias_correction: bool = False,
     targets: Sequence[str] = (),
     ignore: Sequence[str] = (),
     division: Literal["source", "f32"] = "source",
@@ -258,6 +262,7 @@ def quantize_request(
         effort=effort,
         order=order,
         damping=damping,
+        bias_correction=bias_correction,
         targets=_patterns(targets),
         ignore=_patterns(ignore),
         division=division,
@@ -272,7 +277,7 @@ def quantize_request(
             raise UsageError("schemes are mixed to keep to bits per weight: target_bpw says to how many", "usage")
         return request
     found = _native.mixed_recipe(request)
-    return replace(request, recipe=found, schemes=(), target_bpw=None, targets=(), method=None, effort=None, order=None, damping=None)
+    return replace(request, recipe=found, schemes=(), target_bpw=None, targets=(), method=None, effort=None, order=None, damping=None, bias_correction=False)
 
 
 def refine_request(
@@ -373,7 +378,7 @@ def quantize(
     Keyword arguments are those of ``quantize_request``: ``scheme`` (``"W4A16"``; ``safequant.registries()["schemes"]`` lists
     them) or ``recipe`` (a YAML or JSON file with several schemes, each with its modules; llm-compressor's are taken, too) or ``target_bpw`` with ``schemes`` (a mixture of them that keeps to so many bits per weight) is required; ``group_size``, ``convention``, ``method`` (``"rtn"`` by default, with ``calibration`` ``"auto"``),
     ``calibration`` (a file of statistics: what ``safequant.calibrate`` writes, or llama.cpp's imatrix), ``effort``, ``order``,
-    ``damping`` (of methods that search), ``targets``, ``ignore`` (globs, or ``re:`` and a regular
+    ``damping``, ``bias_correction`` (biases make up for what the mean input loses; of methods that search), ``targets``, ``ignore`` (globs, or ``re:`` and a regular
     expression, on module names), ``division``, ``nonfinite``, ``memory``, ``threads``, ``max_shard_size``, ``resume`` (continue an interrupted job), ``force``
     (replace the output, at the end and atomically).
 

@@ -31,7 +31,7 @@ from .audits import AuditReport
 from .errors import LimitError, MalformedError, RefusedError, SafequantError, StorageError, UnsupportedError
 from .jobs import Event, Progress, Request, Summary
 
-__all__ = ["audit", "convert", "dequantize", "quantize", "run"]
+__all__ = ["audit", "convert", "dequantize", "quantize", "refine", "run"]
 
 T = TypeVar("T")
 
@@ -72,6 +72,24 @@ def quantize(
         What ``safequant.quantize`` and ``run`` raise.
     """
     request = jobs.quantize_request(source, output, **options)
+    return run(request, num_parts=num_parts, ray_options=ray_options, progress=progress)
+
+
+def refine(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    num_parts: int | None = None,
+    ray_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Summary:
+    """As ``safequant.refine``, over a Ray cluster; every node must reach the reference and the calibration file, too. See ``run``.
+
+    Raises:
+        What ``safequant.refine`` and ``run`` raise.
+    """
+    request = jobs.refine_request(source, output, **options)
     return run(request, num_parts=num_parts, ray_options=ray_options, progress=progress)
 
 

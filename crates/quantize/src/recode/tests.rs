@@ -1,4 +1,4 @@
-//! What is true of recoded rows in every preset of every convention that is written. Spec: specs/quantizers/searched.md, clauses 25 to 28.
+//! What is true of recoded rows in every preset of every convention that is written. Spec: specs/quantizers/searched.md, clauses 25 to 27.
 
 use std::sync::Arc;
 

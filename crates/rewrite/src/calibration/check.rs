@@ -27,7 +27,7 @@ impl Subject<'_> {
     }
 
     /// That every value is finite.
-    fn finite(self, statistic: &'static str, values: &[f32]) -> Result<(), Error> {
+    pub(super) fn finite(self, statistic: &'static str, values: &[f32]) -> Result<(), Error> {
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(()),
             Some(at) => {

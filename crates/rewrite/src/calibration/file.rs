@@ -170,6 +170,30 @@ impl Stored {
         Ok(Some(found))
     }
 
+    pub(super) fn mean(&self, name: &str, in_features: u64) -> Result<Option<Vec<f32>>, Error> {
+        let Some((stored, own)) = self.own(name) else {
+            return Ok(None);
+        };
+        if own.in_features != in_features {
+            return Err(Error::Width {
+                file: self.file.clone(),
+                module: name.to_owned(),
+                expected: in_features,
+                found: own.in_features,
+            });
+        }
+        if own.token_count == 0 || !own.has_mean {
+            return Ok(None);
+        }
+        let mean = self.values(stored, Statistic::MeanInput)?;
+        let subject = Subject {
+            file: &self.file,
+            module: name,
+        };
+        subject.finite(Statistic::MeanInput.name(), &mean)?;
+        Ok(Some(mean))
+    }
+
     /// A module with tensors, by its own name or by one that shares its statistics.
     fn own<'f>(&'f self, name: &'f str) -> Option<(&'f str, &'f Own)> {
         let stored = match self.modules.get(name)? {

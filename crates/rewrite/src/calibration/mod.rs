@@ -170,6 +170,17 @@ impl Calibration {
         }
     }
 
+    /// The mean input of a module whose weight has `in_features` columns; `None` if the file has none, or the module saw no token.
+    ///
+    /// # Errors
+    /// As [`Calibration::statistics`]. Nothing but the mean is read.
+    pub fn mean(&self, name: &str, in_features: u64) -> Result<Option<Vec<f32>>, Error> {
+        match &self.source {
+            Source::File(file) => file.mean(name, in_features),
+            Source::Imatrix(_) => Ok(None),
+        }
+    }
+
     /// The statistics of one matrix of a stack of experts, which is stored under one name (`blk.0.ffn_up_exps`,
     /// `model.layers.0.mlp.experts.up_proj`; `gate_up_proj` for the two that share their inputs); `None` if the file has none.
     ///

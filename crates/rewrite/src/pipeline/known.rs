@@ -37,6 +37,10 @@ impl<'p> Pipeline<'_, 'p> {
             return Ok(Ready::AfterTiles);
         };
         let matrix = work.matrix(index);
+        if work.start.is_some() && matrix.inputs.is_none() {
+            // Codes that nothing is known about stay.
+            return Ok(Ready::Now(None));
+        }
         let prepared = match self.preparations.at_hand(work, matrix) {
             Ok(prepared) => prepared,
             Err(_) if prepare::is_large(matrix) && !self.in_flight.is_empty() => {

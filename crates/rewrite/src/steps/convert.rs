@@ -189,10 +189,12 @@ impl Builder<'_> {
             sources: vec![source],
             layout,
             target,
-            scheme: preset.name,
+            scheme: preset.name.into(),
             matrices: vec![MatrixWork::plain(Method::named("rtn")?)],
             statistics: None,
             scaling: Scaling::default(),
+            start: None,
+            bias: None,
         }));
         let action = Action::Convert(Label::Lossy);
         let step = Step::new(&tensor.module, action, &tensor.shape, bytes, work);

@@ -315,14 +315,18 @@ fn best(known: Known, target: &Target) -> Result<Method, Error> {
 }
 
 /// What the file has about a matrix.
-fn entry(file: &Calibration, module: &str, expert: Option<u64>) -> Option<Module> {
+pub(super) fn entry(file: &Calibration, module: &str, expert: Option<u64>) -> Option<Module> {
     match expert {
         Some(expert) => file.expert_module(module, expert),
         None => file.module(module),
     }
 }
 
-fn check_width(file: &Calibration, found: &Module, in_features: u64) -> Result<(), Error> {
+pub(super) fn check_width(
+    file: &Calibration,
+    found: &Module,
+    in_features: u64,
+) -> Result<(), Error> {
     match found.in_features {
         Some(width) if width != in_features => Err(calibration::Error::Width {
             file: file.file().to_owned(),

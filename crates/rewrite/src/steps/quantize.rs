@@ -9,6 +9,7 @@ use safequant_schemes::{
     Asked, ConventionWriter, Model, Preset, QuantizedTensor, Storage, WeightCode, Written,
 };
 
+use super::bias;
 use super::method::Chooser;
 use super::{
     DenseSource, Key, Ordered, QuantizeWork, Scaling, Step, Steps, Work, drop_orphans, is_dense,
@@ -152,13 +153,15 @@ impl<'a> Builder<'a> {
             sources: vec![source],
             layout,
             target,
-            scheme: preset.name,
+            scheme: preset.name.into(),
             matrices,
             statistics: None,
             scaling: Scaling {
                 is_wanted: group.method == AWQ,
                 ..Scaling::default()
             },
+            start: None,
+            bias: None,
         }));
         let action = Action::Quantize(preset.name);
         self.groups.insert(module.to_owned(), index);
@@ -189,8 +192,10 @@ impl<'a> Builder<'a> {
                 _ => Asked::Each(&asked),
             },
         })?;
+        let corrected = bias::correct(self.checkpoint, self.writer, self.recipe, &mut steps)?;
         let statistics = share_statistics(&mut steps);
         self.notes.extend_from_slice(&self.recipe.notes);
+        self.notes.extend(corrected);
         self.notes.extend(self.selection.notes());
         self.notes
             .extend(self.chooser.finish(self.checkpoint.name())?);

@@ -19,7 +19,7 @@
 mod llm_compressor;
 mod yaml;
 
-use safequant_quantize::Order;
+use safequant_quantize::{Biases, Order};
 use safequant_rewrite::{CalibrationFile, QuantizeRecipe, SchemeGroup};
 use safequant_schemes::PresetGranularity;
 use serde_json::{Map, Value, json};
@@ -119,6 +119,9 @@ fn group_json(group: &SchemeGroup) -> Value {
     if let Some(damping) = group.settings.damping {
         value["damping"] = json!(damping);
     }
+    if group.settings.biases == Biases::Corrected {
+        value["bias_correction"] = json!(true);
+    }
     for (key, patterns) in [("targets", &group.targets), ("ignore", &group.ignore)] {
         if !patterns.is_empty() {
             value[key] = json!(patterns);
@@ -182,6 +185,10 @@ fn own_group(
         effort: effort.as_deref(),
         order: order.as_deref(),
         damping: members.number("damping")?,
+        biases: match members.flag("bias_correction")? {
+            Some(true) => Biases::Corrected,
+            Some(false) | None => Biases::Kept,
+        },
     };
     let (method, settings) = choosing.resolve(calibration)?;
     let targets = members.texts("targets")?.unwrap_or_default();

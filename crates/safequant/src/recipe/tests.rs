@@ -225,3 +225,21 @@ groups:
     );
     assert_eq!(parse(&recipe.to_json()).unwrap(), recipe);
 }
+
+#[test]
+fn biases_are_corrected_where_a_group_says_so_and_statistics_are_there() {
+    let text = |value: &str| {
+        format!("safequant_recipe: 1\ngroups: [{{scheme: W4A16, method: mse, bias_correction: {value}}}]")
+    };
+    assert!(
+        parse(&text("true"))
+            .unwrap_err()
+            .contains("the mean of inputs")
+    );
+    assert!(parse(&text("3")).unwrap_err().contains("true or false"));
+    let mut recipe = parse(&text("false")).unwrap();
+    assert_eq!(recipe.groups[0].settings.biases, Biases::Kept);
+    assert!(!recipe.to_json().contains("bias_correction"));
+    recipe.groups[0].settings.biases = Biases::Corrected;
+    assert!(recipe.to_json().contains("\"bias_correction\": true"));
+}

@@ -81,8 +81,10 @@ fn headline(job: &Job, summary: &Summary) -> String {
     let (before, after) = (source_bytes(summary), output_bytes(summary));
     let bits = |len_bytes| output::figure(output::bits_per_weight(len_bytes, weights(summary)));
     let outputs = mean_output_error(summary).map_or_else(String::new, |error| {
+        let before = mean_start_error(summary)
+            .map_or_else(String::new, |before| format!("{:.4}% -> ", 100.0 * before));
         format!(
-            "  output error     {:.4}% in the mean of modules\n",
+            "  output error     {before}{:.4}% in the mean of modules\n",
             100.0 * error
         )
     });
@@ -219,9 +221,27 @@ fn output_error(module: &ModuleSummary) -> Option<f64> {
     error.filter(|error| error.is_finite())
 }
 
+/// The same before, where codes were chosen anew.
+fn start_error(module: &ModuleSummary) -> Option<f64> {
+    let error = module.start_loss.as_ref().map(OutputLoss::relative);
+    error.filter(|error| error.is_finite())
+}
+
 /// Over all modules whose outputs are known: the mean of their relative errors.
 fn mean_output_error(summary: &Summary) -> Option<f64> {
-    let errors: Vec<f64> = summary.modules.iter().filter_map(output_error).collect();
+    mean(summary.modules.iter().filter_map(output_error).collect())
+}
+
+/// Over all modules whose codes were chosen anew: the mean of what these were before.
+fn mean_start_error(summary: &Summary) -> Option<f64> {
+    mean(summary.modules.iter().filter_map(start_error).collect())
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "numbers that nobody wants again"
+)]
+fn mean(errors: Vec<f64>) -> Option<f64> {
     let n = output::real(output::len(errors.len()));
     (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / n)
 }
@@ -229,6 +249,7 @@ fn mean_output_error(summary: &Summary) -> Option<f64> {
 fn outputs_table(worst: &[(&ModuleSummary, f64)]) -> Table {
     let mut table = Table::new(&[
         ("module", Align::Left),
+        ("before", Align::Right),
         ("output error", Align::Right),
         ("SQNR", Align::Right),
         ("method", Align::Left),
@@ -237,6 +258,7 @@ fn outputs_table(worst: &[(&ModuleSummary, f64)]) -> Table {
         let sqnr = module.loss.as_ref().map(Loss::sqnr_db);
         table.row([
             Name(&module.name).to_string(),
+            start_error(module).map_or_else(|| "-".to_owned(), |e| format!("{:.4}%", 100.0 * e)),
             format!("{:.4}%", 100.0 * error),
             sqnr.map_or_else(|| "-".to_owned(), |db| format!("{db:.2} dB")),
             module.method.clone().unwrap_or_default(),
@@ -256,12 +278,14 @@ fn module_record(module: &ModuleSummary) -> Value {
         "label": describe::label(&module.action),
         "method": module.method,
         "effort": module.effort.map(Effort::name),
+        "corrected_bias": module.corrected_bias,
         "weights": module.n_weights,
         "source_bytes": module.source_bytes,
         "output_bytes": module.output_bytes,
         "sqnr_db": sqnr_db.filter(|db| db.is_finite()),
         "max_error": module.loss.as_ref().map(|loss| loss.max_error),
         "output_error": output_error(module),
+        "output_error_before": start_error(module),
         "bits_per_weight": module.bits_per_weight(),
         "seconds": module.seconds,
     })
@@ -298,6 +322,7 @@ fn record(job: &Job, summary: &Summary, elapsed: f64) -> Value {
         "worst": worst(summary).iter().map(|(m, db)| json!({ "name": m.name, "sqnr_db": db })).collect::<Value>(),
         "worst_outputs": worst_outputs(summary).iter().map(|(m, error)| json!({ "name": m.name, "output_error": error })).collect::<Value>(),
         "mean_output_error": mean_output_error(summary),
+        "mean_output_error_before": mean_start_error(summary),
         "modules": summary.modules.iter().map(module_record).collect::<Value>(),
         "peak_buffer_bytes": summary.peak_buffer_bytes,
         "resumed_modules": summary.resumed_modules,
