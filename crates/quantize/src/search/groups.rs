@@ -297,7 +297,7 @@ fn scale_range(scheme: &Scheme, signs: Signs) -> Range {
         Code::Integer { bits: 0..=3, .. } => (0.35, 1.3),
         Code::Integer { bits: 4, .. } | Code::Codebook(_) => (0.45, 1.2),
         Code::Integer { bits: 5 | 6, .. } => (0.6, 1.1),
-        Code::Integer { .. } => (0.85, 1.03),
+        Code::Integer { .. } => (0.8, 1.1),
         Code::Minifloat(format) if format.bits() < 6 => (0.6, 1.8),
         Code::Minifloat(_) | Code::StoredCodebook | Code::Dense(_) => (0.6, 2.0),
     };

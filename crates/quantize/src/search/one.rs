@@ -30,10 +30,13 @@ pub(crate) enum Signs {
     Either,
 }
 
+/// From this many levels on the loss has many minima close to one another.
+const MANY_LEVELS: f32 = 100.0;
+
 /// How many candidates a search looks at.
 #[derive(Clone, Copy, Debug)]
 struct Steps {
-    /// Multiples of a scale.
+    /// Multiples of a scale; three times as many from [`MANY_LEVELS`] on.
     scales: usize,
     /// Shares of either end.
     ends: &'static [f32],
@@ -96,7 +99,14 @@ pub(crate) fn search(
     };
     match range {
         Range::Scale { from, to, signs } => {
-            scales(levels, values, (from, to), signs, steps.scales, &mut add);
+            let (low, high) = levels.ends();
+            let is_fine = matches!(levels, Levels::Integers { .. }) && high - low > MANY_LEVELS;
+            let n = if is_fine {
+                3 * steps.scales
+            } else {
+                steps.scales
+            };
+            scales(levels, values, (from, to), signs, n, &mut add);
         }
         Range::Ends => ends(levels, values, steps.ends, &mut add),
     }
