@@ -301,7 +301,7 @@ fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
         n_modules += modules.len();
     }
     assert!(refused.len() <= 2, "{refused:#?}");
-    // Some rows of the fixtures are such that no code fits: of the others a third is left.
+    // Some rows of the fixtures are such that no code fits them: they gain little.
     ratios.sort_by(f64::total_cmp);
     let median = ratios[ratios.len() / 2];
     assert!(median < 0.7, "{ratios:?}");

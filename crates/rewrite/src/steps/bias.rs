@@ -1,14 +1,14 @@
 //! Which biases make up for what the mean input loses.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use safequant_container::{Checkpoint, FileFormat};
+use safequant_container::{Checkpoint, FileFormat, TensorRef};
 use safequant_quantize::Biases;
 use safequant_schemes::ConventionWriter;
 use safequant_schemes::scheme::float_of;
 
-use super::{BiasWork, InputsOf, Output, QuantizeWork, Step, Work};
+use super::{BiasWork, InputsOf, MatrixWork, Output, QuantizeWork, Step, Work};
 use crate::{CalibrationFile, Error, QuantizeRecipe};
 
 /// Modules that a note names.
@@ -30,72 +30,91 @@ pub(super) fn correct(
     if !recipe.groups.iter().any(is_asked) {
         return Ok(None);
     }
-    let refused = |name: &str, reason: &str| Error::Bias {
-        name: name.to_owned(),
-        reason: reason.to_owned(),
-    };
     if writer.file_format() == FileFormat::Gguf {
         return Err(refused(
             writer.id(),
             "biases are corrected in safetensors only",
         ));
     }
-    let copied: HashMap<String, usize> = (steps.iter().enumerate())
-        .filter(|(_, step)| matches!(step.work, Work::Copy))
-        .map(|(at, step)| (step.name.clone(), at))
-        .collect();
-    let mut means = Means {
-        file: recipe.calibration.as_ref(),
-        last: None,
+    let copied = steps.iter().filter(|step| matches!(step.work, Work::Copy));
+    let mut biases = Correction {
+        checkpoint,
+        copied: copied.map(|step| step.name.clone()).collect(),
+        means: Means {
+            file: recipe.calibration.as_ref(),
+            last: None,
+        },
+        corrected: Vec::new(),
+        taken: BTreeSet::new(),
+        n_without: 0,
     };
-    let (mut taken, mut corrected, mut n_without) = (BTreeSet::new(), Vec::new(), 0);
     for step in steps.iter_mut() {
-        let name = format!("{}.bias", step.name);
-        let Work::Quantize(work) = &mut step.work else {
-            continue;
-        };
-        if work
-            .matrices
-            .iter()
-            .all(|m| m.settings.biases == Biases::Kept)
-        {
-            continue;
-        }
-        let bias = checkpoint.tensor(&name).filter(|bias| {
-            let is_vector = bias.info.shape[..] == [work.layout.out_features()];
-            is_vector && work.matrices.len() == 1 && bias.info.block.is_none()
-        });
-        let float = bias.and_then(|bias| float_of(bias.info.dtype));
-        let (Some(bias), Some(float), Some(&at), Some(of)) =
-            (bias, float, copied.get(&name), inputs_of(work))
-        else {
-            n_without += 1;
-            keep(work);
-            continue;
-        };
-        let mean = means.of(&of, work.layout.in_features())?;
-        let mean = mean
-            .ok_or_else(|| refused(&step.name, "the calibration file has no mean input of it"))?;
-        corrected.push(step.name.clone());
-        work.bias = Some(BiasWork { name, float, mean });
-        taken.insert(at);
-        let info = bias.info;
-        step.source_bytes += info.len_bytes();
-        step.outputs
-            .push(Output::new(&info.name, info.dtype, &info.shape, info.block));
+        biases.add(step)?;
     }
-    if corrected.is_empty() {
+    if biases.corrected.is_empty() {
         return Err(refused(
             checkpoint.name(),
             "no module that is quantized with statistics has a bias",
         ));
     }
-    let mut at = 0;
-    steps.retain(|_| {
-        at += 1;
-        !taken.contains(&(at - 1))
-    });
-    Ok(Some(note(&corrected, n_without)))
+    steps.retain(|step| !biases.taken.contains(&step.name));
+    Ok(Some(note(&biases.corrected, biases.n_without)))
+}
+
+fn refused(name: &str, reason: &str) -> Error {
+    Error::Bias {
+        name: name.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// What was found so far.
+struct Correction<'a> {
+    checkpoint: &'a Checkpoint,
+    /// Tensors that would be copied.
+    copied: HashSet<String>,
+    means: Means<'a>,
+    /// Modules whose bias is corrected, and these.
+    corrected: Vec<String>,
+    taken: BTreeSet<String>,
+    n_without: usize,
+}
+
+impl Correction<'_> {
+    /// Looks for the bias of what a step quantizes.
+    fn add(&mut self, step: &mut Step) -> Result<(), Error> {
+        let name = format!("{}.bias", step.name);
+        let Work::Quantize(work) = &mut step.work else {
+            return Ok(());
+        };
+        let is_kept = |m: &MatrixWork| m.settings.biases == Biases::Kept;
+        if work.matrices.iter().all(is_kept) {
+            return Ok(());
+        }
+        let is_fit = |bias: &TensorRef<'_>| {
+            let is_vector = bias.info.shape[..] == [work.layout.out_features()];
+            is_vector && work.matrices.len() == 1 && bias.info.block.is_none()
+        };
+        let bias = self.checkpoint.tensor(&name).filter(is_fit);
+        let bias = bias.filter(|_| self.copied.contains(&name));
+        let float = bias.and_then(|bias| float_of(bias.info.dtype));
+        let (Some(bias), Some(float), Some(of)) = (bias, float, inputs_of(work)) else {
+            self.n_without += 1;
+            keep(work);
+            return Ok(());
+        };
+        let mean = self.means.of(&of, work.layout.in_features())?;
+        let mean = mean
+            .ok_or_else(|| refused(&step.name, "the calibration file has no mean input of it"))?;
+        self.corrected.push(step.name.clone());
+        self.taken.insert(name.clone());
+        work.bias = Some(BiasWork { name, float, mean });
+        let info = bias.info;
+        step.source_bytes += info.len_bytes();
+        step.outputs
+            .push(Output::new(&info.name, info.dtype, &info.shape, info.block));
+        Ok(())
+    }
 }
 
 /// Where what is known of the inputs of the one matrix of a module stands.

@@ -9,7 +9,7 @@ use safequant_quantize::{Target, can_recode};
 use safequant_schemes::convention::convention;
 use safequant_schemes::pattern::Pattern;
 use safequant_schemes::scheme::float_of;
-use safequant_schemes::{Model, Part, QuantizedTensor, Role, Storage};
+use safequant_schemes::{Convention, Model, Part, QuantizedTensor, Role, Storage};
 
 use super::method::{check_width, entry};
 use super::{
@@ -164,7 +164,7 @@ impl Builder<'_> {
 
     /// What codes are chosen for, or why they cannot be.
     fn target(&self, tensor: &QuantizedTensor) -> Result<Target, String> {
-        let writer = convention(tensor.convention).and_then(|found| found.writer());
+        let writer = convention(tensor.convention).and_then(Convention::writer);
         let writer = writer.ok_or_else(|| format!("{} is only read", tensor.convention))?;
         can_recode(&tensor.scheme).map_err(|error| error.to_string())?;
         let codes = tensor.part(Role::Codes);

@@ -39,7 +39,9 @@ impl StepContext<'_> {
         self.add_losses(work, start, (&values, &tile), done)?;
         let mut regions = encode::encode_codes(&work.layout, &tile, self.backend)?;
         // Codes are the first output, wherever the layout has them.
-        regions.iter_mut().for_each(|region| region.part = 0);
+        for region in &mut regions {
+            region.part = 0;
+        }
         self.write_regions(regions, done)
     }
 
