@@ -64,8 +64,8 @@ pub(crate) fn feed_back(
     (rows_of(&chosen, &factor.columns, n_rows), losses)
 }
 
-/// Rows that are turned at once: a line of the cache of columns.
-const TURNED: usize = 16;
+/// Rows that are turned at once: their lines of the cache fit its sets even where rows are a power of two apart.
+const TURNED: usize = 8;
 
 /// Rows `[n_rows, n]` as columns in an order, `[n, n_rows]`.
 fn columns_of(rows: &[f32], order: &[usize], n_rows: usize) -> Vec<f32> {

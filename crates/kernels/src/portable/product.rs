@@ -106,12 +106,10 @@ fn add<T: Real, const WIDTH: usize>(product: Product<'_, T>, ahead: impl Ahead) 
         let columns = j..(j + B_COLUMNS).min(n);
         for p in (0..k).step_by(DEPTH) {
             let depth = p..(p + DEPTH).min(k);
-            copy_columns::<T, WIDTH>(&b, &columns, &depth, b_panels, ahead);
+            copy_columns::<T, WIDTH>((&b, Sign::Plus), &columns, &depth, b_panels, ahead);
             for i in (0..m).step_by(A_ROWS) {
                 let rows = i..(i + A_ROWS).min(m);
-                for (at, out) in panels::<T, ROWS>(rows.clone(), depth.len(), a_panels) {
-                    copy_panel::<T, ROWS>(panel(&a, at, &rows, &depth), sign, out);
-                }
+                copy_columns::<T, ROWS>((&a.transposed(), sign), &rows, &depth, a_panels, ahead);
                 for (bj, b) in panels::<T, WIDTH>(columns.clone(), depth.len(), b_panels) {
                     for (ai, a) in panels::<T, ROWS>(rows.clone(), depth.len(), a_panels) {
                         let size = (ROWS.min(rows.end - ai), WIDTH.min(columns.end - bj));
@@ -159,66 +157,62 @@ fn panel<'a, T>(
 /// Rows that are asked for ahead of the one that is copied.
 const ROWS_AHEAD: usize = 6;
 
-/// Copies the columns of a block of `b` to panels.
+/// Copies the columns of a block, `SIZE` of them to a panel, side by side: all first elements, all second ones.
 #[inline(always)]
-fn copy_columns<T: Real, const WIDTH: usize>(
-    b: &Matrix<'_, T>,
+fn copy_columns<T: Real, const SIZE: usize>(
+    (from, sign): (&Matrix<'_, T>, Sign),
     columns: &std::ops::Range<usize>,
     depth: &std::ops::Range<usize>,
     out: &mut [T],
     ahead: impl Ahead,
 ) {
-    if b.column_stride != 1 {
-        for (at, out) in panels::<T, WIDTH>(columns.clone(), depth.len(), out) {
-            let panel = panel(&b.transposed(), at, columns, depth);
-            copy_panel::<T, WIDTH>(panel, Sign::Plus, out);
+    if from.column_stride != 1 {
+        for (at, out) in panels::<T, SIZE>(columns.clone(), depth.len(), out) {
+            let panel = panel(&from.transposed(), at, columns, depth);
+            copy_panel::<T, SIZE>(panel, sign, out);
         }
         return;
     }
     // Row by row, through all panels: a panel's own few columns are a line of the cache on a page of its own for each row.
-    let size = WIDTH * depth.len();
+    let size = SIZE * depth.len();
     for (p, row) in depth.clone().enumerate() {
-        let start = row * b.row_stride + columns.start;
-        let row = &b.values[start..start + columns.len()];
-        let next = start + ROWS_AHEAD * b.row_stride;
+        let start = row * from.row_stride + columns.start;
+        let row = &from.values[start..start + columns.len()];
+        let next = start + ROWS_AHEAD * from.row_stride;
         for line in (0..columns.len()).step_by(LINE) {
-            ahead.fetch(b.values, next + line);
+            ahead.fetch(from.values, next + line);
         }
-        let (whole, rest) = row.as_chunks::<WIDTH>();
-        let mut at = p * WIDTH;
+        let (whole, rest) = row.as_chunks::<SIZE>();
+        let mut at = p * SIZE;
         for values in whole {
-            out[at..at + WIDTH].copy_from_slice(values);
+            let out = &mut out[at..at + SIZE];
+            out.copy_from_slice(values);
+            if sign == Sign::Minus {
+                for value in out {
+                    *value = -*value;
+                }
+            }
             at += size;
         }
         if !rest.is_empty() {
-            let out = &mut out[at..at + WIDTH];
+            let out = &mut out[at..at + SIZE];
             out.fill(T::default());
-            out[..rest.len()].copy_from_slice(rest);
+            for (out, value) in out.iter_mut().zip(rest) {
+                *out = match sign {
+                    Sign::Plus => *value,
+                    Sign::Minus => -*value,
+                };
+            }
         }
     }
 }
 
-/// Copies up to `SIZE` rows side by side: all first elements, all second ones. Rows that are missing are zeros.
+/// The same for up to `SIZE` rows. Rows that are missing are zeros.
 #[inline(always)]
 fn copy_panel<T: Real, const SIZE: usize>(from: Matrix<'_, T>, sign: Sign, out: &mut [T]) {
     let (rows, depth) = (from.shape.0.min(SIZE), from.shape.1);
     if rows < SIZE {
         out.fill(T::default());
-    }
-    if from.row_stride == 1 && rows == SIZE {
-        for (p, out) in out.chunks_exact_mut(SIZE).enumerate() {
-            let start = p * from.column_stride;
-            let values = &from.values[start..start + SIZE];
-            match sign {
-                Sign::Plus => out.copy_from_slice(values),
-                Sign::Minus => {
-                    for (out, value) in out.iter_mut().zip(values) {
-                        *out = -*value;
-                    }
-                }
-            }
-        }
-        return;
     }
     // A line of each row at a time: it is used up before the next row's pushes it out of the cache.
     for start in (0..depth).step_by(LINE) {
