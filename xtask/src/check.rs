@@ -13,7 +13,7 @@ const STEPS: &[Step] = &[
     ("imports", crate::imports::check),
     ("fixtures", || crate::fixtures::run(&[])),
     ("clippy", clippy),
-    ("generate", || crate::conventions::run(&["--check"])),
+    ("generate", || crate::generate::run(&["--check"])),
     ("docs", docs),
     ("deny", deny),
     ("test", || crate::testing::run(&[])),

@@ -134,7 +134,8 @@ const TABLE: &[Row] = &[
         folder: "python",
         // The command line for `python -m safequant` (docs/adr/0010-python.md).
         ours: &["safequant", "cli"],
-        others: &["pyo3", "rayon"],
+        // The parser of regular expressions for its features alone (see the manifest).
+        others: &["pyo3", "rayon", "regex-syntax"],
         never: &[],
     },
 ];

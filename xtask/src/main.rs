@@ -6,22 +6,21 @@
 #![expect(clippy::print_stdout, reason = "a task's report is its output")]
 
 mod check;
-mod conventions;
-mod conversions;
 mod fixtures;
 mod fuzz;
+mod generate;
 mod imports;
 mod interop;
 mod mutate;
-mod process;
 mod python;
-mod rules;
 mod rust_source;
 mod testing;
 mod tidy;
 mod wheel;
 
 use std::process::ExitCode;
+
+use xtask::{Outcome, process};
 
 const HELP: &str = "\
 usage: cargo xtask TASK
@@ -40,16 +39,13 @@ usage: cargo xtask TASK
   fuzz [--seconds N] [--target T] [--prepare]   the fuzz targets, one after the other
 ";
 
-/// What a task answers: a message that says what is wrong and what to do.
-type Outcome = Result<(), String>;
-
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match args.split_first() {
         Some((&"check", rest)) => check::run(rest),
         Some((&"test", rest)) => testing::run(rest),
-        Some((&"generate", rest)) => conventions::run(rest),
+        Some((&"generate", rest)) => generate::run(rest),
         Some((&"fixtures", rest)) => fixtures::run(rest),
         Some((&"interop", rest)) => interop::run(rest),
         Some((&"stubs", _)) => wheel::write_stubs(),

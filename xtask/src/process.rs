@@ -1,5 +1,6 @@
 //! Running other programs, and where things are.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,7 +8,10 @@ use std::process::{Command, Stdio};
 use crate::Outcome;
 
 /// The repository's root.
-pub(crate) fn root() -> PathBuf {
+///
+/// # Panics
+/// Never: the folder that the manifest lies in has a parent.
+pub fn root() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest
         .parent()
@@ -16,20 +20,20 @@ pub(crate) fn root() -> PathBuf {
 }
 
 /// Cargo's target directory: `CARGO_TARGET_DIR`, or `target`.
-pub(crate) fn target_dir() -> PathBuf {
+pub fn target_dir() -> PathBuf {
     let given = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     root().join(given.unwrap_or_else(|| PathBuf::from("target")))
 }
 
 /// A command in the root.
-pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root());
     command
 }
 
 /// The cargo that runs us.
-pub(crate) fn cargo() -> Command {
+pub fn cargo() -> Command {
     command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
@@ -42,7 +46,10 @@ fn describe(command: &Command) -> String {
 }
 
 /// Runs a command with our standard streams.
-pub(crate) fn run(command: &mut Command) -> Outcome {
+///
+/// # Errors
+/// If it cannot be run or does not succeed.
+pub fn run(command: &mut Command) -> Outcome {
     let shown = describe(command);
     println!("$ {shown}");
     let status = command
@@ -55,8 +62,36 @@ pub(crate) fn run(command: &mut Command) -> Outcome {
     }
 }
 
+/// Runs a command beside others: what it prints goes to a file below the target directory, and is shown when it has ended.
+///
+/// # Errors
+/// If it cannot be run or does not succeed, or the file cannot be written.
+pub fn run_and_show_later(command: &mut Command, log: &str) -> Outcome {
+    let path = target_dir().join(log);
+    let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+    let file = File::create(&path).map_err(failed)?;
+    let errors = file.try_clone().map_err(failed)?;
+    println!(
+        "(shown when it has ended, until then in {})",
+        path.display()
+    );
+    let outcome = run(command.stdout(file).stderr(errors));
+    println!(
+        "$ {}\n{}",
+        describe(command),
+        String::from_utf8_lossy(&std::fs::read(&path).map_err(failed)?)
+    );
+    outcome
+}
+
 /// Runs a command, shows its standard output and gives back its lines too, with whether it succeeded.
-pub(crate) fn run_and_read(command: &mut Command) -> Result<(Vec<String>, bool), String> {
+///
+/// # Errors
+/// If it cannot be run, or read from.
+///
+/// # Panics
+/// Never: standard output is piped.
+pub fn run_and_read(command: &mut Command) -> Result<(Vec<String>, bool), String> {
     let shown = describe(command);
     println!("$ {shown}");
     let spawned = command.stdout(Stdio::piped()).spawn();
@@ -78,7 +113,7 @@ pub(crate) fn run_and_read(command: &mut Command) -> Result<(Vec<String>, bool),
 }
 
 /// Whether a program answers to `--version`.
-pub(crate) fn is_installed(program: &str, args: &[&str]) -> bool {
+pub fn is_installed(program: &str, args: &[&str]) -> bool {
     let mut command = command(program);
     command
         .args(args)
@@ -88,7 +123,10 @@ pub(crate) fn is_installed(program: &str, args: &[&str]) -> bool {
 }
 
 /// What git tracks or would track, relative to the root, sorted; empty folders do not count.
-pub(crate) fn files() -> Result<Vec<String>, String> {
+///
+/// # Errors
+/// If git cannot be run or refuses, or a name is not UTF-8.
+pub fn files() -> Result<Vec<String>, String> {
     let mut git = command("git");
     git.args([
         "ls-files",
@@ -114,6 +152,9 @@ pub(crate) fn files() -> Result<Vec<String>, String> {
 }
 
 /// A file of the repository as text.
-pub(crate) fn read(name: &str) -> Result<String, String> {
+///
+/// # Errors
+/// If it cannot be read as UTF-8.
+pub fn read(name: &str) -> Result<String, String> {
     std::fs::read_to_string(root().join(name)).map_err(|e| format!("{name}: {e}"))
 }

@@ -6,12 +6,18 @@ use crate::Outcome;
 use crate::process::{cargo, command, run as run_command, run_and_read, target_dir};
 use crate::{python, wheel};
 
+/// The packages that are tested. `benches` has no tests (`tidy` holds that), and what it measures with changes the features of
+/// what the other packages depend on.
+const TESTED: [&str; 4] = ["--locked", "--workspace", "--exclude", "safequant-benches"];
+
 /// Runs everything and ends with one line that sums up all runners.
 pub(crate) fn run(args: &[&str]) -> Outcome {
     let python = python::environment("venv", "interop/requirements-test.txt")?;
     let mut tests = cargo();
     tests
-        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .arg("test")
+        .args(TESTED)
+        .arg("--no-fail-fast")
         .args(args);
     let (lines, succeeded) = run_and_read(tests.env("SAFEQUANT_TEST_PYTHON", &python))?;
     let total = Total::of(&lines);
@@ -29,7 +35,7 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
 
 /// Our own binary, checked by Python: our arithmetic over every fixture, `safetensors` over what we write.
 fn run_python(python: &PathBuf) -> Outcome {
-    let binary = binary("debug", &[])?;
+    let binary = binary("safequant")?;
     run_command(
         command(python)
             .arg("interop/check_dequant.py")
@@ -44,14 +50,18 @@ fn run_python(python: &PathBuf) -> Outcome {
     )
 }
 
-/// Builds the command line tool and says where it is.
-pub(crate) fn binary(profile: &str, flags: &[&str]) -> Result<PathBuf, String> {
+/// Builds a program as the tests have built it, if they have not, and says where it is.
+///
+/// The packages are the same, and so is that a test is among what is built (one of the smallest): both decide which features the
+/// dependencies have, and with others all of them and all of ours would be compiled once more.
+pub(crate) fn binary(name: &str) -> Result<PathBuf, String> {
     run_command(
         cargo()
-            .args(["build", "--locked", "-p", "safequant-cli"])
-            .args(flags),
+            .arg("build")
+            .args(TESTED)
+            .args(["--test", "vectors", "--bin", name]),
     )?;
-    Ok(target_dir().join(profile).join("safequant"))
+    Ok(target_dir().join("debug").join(name))
 }
 
 /// The sum of all `test result:` lines.

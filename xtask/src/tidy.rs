@@ -96,6 +96,11 @@ fn check_source(name: &str, source: &Source, faults: &mut Vec<String>) {
         if line.contains("#[ignore") {
             faults.push(format!("{place}: an ignored test is no test"));
         }
+        if line.contains("#[test]") && name.starts_with("benches/") && !name.contains("/peers/") {
+            faults.push(format!(
+                "{place}: `cargo xtask test` leaves out the benches"
+            ));
+        }
         if line.contains("#[non_exhaustive]") {
             faults.push(format!(
                 "{place}: it would force a `_` arm over our own enum"

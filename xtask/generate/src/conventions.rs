@@ -1,40 +1,15 @@
-//! `cargo xtask generate`: the pages of `docs/` that come from the registries.
+//! `docs/conventions.md`: every convention and every scheme.
 
 use std::fmt::Write as _;
 
 use safequant::schemes::convention::{offered_presets, writers_of};
 use safequant::schemes::{CONVENTIONS, Convention, Preset};
 
-use crate::Outcome;
-use crate::process::root;
+/// The page.
+pub(crate) const PAGE: &str = "docs/conventions.md";
 
-const PAGE: &str = "docs/conventions.md";
-
-/// Writes the pages, or with `--check` compares them with what stands there.
-pub(crate) fn run(args: &[&str]) -> Outcome {
-    let pages = [
-        (PAGE, page()),
-        (crate::conversions::PAGE, crate::conversions::page()?),
-        (crate::rules::PAGE, crate::rules::page()),
-    ];
-    for (name, page) in pages {
-        let path = root().join(name);
-        match args {
-            [] => std::fs::write(&path, page).map_err(|e| format!("{name}: {e}"))?,
-            ["--check"] => {
-                let stands = std::fs::read_to_string(&path).map_err(|e| format!("{name}: {e}"))?;
-                if stands != page {
-                    return Err(format!("{name} is not current: run `cargo xtask generate`"));
-                }
-            }
-            _ => return Err(format!("generate: unexpected arguments {args:?}")),
-        }
-        println!("{name} is current");
-    }
-    Ok(())
-}
-
-fn page() -> String {
+/// The page's text.
+pub(crate) fn page() -> String {
     let mut out = String::from(
         "# Conventions and schemes\n\n\
          Generated from the registries by `cargo xtask generate`; do not edit.\n\n\

@@ -10,7 +10,7 @@ use safequant::rewrite::Label;
 use safequant::rewrite::convert::conversion;
 use safequant::schemes::{CONVENTIONS, Convention, ConventionWriter, Model};
 
-use crate::process::{files, root};
+use xtask::process::{files, root};
 
 pub(crate) const PAGE: &str = "docs/conversions.md";
 
