@@ -305,8 +305,10 @@ fn biases_are_those_of_the_formula_and_outputs_lose_less() {
             }
             if let Some(loss) = summary.output_loss {
                 let told = loss.relative();
+                // Error feedback counts what the damping of the moment costs, too.
+                let above = if method == "gptq" { 0.25 } else { 0.01 };
                 assert!(
-                    (told - found).abs() < 2e-3 * found,
+                    told > 0.99 * found && told < (1.0 + above) * found,
                     "{method} {name}: {told}, {found}"
                 );
             } else {
