@@ -6,6 +6,7 @@ mod method;
 mod quantize;
 mod refine;
 mod respell;
+mod sharing;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -27,8 +28,8 @@ pub(crate) use self::method::{InputsOf, MatrixWork, Method};
 pub(crate) use self::quantize::quantize;
 pub(crate) use self::refine::refine;
 pub(crate) use self::respell::respell;
+use self::sharing::share_statistics;
 use crate::budget::Tiling;
-use crate::select::fused_groups;
 use crate::{AWQ, Action, DequantizeRecipe, Error, Reference};
 
 /// One unit of work.
@@ -538,67 +539,5 @@ pub(crate) fn layout_of(step: &Step) -> Option<&QuantizedTensor> {
         Work::Quantize(work) => Some(&work.layout),
         Work::Transcode(work) => Some(&work.layout),
         Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) => None,
-    }
-}
-
-/// Groups the steps that need statistics of the whole weight; fused siblings together, so that they get one scale.
-fn share_statistics(steps: &mut [Step]) -> Vec<Vec<usize>> {
-    let mut needing = Vec::new();
-    for (i, step) in steps.iter().enumerate() {
-        match &step.work {
-            Work::Quantize(work) if needs_statistics(work) => needing.push(i),
-            Work::Quantize(_)
-            | Work::Copy
-            | Work::Drop
-            | Work::Dense(_)
-            | Work::Content(_)
-            | Work::Transcode(_) => {}
-        }
-    }
-    let sharing: Vec<usize> = needing
-        .iter()
-        .copied()
-        .filter(|&i| shares_scales(&steps[i]))
-        .collect();
-    let named = sharing.iter().map(|&i| {
-        let step = &steps[i];
-        (step.name.as_str(), step.shape.last().copied().unwrap_or(0))
-    });
-    let fused = fused_groups(named);
-    let mut groups: Vec<Vec<usize>> = fused
-        .iter()
-        .map(|g| g.iter().map(|&k| sharing[k]).collect())
-        .collect();
-    let is_fused: std::collections::BTreeSet<usize> = groups.iter().flatten().copied().collect();
-    groups.extend(
-        needing
-            .iter()
-            .filter(|i| !is_fused.contains(i))
-            .map(|&i| vec![i]),
-    );
-    groups.sort();
-    for (g, group) in groups.iter().enumerate() {
-        for &i in group {
-            if let Work::Quantize(work) = &mut steps[i].work {
-                work.statistics = Some(g);
-            }
-        }
-    }
-    groups
-}
-
-fn needs_statistics(work: &QuantizeWork) -> bool {
-    // Scales that stay need no statistics.
-    if work.start.is_some() {
-        return false;
-    }
-    let mut matrices = work.matrices.iter();
-    matrices.any(|matrix| matrix.method.0.needs_statistics(&work.target))
-}
-
-fn shares_scales(step: &Step) -> bool {
-    match &step.work {
-        Work::Quantize(work) => work.target.rule.shares_fused_scales(),
-        Work::Copy | Work::Drop | Work::Dense(_) | Work::Content(_) | Work::Transcode(_) => false,
     }
 }

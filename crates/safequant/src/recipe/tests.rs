@@ -229,7 +229,9 @@ groups:
 #[test]
 fn biases_are_corrected_where_a_group_says_so_and_statistics_are_there() {
     let text = |value: &str| {
-        format!("safequant_recipe: 1\ngroups: [{{scheme: W4A16, method: mse, bias_correction: {value}}}]")
+        format!(
+            "safequant_recipe: 1\ngroups: [{{scheme: W4A16, method: mse, bias_correction: {value}}}]"
+        )
     };
     assert!(
         parse(&text("true"))
