@@ -7,8 +7,7 @@
 are made once, from a fixed seed. Each round runs, in processes of their own: `safequant quantize --threads 1` as a whole (reading the second
 moment, checking, writing and measuring the loss are part of it) by `mse`, `gptq` at efforts fast and default, and `refine`; llm-compressor's MSE
 observer and its GPTQ with activation order and groups fixed beforehand, of which the calls alone are timed. What is counted is CPU time, as
-machines are shared; beside it stand the seconds that the report names for the module, which is what compares with a call alone: no files are
-read or written in them, but they are by the clock. Printed are the medians and the ratios of interest.
+machines are shared. Printed are the medians and the ratios of interest.
 """
 
 import argparse
@@ -76,26 +75,19 @@ def prepare(folder, size):
     np.save(os.path.join(folder, "moment.npy"), moment)
 
 
-def alone(name):
-    """The entry for the module's own seconds."""
-    return f"{name}, module alone"
-
-
 def ours(folder, engine):
-    """CPU seconds of each command, and of the module in it."""
+    """CPU seconds of each command."""
     found = {}
     for name, arguments, is_calibrated in OURS:
         out = os.path.join(folder, "out")
         shutil.rmtree(out, ignore_errors=True)
-        command = [engine, "quantize", os.path.join(folder, "model"), "-o", out, "--scheme", "W4A16", "--threads", "1", "--quiet", "--json", *arguments]
+        command = [engine, "quantize", os.path.join(folder, "model"), "-o", out, "--scheme", "W4A16", "--threads", "1", "--quiet", *arguments]
         if is_calibrated:
             command += ["--calibration", os.path.join(folder, "statistics.safetensors")]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         found[name] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        [module] = json.loads(told.stdout)["modules"]
-        found[alone(name)] = module["seconds"]
     return found
 
 
@@ -158,12 +150,10 @@ def main():
             print(json.dumps({name: round(seconds, 2) for name, seconds in rounds[-1].items()}), file=sys.stderr)
     median = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
     for name, seconds in median.items():
-        print(f"{name:36} {seconds:8.2f} s")
-    for of in (str, alone):
-        print(f"{of('ratios')}:")
-        print(f"GPTQ: llm-compressor / ours      {median['llm-compressor, GPTQ'] / median[of('gptq')]:8.2f}")
-        print(f"MSE: llm-compressor / ours       {median['llm-compressor, MSE observer'] / median[of('mse')]:8.2f}")
-        print(f"refine / gptq                    {median[of('refine')] / median[of('gptq')]:8.2f}")
+        print(f"{name:32} {seconds:8.2f} s")
+    print(f"GPTQ: llm-compressor / ours      {median['llm-compressor, GPTQ'] / median['gptq']:8.2f}")
+    print(f"MSE: llm-compressor / ours       {median['llm-compressor, MSE observer'] / median['mse']:8.2f}")
+    print(f"refine / gptq                    {median['refine'] / median['gptq']:8.2f}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ pub(crate) struct Factor {
     pub(crate) pivots: Vec<f32>,
     /// What was added to the diagonal, as a share of its mean.
     pub(crate) damping: f64,
+    /// The same as a number.
+    pub(crate) added: f32,
 }
 
 /// Factors `H + damping * mean(diag H) * I`; more is added, tenfold each time, as long as that is not positive definite.
@@ -160,6 +162,7 @@ fn attempt<T: Scalar>(
         passes,
         pivots,
         damping: share,
+        added: extra.narrow(),
     })
 }
 

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use safequant_kernels::{
-    Backend, Codebook, Levels, Matrix, MatrixMut, Minifloat, NanRule, OverflowRule, Product, Sign,
+    Backend, Candidate, Codebook, Levels, Matrix, MatrixMut, Minifloat, NanRule, OverflowRule,
+    Product, Sign,
 };
 use safequant_schemes::{Code, Granularity, Scheme, ZeroPoint};
 
@@ -361,7 +362,8 @@ impl<'a, 'o> Tile<'a, 'o> {
             refinement.run(rounds(effort));
             refinement.noise()
         } else {
-            losses
+            let added = f64::from(curvature.factor.added);
+            undamped(format, (cells, &chosen), (scales, &losses), added)
         };
         // What the outputs are, to compare that with, costs as much again as error feedback.
         let least = match self.method {
@@ -419,6 +421,35 @@ fn nearest(
         }
     }
     chosen
+}
+
+/// What rows lose by `H` alone, of what they lose by `H` with so much added to its diagonal.
+fn undamped(
+    format: &dyn RowFormat,
+    (cells, chosen): (&[f32], &[f32]),
+    (scales, losses): (&[RowScales], &[f64]),
+    added: f64,
+) -> Vec<f64> {
+    let n = cells.len() / scales.len().max(1);
+    let square = |cells: &[f32], chosen: &[f32], candidate: &Candidate| -> f64 {
+        let pairs = cells.iter().zip(chosen);
+        let errors =
+            pairs.map(|(cell, level)| f64::from(candidate.value(*level)) - f64::from(*cell));
+        errors.map(|error| error * error).sum()
+    };
+    let rows = cells.chunks_exact(n).zip(chosen.chunks_exact(n));
+    let rows = rows.zip(scales.iter().zip(losses));
+    rows.map(|((cells, chosen), (row, loss))| {
+        let groups = cells
+            .chunks(format.group())
+            .zip(chosen.chunks(format.group()));
+        let squares = groups.zip(&row.effective);
+        let sum: f64 = squares
+            .map(|((cells, chosen), of)| square(cells, chosen, of))
+            .sum();
+        (loss - added * sum).max(0.0)
+    })
+    .collect()
 }
 
 /// The codes of levels.
