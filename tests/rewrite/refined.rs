@@ -258,6 +258,7 @@ fn reference_error(pair: &Pair, from: &str, module: &str, calibration: &Calibrat
 #[test]
 fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
     let (mut n_modules, mut conventions, mut refused) = (0, BTreeSet::new(), BTreeSet::new());
+    let mut strangers = BTreeSet::new();
     let mut ratios: Vec<f64> = Vec::new();
     for fixture in sources() {
         let name = fixture.file_name().unwrap().to_str().unwrap().to_owned();
@@ -268,6 +269,11 @@ fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
             Ok(summary) => summary,
             Err(Error::NothingToRefine { reason, .. }) => {
                 refused.insert(format!("{name}: {reason}"));
+                continue;
+            }
+            // Rows made hostile on purpose, whose other weights a block of FP8 flushes to zero.
+            Err(Error::AnotherModel { name: module, .. }) => {
+                strangers.insert(format!("{name}: {module}"));
                 continue;
             }
             Err(other) => panic!("{name}: {other}"),
@@ -301,6 +307,7 @@ fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
         n_modules += modules.len();
     }
     assert!(refused.len() <= 2, "{refused:#?}");
+    assert!(strangers.len() <= 2, "{strangers:#?}");
     // Some rows of the fixtures are such that no code fits them: they gain little.
     ratios.sort_by(f64::total_cmp);
     let median = ratios[ratios.len() / 2];

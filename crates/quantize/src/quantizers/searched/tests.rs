@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use safequant_kernels::{Backend, Float, Floats};
-use safequant_schemes::{CONVENTIONS, CodeTile, PRESETS, QuantizedTensor};
+use safequant_schemes::{CONVENTIONS, Code, CodeTile, PRESETS, QuantizedTensor};
 
 use crate::report::dequantize_tile;
 use crate::{
@@ -191,8 +191,11 @@ fn no_method_does_worse_than_rounding_to_nearest_by_its_own_objective() {
             "{name}: gptq {feedback} after {nearest_outputs}"
         );
         let (_, refined) = losses(&Searched::Refine, Some(&inputs)).unwrap();
+        // At 8 bits what a reader rounds to BF16 is a fair part of the loss, and no search counts it.
+        let is_fine = matches!(layout.scheme.code, Code::Integer { bits: 8, .. });
+        let slack = if is_fine { 1.05 } else { 1.01 };
         assert!(
-            refined <= feedback * 1.01,
+            refined <= feedback * slack,
             "{name}: refine {refined} after {feedback}"
         );
         visited += 1;
