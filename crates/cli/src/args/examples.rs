@@ -75,7 +75,7 @@ pub(super) const REFINE_EXAMPLES: &str = "\
 Examples:
   safequant refine model-w4a16 -o new --reference model --calibration inputs.safetensors --dry-run
   safequant refine model-w4a16 -o new --reference model --calibration inputs.safetensors
-  safequant refine model-gptq -o best --reference model --calibration inputs.safetensors --effort max";
+  safequant refine model-gptq -o best --reference model --calibration inputs.safetensors --json";
 
 pub(super) const DEQUANTIZE_EXAMPLES: &str = "\
 Examples:
