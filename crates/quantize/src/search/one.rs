@@ -31,7 +31,7 @@ pub(crate) enum Signs {
 }
 
 /// From this many levels on the loss has many minima close to one another.
-const MANY_LEVELS: f32 = 100.0;
+const MANY_LEVELS: f32 = 20.0;
 
 /// How many candidates a search looks at.
 #[derive(Clone, Copy, Debug)]
