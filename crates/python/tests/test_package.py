@@ -356,6 +356,9 @@ class Jobs(unittest.TestCase):
             self.assertTrue(4 < summary.bits_per_weight < 32)
 
     def test_a_canceled_job_is_resumed(self) -> None:
+        # A shell that runs us in the background has us ignore Ctrl-C.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         for raised in (ValueError("enough"), None):
             with self.subTest(raised=raised), scratch() as folder:
                 seen = 0

@@ -63,8 +63,8 @@ def write_statistics(path: Path, inputs: F64) -> Path:
 
 
 def dense(folder: Path, name: str) -> F64:
-    """A tensor of a checkpoint, or the weight that it stands for."""
-    view = safequant.open(folder).dense("f32")
+    """A tensor of a checkpoint, or the weight that it stands for, rounded as readers round it: to BF16 here."""
+    view = safequant.open(folder).dense()
     values: F64 = np.asarray(view[name].read()).astype(np.float64)
     return values
 
