@@ -252,13 +252,14 @@ fn reference_error(pair: &Pair, from: &str, module: &str, calibration: &Calibrat
         signal += form(&wide);
         noise += form(&error);
     }
-    noise / signal
+    // A weight of zeros loses nothing of nothing.
+    if noise == 0.0 { 0.0 } else { noise / signal }
 }
 
 #[test]
 fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
     let (mut n_modules, mut conventions, mut refused) = (0, BTreeSet::new(), BTreeSet::new());
-    let mut strangers = BTreeSet::new();
+    let (mut strangers, mut wrong) = (BTreeSet::new(), Vec::new());
     let mut ratios: Vec<f64> = Vec::new();
     for fixture in sources() {
         let name = fixture.file_name().unwrap().to_str().unwrap().to_owned();
@@ -289,31 +290,38 @@ fn what_other_tools_rounded_gets_better_codes_and_keeps_everything_else() {
             before += start.relative();
             after += end.relative();
         }
-        assert!(after < before, "{name}: {before} -> {after}");
+        if after >= before {
+            wrong.push(format!("{name}: {before} -> {after}"));
+        }
         ratios.push(after / before);
         let first = modules[0];
         for (from, loss) in [("quantized", first.start_loss), ("dst", first.output_loss)] {
             let expected = reference_error(&pair, from, &first.name, &calibration);
             let found = loss.unwrap().relative();
-            assert!(
-                (found - expected).abs() <= 0.01 * expected,
-                "{name}: {} in {from}: {found} for {expected}",
-                first.name
-            );
+            if (found - expected).abs() > 0.01 * expected {
+                wrong.push(format!(
+                    "{name}: {} in {from}: {found} for {expected}",
+                    first.name
+                ));
+            }
         }
         let checkpoint = pair.open("dst");
         let model = Model::bind(&checkpoint).unwrap();
         conventions.extend(model.quantized.iter().map(|t| t.convention));
         n_modules += modules.len();
     }
-    assert!(refused.len() <= 2, "{refused:#?}");
-    assert!(strangers.len() <= 2, "{strangers:#?}");
+    assert_eq!(wrong, [""; 0]);
     // Some rows of the fixtures are such that no code fits them: they gain little.
     ratios.sort_by(f64::total_cmp);
     let median = ratios[ratios.len() / 2];
-    assert!(median < 0.7, "{ratios:?}");
-    assert!(n_modules >= 100, "{n_modules} modules");
-    assert!(conventions.len() >= 7, "{conventions:?}");
+    assert!(
+        refused.len() <= 2 && strangers.len() <= 2 && median < 0.7,
+        "refused {refused:#?}, strangers {strangers:#?}, {ratios:?}"
+    );
+    assert!(
+        n_modules >= 100 && conventions.len() >= 7,
+        "{n_modules} modules of {conventions:?}"
+    );
 }
 
 #[test]
