@@ -2,17 +2,37 @@
 
 use safequant_kernels::{Backend, Feedback, GroupScales, Levels, Matrix, MatrixMut, Product, Sign};
 
+use crate::Effort;
+use crate::beam::search_beam;
 use crate::factor::Factor;
 use crate::search::RowScales;
 
 /// Columns that are rounded between two products.
 const BLOCK: usize = 128;
 
+/// Rounds the columns of some rows as an effort asks for: with error feedback, or with several hypotheses for each row of which the best
+/// is kept. Takes and gives what [`feed_back`] does.
+pub(crate) fn round_columns(
+    effort: Effort,
+    levels: Levels,
+    values: &[f32],
+    scales: (&[RowScales], usize),
+    factor: &Factor,
+    backend: &'static Backend,
+) -> (Vec<f32>, Vec<f64>) {
+    match effort {
+        Effort::Fast | Effort::Default | Effort::High => {
+            feed_back(levels, values, scales, factor, backend)
+        }
+        Effort::Max => search_beam(levels, values, scales, factor, backend),
+    }
+}
+
 /// Rounds the columns of some rows in the order of the factor; gives the levels, `[n_rows, in_features]` in stored order, and what
 /// each row loses by the damped second moment.
 ///
 /// `values`: `[n_rows, in_features]`; `scales`: of each row; `group`: columns of a group.
-pub(crate) fn feed_back(
+fn feed_back(
     levels: Levels,
     values: &[f32],
     (scales, group): (&[RowScales], usize),

@@ -6,8 +6,7 @@
 use safequant_kernels::{Backend, Candidate, Levels};
 use safequant_schemes::{Arithmetic, Basis, Code, CodeTile, Dequantizer, RowsOut, Scheme};
 
-use crate::beam::search_beam;
-use crate::feedback::feed_back;
+use crate::feedback::round_columns;
 use crate::inputs::OutputLoss;
 use crate::prepared::Curvature;
 use crate::quantizers::searched::append_codes;
@@ -147,12 +146,15 @@ impl<'a> Recoder<'a> {
             |chosen| self.keep_better(values, (&start, chosen), curvature, tile, &mut best),
         )?;
         if effort > Effort::Fast {
-            let feed_back = match effort {
-                Effort::Fast | Effort::Default | Effort::High => feed_back,
-                Effort::Max => search_beam,
-            };
-            let factor = &curvature.factor;
-            let (chosen, _) = feed_back(self.levels, values, (&scales, 1), factor, self.backend);
+            let of_columns = (scales.as_slice(), 1);
+            let (chosen, _) = round_columns(
+                effort,
+                self.levels,
+                values,
+                of_columns,
+                &curvature.factor,
+                self.backend,
+            );
             self.sweep(values, (chosen, &scales), curvature, effort, |chosen| {
                 self.keep_better(values, (&start, chosen), curvature, tile, &mut best)
             })?;

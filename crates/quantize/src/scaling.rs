@@ -113,8 +113,10 @@ pub fn output_noise(errors: &[f32], inputs: &Inputs, backend: &'static Backend) 
             if sums.is_empty() {
                 return sums;
             }
+            let (mut outputs, mut packed) = (Vec::new(), Vec::new());
             for start in (0..n).step_by(BLOCK) {
-                add_block(&mut sums, (errors, moment), (n, start), backend);
+                let scratch = (&mut outputs, &mut packed);
+                add_block(&mut sums, (errors, moment), (n, start), scratch, backend);
             }
             sums.into_iter().map(|sum| sum.max(0.0)).collect()
         }
@@ -129,12 +131,13 @@ fn add_block(
     sums: &mut [f64],
     (errors, moment): (&[f32], &[f32]),
     (n, start): (usize, usize),
+    (outputs, packed): (&mut Vec<f32>, &mut Vec<f32>),
     backend: &'static Backend,
 ) {
     let size = BLOCK.min(n - start);
     let n_rows = sums.len();
-    let mut outputs = vec![0.0; n_rows * size];
-    let mut packed = Vec::new();
+    outputs.clear();
+    outputs.resize(n_rows * size, 0.0);
     let mut add = |from: usize, depth: usize, outputs: &mut [f32]| {
         (backend.add_product)(Product {
             c: MatrixMut {
@@ -145,14 +148,14 @@ fn add_block(
             a: Matrix::of_rows(&errors[from..], (n_rows, depth), n),
             b: Matrix::of_rows(&moment[from * n + start..], (depth, size), n),
             sign: Sign::Plus,
-            packed: &mut packed,
+            packed,
         });
     };
-    add(0, start, &mut outputs);
-    for output in &mut outputs {
+    add(0, start, outputs);
+    for output in outputs.iter_mut() {
         *output *= 2.0;
     }
-    add(start, size, &mut outputs);
+    add(start, size, outputs);
     let rows = errors.chunks_exact(n).zip(outputs.chunks_exact(size));
     for (sum, (errors, outputs)) in sums.iter_mut().zip(rows) {
         let terms = errors[start..].iter().zip(outputs);

@@ -533,6 +533,20 @@ fn drop_orphans(checkpoint: &Checkpoint, model: &Model, ordered: &mut Ordered) {
     }
 }
 
+/// Names that a note shows.
+const MAX_NAMED: usize = 3;
+
+/// The first of `n` names, `most` of them, and how many more there are.
+pub(crate) fn named(first: &[String], n: usize, most: usize) -> String {
+    let shown = first.iter().take(most).map(String::as_str);
+    let shown: Vec<&str> = shown.collect();
+    let more = match n.saturating_sub(shown.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    shown.join(", ") + &more
+}
+
 /// What a quantized weight of a step is laid out as; `None` for dense ones.
 pub(crate) fn layout_of(step: &Step) -> Option<&QuantizedTensor> {
     match &step.work {

@@ -135,17 +135,9 @@ impl Stored {
         name: &str,
         in_features: u64,
     ) -> Result<Option<Statistics>, Error> {
-        let Some((stored, own)) = self.own(name) else {
+        let Some((stored, own)) = self.own_of_width(name, in_features)? else {
             return Ok(None);
         };
-        if own.in_features != in_features {
-            return Err(Error::Width {
-                file: self.file.clone(),
-                module: name.to_owned(),
-                expected: in_features,
-                found: own.in_features,
-            });
-        }
         if own.token_count == 0 {
             return Ok(Some(Statistics::of_nothing(in_features)));
         }
@@ -171,17 +163,9 @@ impl Stored {
     }
 
     pub(super) fn mean(&self, name: &str, in_features: u64) -> Result<Option<Vec<f32>>, Error> {
-        let Some((stored, own)) = self.own(name) else {
+        let Some((stored, own)) = self.own_of_width(name, in_features)? else {
             return Ok(None);
         };
-        if own.in_features != in_features {
-            return Err(Error::Width {
-                file: self.file.clone(),
-                module: name.to_owned(),
-                expected: in_features,
-                found: own.in_features,
-            });
-        }
         if own.token_count == 0 || !own.has_mean {
             return Ok(None);
         }
@@ -192,6 +176,23 @@ impl Stored {
         };
         subject.finite(Statistic::MeanInput.name(), &mean)?;
         Ok(Some(mean))
+    }
+
+    /// As [`Self::own`], of a module whose inputs have so many features.
+    fn own_of_width<'f>(
+        &'f self,
+        name: &'f str,
+        in_features: u64,
+    ) -> Result<Option<(&'f str, &'f Own)>, Error> {
+        match self.own(name) {
+            Some((_, own)) if own.in_features != in_features => Err(Error::Width {
+                file: self.file.clone(),
+                module: name.to_owned(),
+                expected: in_features,
+                found: own.in_features,
+            }),
+            found => Ok(found),
+        }
     }
 
     /// A module with tensors, by its own name or by one that shares its statistics.

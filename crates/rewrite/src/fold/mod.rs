@@ -25,7 +25,7 @@ use self::layers::{Divided, Group, Left, wanted};
 use self::pairs::Architecture;
 use self::search::{Chosen, Search};
 use crate::budget::Budget;
-use crate::steps::{QuantizeWork, Step, Steps, Work};
+use crate::steps::{QuantizeWork, Step, Steps, Work, named};
 use crate::{AWQ, Action, Error, JobOptions, QuantizeRecipe, recipe};
 
 /// Chooses scales for the modules that want some, and folds them into the steps of the job.
@@ -235,13 +235,7 @@ impl Tally {
 /// One line for each reason why something stays as it is.
 fn left_notes(left: &Left) -> Vec<String> {
     const MAX_NAMED: usize = 8;
-    let named = |names: &[String]| {
-        let shown: Vec<&str> = names.iter().take(MAX_NAMED).map(String::as_str).collect();
-        match names.len().saturating_sub(MAX_NAMED) {
-            0 => shown.join(", "),
-            more => format!("{} and {more} more", shown.join(", ")),
-        }
-    };
+    let named = |names: &[String]| named(names, names.len(), MAX_NAMED);
     let mut notes = Vec::new();
     if !left.grouped.is_empty() {
         notes.push(format!(

@@ -8,11 +8,8 @@ use safequant_quantize::Biases;
 use safequant_schemes::ConventionWriter;
 use safequant_schemes::scheme::float_of;
 
-use super::{BiasWork, InputsOf, MatrixWork, Output, QuantizeWork, Step, Work};
+use super::{BiasWork, InputsOf, MAX_NAMED, MatrixWork, Output, QuantizeWork, Step, Work, named};
 use crate::{CalibrationFile, Error, QuantizeRecipe};
-
-/// Modules that a note names.
-const MAX_NAMED: usize = 3;
 
 /// Lets the steps that quantize write the biases of their modules, where that was asked for; gives a line about it.
 ///
@@ -130,23 +127,14 @@ fn keep(work: &mut QuantizeWork) {
 }
 
 fn note(corrected: &[String], n_without: usize) -> String {
-    let named: Vec<&str> = corrected
-        .iter()
-        .take(MAX_NAMED)
-        .map(String::as_str)
-        .collect();
-    let more = match corrected.len().saturating_sub(named.len()) {
-        0 => String::new(),
-        n => format!(" and {n} more"),
-    };
     let without = match n_without {
         0 => String::new(),
         n => format!("; {n} modules have no bias, or no statistics, and are quantized as without"),
     };
     format!(
-        "{} biases make up for the mean input: {}{more}{without}",
+        "{} biases make up for the mean input: {}{without}",
         corrected.len(),
-        named.join(", ")
+        named(corrected, corrected.len(), MAX_NAMED)
     )
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use safequant_quantize::{Needs, QUANTIZERS, Quantizer, Settings, Target};
 use safequant_schemes::Granularity;
 
+use super::{MAX_NAMED, named};
 use crate::calibration::{self, Calibration, CalibrationFile, Detail, Module};
 use crate::recipe::{self, AUTO, AWQ};
 use crate::{Error, SchemeGroup};
@@ -103,18 +104,15 @@ pub(crate) struct Chooser<'a> {
 /// What was done without the statistics that were wanted.
 #[derive(Default)]
 struct Fallbacks {
-    n: u64,
+    n: usize,
     /// The first few names.
     names: Vec<String>,
     method: &'static str,
 }
 
-/// Names that a note shows.
-const MAX_NAMED: usize = 3;
-
 impl Fallbacks {
     fn add(&mut self, name: String, method: Method) {
-        self.n = self.n.saturating_add(1);
+        self.n += 1;
         self.method = method.id();
         if self.names.len() < MAX_NAMED {
             self.names.push(name);
@@ -122,13 +120,9 @@ impl Fallbacks {
     }
 
     fn note(&self, what: &str, how: &str) -> Option<String> {
-        let more = match self.n.checked_sub(self.names.len() as u64) {
-            Some(more @ 1..) => format!(" and {more} more"),
-            Some(0) | None => String::new(),
-        };
         (self.n > 0).then(|| {
-            let names = self.names.join(", ");
-            format!("{what} {names}{more}: {how} by {}", self.method)
+            let names = named(&self.names, self.n, MAX_NAMED);
+            format!("{what} {names}: {how} by {}", self.method)
         })
     }
 }

@@ -13,17 +13,14 @@ use safequant_schemes::{Convention, Model, Part, QuantizedTensor, Role, Storage}
 
 use super::method::{check_width, entry};
 use super::{
-    DenseSource, InputsOf, Key, MatrixWork, Method, Ordered, Output, QuantizeWork, Scaling, Step,
-    Steps, Work, is_dense, stored,
+    DenseSource, InputsOf, Key, MAX_NAMED, MatrixWork, Method, Ordered, Output, QuantizeWork,
+    Scaling, Step, Steps, Work, is_dense, named, stored,
 };
 use crate::calibration::Detail;
 use crate::{Action, Error, RefineRecipe};
 
 /// The method that a refined module is reported with.
 const REFINE: &str = "refine";
-
-/// Modules that a note names.
-const MAX_NAMED: usize = 3;
 
 /// Bytes of a norm's weights, at most: what is longer is none.
 const MAX_NORM_BYTES: u64 = 4 << 20;
@@ -151,10 +148,15 @@ impl Builder<'_> {
         Ok(Ok((key, step)))
     }
 
+    /// Whether a stored tensor is one weight's alone.
+    fn is_own(&self, part: &Part) -> bool {
+        self.owners.get(part.name.as_str()) == Some(&1)
+    }
+
     /// The stored tensors that are this weight's alone, its codes first.
     fn parts(&self, tensor: &QuantizedTensor) -> Vec<TensorRef<'_>> {
-        let is_own = |part: &&Part| self.owners.get(part.name.as_str()) == Some(&1);
-        let mut parts: Vec<&Part> = tensor.parts.iter().filter(is_own).collect();
+        let own = tensor.parts.iter().filter(|part| self.is_own(part));
+        let mut parts: Vec<&Part> = own.collect();
         parts.sort_by_key(|part| part.role != Role::Codes);
         let found = parts.into_iter();
         found
@@ -168,9 +170,8 @@ impl Builder<'_> {
         let writer = writer.ok_or_else(|| format!("{} is only read", tensor.convention))?;
         can_recode(&tensor.scheme).map_err(|error| error.to_string())?;
         let codes = tensor.part(Role::Codes);
-        let is_own = |part: &Part| self.owners.get(part.name.as_str()) == Some(&1);
         match codes {
-            Some(part) if !is_own(part) => {
+            Some(part) if !self.is_own(part) => {
                 return Err("its codes are those of others, too".to_owned());
             }
             Some(part) => match part.storage {
@@ -302,16 +303,10 @@ impl Builder<'_> {
 
 /// A line about modules that stay as they are.
 fn note(reason: &str, modules: &[String]) -> String {
-    let named = modules.iter().take(MAX_NAMED).cloned();
-    let named: Vec<String> = named.collect();
-    let more = match modules.len().saturating_sub(named.len()) {
-        0 => String::new(),
-        n => format!(" and {n} more"),
-    };
     format!(
-        "{} modules keep their codes, because {reason}: {}{more}",
+        "{} modules keep their codes, because {reason}: {}",
         modules.len(),
-        named.join(", ")
+        named(modules, modules.len(), MAX_NAMED)
     )
 }
 

@@ -10,8 +10,7 @@ use safequant_kernels::{
 use safequant_schemes::{Code, Granularity, Scheme, ZeroPoint};
 
 use super::Searched;
-use crate::beam::search_beam;
-use crate::feedback::feed_back;
+use crate::feedback::round_columns;
 use crate::grid::widen;
 use crate::inputs::OutputLoss;
 use crate::prepared::Prepared;
@@ -345,32 +344,30 @@ impl<'a, 'o> Tile<'a, 'o> {
         };
         let effort = self.prepared.settings.effort;
         let of_groups = (&*scales, format.group());
-        let feed_back = match effort {
-            Effort::Fast | Effort::Default | Effort::High => feed_back,
-            Effort::Max => search_beam,
-        };
-        let (mut chosen, losses) = feed_back(
+        let (mut chosen, losses) = round_columns(
+            effort,
             format.levels(),
             cells,
             of_groups,
             &curvature.factor,
             self.backend,
         );
-        let noise = if self.method == Searched::Refine {
-            let rows = (chosen.as_mut_slice(), scales);
-            let mut refinement = Refinement::new(format, curvature, cells, rows, self.backend);
-            refinement.run(rounds(effort));
-            refinement.noise()
-        } else {
-            let added = f64::from(curvature.factor.added);
-            undamped(format, (cells, &chosen), (scales, &losses), added)
-        };
-        // What the outputs are, to compare that with, costs as much again as error feedback.
+        // What the outputs are, to compare losses with, costs as much again as error feedback.
         let least = match self.method {
             Searched::Refine => Effort::Default,
             Searched::MeanSquares | Searched::HalfQuadratic | Searched::Feedback => Effort::High,
         };
-        if effort >= least {
+        let is_told = effort >= least;
+        let noise = if self.method == Searched::Refine {
+            let rows = (chosen.as_mut_slice(), scales);
+            let mut refinement = Refinement::new(format, curvature, cells, rows, self.backend);
+            refinement.run(rounds(effort));
+            is_told.then(|| refinement.noise())
+        } else {
+            let added = f64::from(curvature.factor.added);
+            is_told.then(|| undamped(format, (cells, &chosen), (scales, &losses), added))
+        };
+        if let Some(noise) = noise {
             let losses: Vec<OutputLoss> = output_losses(curvature, cells, &noise, self.backend);
             self.out.output_losses.extend(losses);
         }
