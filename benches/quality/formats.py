@@ -73,11 +73,6 @@ def ggml(kind: str, data_free: float | None = None, with_statistics: float | Non
     return Format(f"GGUF {kind}", "ggml", ("--scheme", kind, "--convention", "gguf"), kind=kind, bar=(data_free, with_statistics))
 
 
-def read_only(kind: str) -> Format:
-    """Blocks of GGUF with code books of vectors, which the engine reads and does not write."""
-    return Format(f"GGUF {kind}", "ggml", (), kind=kind)
-
-
 FORMATS: tuple[Format, ...] = (
     integer(8, 128, True, 0.0034, 0.0013),
     integer(4, 128, True, 0.8117, 0.2650),
@@ -115,11 +110,11 @@ FORMATS: tuple[Format, ...] = (
     ggml("IQ4_NL"),
     ggml("IQ4_XS", None, 0.1643),
     ggml("Q3_K", None, 0.6099),
-    read_only("IQ3_S"),
-    read_only("IQ3_XXS"),
+    ggml("IQ3_S"),
+    ggml("IQ3_XXS"),
     ggml("Q2_K", None, 2.2240),
-    read_only("IQ2_S"),
-    read_only("IQ2_XS"),
+    ggml("IQ2_S"),
+    ggml("IQ2_XS"),
 )
 
 

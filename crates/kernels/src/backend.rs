@@ -8,11 +8,12 @@
 //!
 //! and one line in [`BACKENDS`]. Tests and benches loop over [`Backend::available`].
 
+use crate::blocks::Lattice;
 use crate::encode::{CodeForm, Difference, Floats, GroupRules};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    Beam, BlockFormat, Candidate, Feedback, FitSums, Float, Levels, Minifloat, NanRule,
-    OverflowRule, Packing, Planes, Product, Sweep, Tile, portable,
+    Beam, BlockFormat, Candidate, EdgePoint, Feedback, FitSums, Float, Levels, Minifloat, NanRule,
+    OverflowRule, Packing, Planes, PointStep, Product, Sweep, Tile, portable,
 };
 
 /// The operations that `schemes` and `quantize` call. Lengths are checked by the functions themselves, which panic with a
@@ -90,6 +91,10 @@ pub struct Backend {
     pub nearest: fn(Levels, values: &[f32], Candidate, out: &mut [f32]),
     /// What better scales and offsets follow from. [`portable::fit::fit_sums`].
     pub fit_sums: fn(Levels, values: &[f32], weights: &[f32], Candidate) -> FitSums,
+    /// The points of a lattice that are nearest to values at any scale. [`portable::points::edge`].
+    pub point_edge: fn(&Lattice, values: &[f32], weights: &[f32], found: &mut Vec<EdgePoint>),
+    /// Eight values to better points of a lattice. [`portable::points::improve`].
+    pub improve_points: fn(PointStep<'_>) -> bool,
     /// Whole blocks of ggml to floats, in one go. [`BlockFormat::decode`].
     pub decode_blocks: fn(BlockFormat, blocks: &[u8], FloatsMut<'_>, Stores),
 }
@@ -130,6 +135,8 @@ pub const PORTABLE: Backend = Backend {
     losses: portable::fit::losses,
     nearest: portable::fit::nearest,
     fit_sums: portable::fit::fit_sums,
+    point_edge: portable::points::edge,
+    improve_points: portable::points::improve,
 };
 
 /// Every backend, in the order of preference; the last one is portable and always available.

@@ -14,6 +14,16 @@ pub enum Codebook {
     DoubledE2M1,
     /// comfy-kitchen's default for `asym_w4a8_int8`, sorted (comfyui.md §3.6). Files may hold another one.
     W4A8,
+    /// ggml `IQ2_XXS`: a quarter of 8, 25 and 43, bit 3 is the sign; of eight codes only those together that are in its lattice.
+    Iq2Xxs,
+    /// ggml `IQ2_XS`: as `Iq2Xxs`, with a lattice of its own.
+    Iq2Xs,
+    /// ggml `IQ2_S`: as `Iq2Xxs`, with a lattice of its own.
+    Iq2S,
+    /// ggml `IQ3_XXS`: half of 4, 12, 20, 28, 36, 44, 52 and 62, bit 3 is the sign; a lattice of four codes.
+    Iq3Xxs,
+    /// ggml `IQ3_S`: twice 1, 3 ... 15, bit 3 is the sign; a lattice of four codes.
+    Iq3S,
 }
 
 /// The library's constants as bit patterns: decimals would invite a second rounding.
@@ -75,6 +85,9 @@ const W4A8: [u32; 16] = [
 const IQ4_NL: [u32; 16] = integers([
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ]);
+const IQ2: [u32; 16] = signed([2.0, 6.25, 10.75, 10.75, 10.75, 10.75, 10.75, 10.75]);
+const IQ3_XXS: [u32; 16] = signed([2.0, 6.0, 10.0, 14.0, 18.0, 22.0, 26.0, 31.0]);
+const IQ3_S: [u32; 16] = signed([2.0, 6.0, 10.0, 14.0, 18.0, 22.0, 26.0, 30.0]);
 const DOUBLED_E2M1: [u32; 16] = integers([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]);
 
 /// Bit patterns of integers.
@@ -83,6 +96,18 @@ const fn integers(values: [i8; 16]) -> [u32; 16] {
     let mut i = 0;
     while i < 16 {
         bits[i] = (values[i] as f32).to_bits();
+        i += 1;
+    }
+    bits
+}
+
+/// Bit patterns of magnitudes, then of the same with a minus.
+const fn signed(magnitudes: [f32; 8]) -> [u32; 16] {
+    let mut bits = [0; 16];
+    let mut i = 0;
+    while i < 8 {
+        bits[i] = magnitudes[i].to_bits();
+        bits[i + 8] = (-magnitudes[i]).to_bits();
         i += 1;
     }
     bits
@@ -100,13 +125,22 @@ const fn table<const N: usize>(bits: &[u32; 16]) -> [f32; N] {
 }
 
 impl Codebook {
-    /// Every code book.
+    /// Every code book whose sixteen codes stand each for itself.
     pub const ALL: &'static [Codebook] = &[
         Codebook::Nf4,
         Codebook::BnbFp4,
         Codebook::Iq4Nl,
         Codebook::DoubledE2M1,
         Codebook::W4A8,
+    ];
+
+    /// The code books of lattices.
+    pub const LATTICES: &'static [Codebook] = &[
+        Codebook::Iq2Xxs,
+        Codebook::Iq2Xs,
+        Codebook::Iq2S,
+        Codebook::Iq3Xxs,
+        Codebook::Iq3S,
     ];
 
     /// The values, indexed by code.
@@ -116,12 +150,18 @@ impl Codebook {
         static IQ4_NL_VALUES: [f32; 16] = table(&IQ4_NL);
         static DOUBLED_E2M1_VALUES: [f32; 16] = table(&DOUBLED_E2M1);
         static W4A8_VALUES: [f32; 16] = table(&W4A8);
+        static IQ2_VALUES: [f32; 16] = table(&IQ2);
+        static IQ3_XXS_VALUES: [f32; 16] = table(&IQ3_XXS);
+        static IQ3_S_VALUES: [f32; 16] = table(&IQ3_S);
         match self {
             Codebook::Nf4 => &NF4_VALUES,
             Codebook::BnbFp4 => &BNB_FP4_VALUES,
             Codebook::Iq4Nl => &IQ4_NL_VALUES,
             Codebook::DoubledE2M1 => &DOUBLED_E2M1_VALUES,
             Codebook::W4A8 => &W4A8_VALUES,
+            Codebook::Iq2Xxs | Codebook::Iq2Xs | Codebook::Iq2S => &IQ2_VALUES,
+            Codebook::Iq3Xxs => &IQ3_XXS_VALUES,
+            Codebook::Iq3S => &IQ3_S_VALUES,
         }
     }
 
@@ -132,12 +172,18 @@ impl Codebook {
         static IQ4_NL_TABLE: [f32; 256] = table(&IQ4_NL);
         static DOUBLED_E2M1_TABLE: [f32; 256] = table(&DOUBLED_E2M1);
         static W4A8_TABLE: [f32; 256] = table(&W4A8);
+        static IQ2_TABLE: [f32; 256] = table(&IQ2);
+        static IQ3_XXS_TABLE: [f32; 256] = table(&IQ3_XXS);
+        static IQ3_S_TABLE: [f32; 256] = table(&IQ3_S);
         match self {
             Codebook::Nf4 => &NF4_TABLE,
             Codebook::BnbFp4 => &BNB_FP4_TABLE,
             Codebook::Iq4Nl => &IQ4_NL_TABLE,
             Codebook::DoubledE2M1 => &DOUBLED_E2M1_TABLE,
             Codebook::W4A8 => &W4A8_TABLE,
+            Codebook::Iq2Xxs | Codebook::Iq2Xs | Codebook::Iq2S => &IQ2_TABLE,
+            Codebook::Iq3Xxs => &IQ3_XXS_TABLE,
+            Codebook::Iq3S => &IQ3_S_TABLE,
         }
     }
 
@@ -149,6 +195,7 @@ impl Codebook {
     /// | `Iq4Nl` | distances are compared in F32; the upper |
     /// | `DoubledE2M1` | the smaller magnitude; never code 8 |
     /// | `W4A8` | distances are compared in F32; the lower: [`nearest_level`] |
+    /// | those of lattices | the lesser magnitude; zero is plus. No library looks at one code alone |
     ///
     /// `BnbFp4` has two zeros, with a threshold at 0 between them: what is above 0 but nearest to it is code 8, zero and what
     /// is below are code 0 (bitsandbytes 0.50.2, no CUDA).
@@ -161,6 +208,19 @@ impl Codebook {
             Codebook::Iq4Nl => nearest_upper(self.values(), value),
             Codebook::DoubledE2M1 => crate::E2M1Rule::TowardZeroUnsigned.encode(value / 2.0),
             Codebook::W4A8 => nearest_level(self.values(), value),
+            Codebook::Iq2Xxs
+            | Codebook::Iq2Xs
+            | Codebook::Iq2S
+            | Codebook::Iq3Xxs
+            | Codebook::Iq3S => {
+                let (magnitudes, _) = self.values().split_at(8);
+                let is_beyond = |i: &usize| {
+                    value.abs() > f32::midpoint(magnitudes[*i], magnitudes[*i + 1])
+                        && magnitudes[*i] < magnitudes[*i + 1]
+                };
+                let digit = (0..7).take_while(is_beyond).count();
+                digit as u8 | u8::from(value < 0.0) << 3
+            }
         }
     }
 }
@@ -210,7 +270,14 @@ impl Codebook {
         match self {
             Codebook::Nf4 => Some(&NF4_THRESHOLDS),
             Codebook::BnbFp4 => Some(&BNB_FP4_THRESHOLDS),
-            Codebook::Iq4Nl | Codebook::DoubledE2M1 | Codebook::W4A8 => None,
+            Codebook::Iq4Nl
+            | Codebook::DoubledE2M1
+            | Codebook::W4A8
+            | Codebook::Iq2Xxs
+            | Codebook::Iq2Xs
+            | Codebook::Iq2S
+            | Codebook::Iq3Xxs
+            | Codebook::Iq3S => None,
         }
     }
 }
@@ -264,7 +331,7 @@ mod tests {
 
     #[test]
     fn every_code_is_a_nearest_one() {
-        for &book in Codebook::ALL {
+        for &book in Codebook::ALL.iter().chain(Codebook::LATTICES) {
             let largest = book.values().iter().fold(0f32, |a, v| a.max(v.abs()));
             for step in -1100..=1100 {
                 let value = largest * step as f32 / 1000.0;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use safequant_kernels::blocks::CodeValue;
 use safequant_kernels::{BlockFields, BlockFormat};
 use serde_json::Value;
 
@@ -133,10 +134,10 @@ fn real_blocks_survive_the_neutral_form() {
         assert_eq!(packed, blocks, "{}", format.name());
         n_formats += 1;
     }
-    assert_eq!(n_formats, 17);
+    assert_eq!(n_formats, 22);
 }
 
-/// The tool's bytes, block by block. The types whose bytes depend on how ggml was compiled may differ in a few blocks;
+/// The tool's bytes, block by block; those of lattices are no tool's and must have less error than its. The types whose bytes depend on how ggml was compiled may differ in a few blocks;
 /// there the error must not be worse.
 #[test]
 fn quantizers_give_the_blocks_of_the_tool() {
@@ -164,8 +165,11 @@ fn quantizers_give_the_blocks_of_the_tool() {
             pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum()
         };
         let (ours, theirs) = (error(&ours), error(&values));
+        let is_lattice = format
+            .layout()
+            .is_some_and(|l| matches!(l.value, CodeValue::Lattice(_)));
         assert!(
-            equal * 100 >= n_blocks * 98,
+            is_lattice || equal * 100 >= n_blocks * 98,
             "{}: {equal} of {n_blocks}",
             format.name()
         );
@@ -176,5 +180,5 @@ fn quantizers_give_the_blocks_of_the_tool() {
         );
         n_formats += 1;
     }
-    assert_eq!(n_formats, 17);
+    assert_eq!(n_formats, 22);
 }

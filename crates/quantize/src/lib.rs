@@ -7,6 +7,7 @@ mod factor;
 mod feedback;
 mod grid;
 pub mod inputs;
+mod lattice;
 mod prepared;
 pub mod quantizer;
 pub mod quantizers;

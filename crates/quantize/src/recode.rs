@@ -317,6 +317,11 @@ pub fn can_recode(scheme: &Scheme) -> Result<Levels, Error> {
     if scheme.basis != Basis::WEIGHT {
         return refused("it is stored in another basis (rotated, rescaled or in parts)");
     }
+    if let Code::Codebook(book) = scheme.code
+        && book.lattice().is_some()
+    {
+        return refused("its codes are points of a lattice, which are not exchanged one by one");
+    }
     if let Arithmetic::Int8Grid(_) = scheme.arithmetic {
         return refused("its codes have two levels that cannot be taken apart");
     }

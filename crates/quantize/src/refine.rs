@@ -2,7 +2,8 @@
 //!
 //! No step can make it larger, whatever it begins with (quality notes 4.4 and 4.5).
 
-use safequant_kernels::{Backend, Candidate, Matrix, MatrixMut, Product, Sign, Sweep};
+use safequant_kernels::blocks::Lattice;
+use safequant_kernels::{Backend, Candidate, Matrix, MatrixMut, PointStep, Product, Sign, Sweep};
 
 use crate::inputs::OutputLoss;
 use crate::prepared::Curvature;
@@ -11,6 +12,9 @@ use crate::search::{Freedom, RowFormat, RowScales};
 
 /// Columns that all rows sweep before the next ones: their part of `H` stays in the cache.
 const BLOCK: usize = 64;
+
+/// Points of a lattice that a sweep looks at for eight columns.
+const POINTS: usize = 8;
 
 /// A tile on its way.
 pub(crate) struct Refinement<'a> {
@@ -138,6 +142,9 @@ impl<'a> Refinement<'a> {
     }
 
     fn sweep_codes(&mut self) -> usize {
+        if let Some(lattice) = self.format.lattice() {
+            return self.sweep_points(lattice);
+        }
         let n = self.in_features;
         let levels = self.format.levels();
         let [scales, inverses, offsets] = &self.columns;
@@ -160,6 +167,51 @@ impl<'a> Refinement<'a> {
                     ridge: self.curvature.ridge,
                 });
             }
+        }
+        n_changed
+    }
+
+    /// One look at the points of every eight columns.
+    fn sweep_points(&mut self, lattice: &Lattice) -> usize {
+        const UNIT: usize = Lattice::UNIT;
+        let (n, n_rows) = (self.in_features, self.scales.len());
+        let moment = self.curvature.moment();
+        let mut n_changed = 0;
+        let mut changes = vec![0.0; n_rows * UNIT];
+        for start in (0..n).step_by(UNIT) {
+            let metric: [f32; UNIT * UNIT] = std::array::from_fn(|at| {
+                let (i, j) = (start + at / UNIT, start + at % UNIT);
+                let ridge = if i == j { self.curvature.ridge } else { 0.0 };
+                moment.values[i * moment.row_stride + j] + ridge
+            });
+            let mut moved = Vec::new();
+            for (row, changes) in changes.as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
+                *changes = [0.0; UNIT];
+                let at = row * n + start;
+                let scale = self.columns[0][at];
+                let mut levels: [f32; UNIT] = std::array::from_fn(|j| self.chosen[at + j]);
+                let mut values = levels.map(|level| level * scale);
+                let before = values;
+                let mut slope: [f32; UNIT] = std::array::from_fn(|j| self.gradient[at + j]);
+                let step = PointStep {
+                    lattice,
+                    scale,
+                    metric: &metric,
+                    slope: &mut slope,
+                    values: &mut values,
+                    levels: &mut levels,
+                    is_free: false,
+                    n_kept: POINTS,
+                    n_rounds: 2,
+                };
+                if scale > 0.0 && (self.backend.improve_points)(step) {
+                    self.chosen[at..at + UNIT].copy_from_slice(&levels);
+                    moved.push(row);
+                    *changes = std::array::from_fn(|j| values[j] - before[j]);
+                }
+            }
+            self.follow(&(start..start + UNIT), &moved, &changes);
+            n_changed += moved.len();
         }
         n_changed
     }

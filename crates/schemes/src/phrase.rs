@@ -61,6 +61,11 @@ fn code(code: Code) -> String {
         Code::Codebook(Codebook::Iq4Nl) => "iq4_nl".to_owned(),
         Code::Codebook(Codebook::DoubledE2M1) => "f4_e2m1 (doubled)".to_owned(),
         Code::Codebook(Codebook::W4A8) => "w4a8".to_owned(),
+        Code::Codebook(Codebook::Iq2Xxs) => "iq2_xxs".to_owned(),
+        Code::Codebook(Codebook::Iq2Xs) => "iq2_xs".to_owned(),
+        Code::Codebook(Codebook::Iq2S) => "iq2_s".to_owned(),
+        Code::Codebook(Codebook::Iq3Xxs) => "iq3_xxs".to_owned(),
+        Code::Codebook(Codebook::Iq3S) => "iq3_s".to_owned(),
         Code::StoredCodebook => "code book".to_owned(),
         Code::Dense(float) => float_name(float).to_owned(),
     }

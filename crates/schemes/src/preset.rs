@@ -349,6 +349,31 @@ pub static PRESETS: &[Preset] = &[
         "ggml's 4-bit super-blocks of 256 with a code book",
         BlockFormat::Iq4Xs,
     ),
+    block(
+        "IQ3_S",
+        "ggml's super-blocks of 3.44 bits, points of a lattice",
+        BlockFormat::Iq3S,
+    ),
+    block(
+        "IQ3_XXS",
+        "ggml's super-blocks of 3.06 bits, points of a lattice",
+        BlockFormat::Iq3Xxs,
+    ),
+    block(
+        "IQ2_S",
+        "ggml's super-blocks of 2.56 bits, points of a lattice",
+        BlockFormat::Iq2S,
+    ),
+    block(
+        "IQ2_XS",
+        "ggml's super-blocks of 2.31 bits, points of a lattice",
+        BlockFormat::Iq2Xs,
+    ),
+    block(
+        "IQ2_XXS",
+        "ggml's super-blocks of 2.06 bits, points of a lattice",
+        BlockFormat::Iq2Xxs,
+    ),
 ];
 
 /// Which integer preset.
@@ -533,7 +558,7 @@ mod tests {
 
     #[test]
     fn presets_are_found_by_name_in_any_case() {
-        assert_eq!(PRESETS.len(), 35);
+        assert_eq!(PRESETS.len(), 40);
         for preset in PRESETS {
             assert_eq!(
                 Preset::by_name(&preset.name.to_lowercase()).unwrap(),

@@ -15,7 +15,7 @@ const IQ1_VALUES: [f32; 4] = [-1.0, 0.0, 1.0, 0.0];
 const IQ1_DELTA: f32 = 0.125;
 
 /// Seven signs completed to an even number of negative ones (`ksigns_iq2xs`).
-fn even_signs(seven: u32) -> u8 {
+pub(super) fn even_signs(seven: u32) -> u8 {
     let seven = (seven & 127) as u8;
     seven | ((seven.count_ones() as u8 & 1) << 7)
 }

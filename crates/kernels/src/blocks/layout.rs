@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::points::{Lattice, PointStore};
 use super::scales::ScaleStore;
 use super::{MAX_ELEMENTS, MAX_GROUPS};
 
@@ -15,6 +16,8 @@ pub enum CodeValue {
     },
     /// The integer at this index.
     Table(&'static [i8]),
+    /// A value of the lattice, bit 3 of the code being the sign; not all codes go together.
+    Lattice(&'static Lattice),
 }
 
 impl CodeValue {
@@ -24,6 +27,7 @@ impl CodeValue {
         match self {
             CodeValue::Integer { zero } => (i32::from(code) - i32::from(zero)) as f32,
             CodeValue::Table(values) => f32::from(values[usize::from(code)]),
+            CodeValue::Lattice(lattice) => lattice.book.values()[usize::from(code & 15)],
         }
     }
 }
@@ -35,6 +39,8 @@ pub enum BlockScale {
     Super,
     /// `d` times the group's integer scale.
     Integers,
+    /// `d` times the group's integer scale and a half.
+    Halves,
     /// `2^(scale - 128)`: half of an E8M0 power, because the code book holds doubled values. 255 counts like any other.
     HalfE8M0,
     /// Half of an unsigned E4M3 (1 sign bit ignored, 4 exponent bits, bias 7). 0 and 7F are 0.
@@ -46,6 +52,7 @@ impl BlockScale {
     pub fn decode(self, code: i16) -> f32 {
         match self {
             BlockScale::Super | BlockScale::Integers => f32::from(code),
+            BlockScale::Halves => f32::from(code) + 0.5,
             BlockScale::HalfE8M0 => super::float4::half_e8m0(code as u8),
             BlockScale::HalfE4M3 => super::float4::half_e4m3(code as u8),
         }
@@ -85,6 +92,8 @@ pub(super) enum CodeStore {
     SignedBytes(usize),
     /// `TQ1_0`'s digits.
     Trits,
+    /// Indices of points and signs.
+    Points(&'static PointStore),
 }
 
 /// The layout of a coded block type.
@@ -191,7 +200,8 @@ impl BlockLayout {
     }
 
     /// The inverse of [`BlockLayout::unpack`]: the same bytes, whatever they were, but for `TQ1_0`, where several bytes stand
-    /// for the same five digits and the one that ggml writes is chosen. `d` and `m` are rounded to F16 where they are none.
+    /// for the same five digits and the one that ggml writes is chosen, and codes that are no points of a lattice
+    /// ([`BlockLayout::first_without_point`]). `d` and `m` are rounded to F16 where they are none.
     ///
     /// # Panics
     /// If an array of `fields` has not the length that [`BlockLayout::unpack`] gives it for the blocks of `blocks`.
@@ -215,6 +225,14 @@ impl BlockLayout {
         }
     }
 
+    /// The first element of eight whose codes are not in the type's lattice together; `None` where all can be stored.
+    pub fn first_without_point(&self, codes: &[u8]) -> Option<usize> {
+        match self.value {
+            CodeValue::Lattice(lattice) => lattice.first_without_point(codes),
+            CodeValue::Integer { .. } | CodeValue::Table(_) => None,
+        }
+    }
+
     pub(super) fn unpack_block(&self, bytes: &[u8], block: &mut Block) {
         let codes = &mut block.codes[..self.elements];
         match self.codes {
@@ -230,6 +248,7 @@ impl BlockLayout {
                 }
             }
             CodeStore::Trits => super::ternary::unpack_trits(bytes, codes),
+            CodeStore::Points(store) => store.unpack(bytes, codes),
         }
         self.scales
             .unpack(bytes, &mut block.scales, &mut block.mins);
@@ -252,6 +271,7 @@ impl BlockLayout {
                 }
             }
             CodeStore::Trits => super::ternary::pack_trits(codes, bytes),
+            CodeStore::Points(store) => store.pack(codes, bytes),
         }
         self.scales.pack(&block.scales, &block.mins, bytes);
         for (at, value) in [(self.d, block.d), (self.m, block.m)] {
@@ -291,7 +311,9 @@ impl BlockLayout {
     fn scale_of(&self, block: &Block, group: usize) -> f32 {
         match self.scale {
             BlockScale::Super => block.d,
-            BlockScale::Integers => block.d * f32::from(block.scales[group]),
+            BlockScale::Integers | BlockScale::Halves => {
+                block.d * self.scale.decode(block.scales[group])
+            }
             BlockScale::HalfE8M0 | BlockScale::HalfE4M3 => self.scale.decode(block.scales[group]),
         }
     }
@@ -390,7 +412,7 @@ mod tests {
             }
             n_layouts += 1;
         }
-        assert_eq!(n_layouts, 18);
+        assert_eq!(n_layouts, 23);
     }
 
     proptest! {
@@ -399,6 +421,7 @@ mod tests {
         fn unpack_and_pack_give_the_same_bytes(seed: [u8; 32], n_blocks in 1_usize..4) {
             for &format in BlockFormat::ALL {
                 let Some(layout) = format.layout() else { continue };
+                // Random bytes name points and signs, whatever they are.
                 let bytes: Vec<u8> = (0..n_blocks * layout.bytes)
                     .map(|i| seed[i % 31].wrapping_mul(i as u8 | 1) ^ seed[i / 31 % 32])
                     .collect();

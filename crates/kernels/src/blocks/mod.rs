@@ -2,8 +2,8 @@
 //!
 //! Most types are codes with scales. Those have a [`BlockLayout`], which is data: where each bit of a code lies, how the
 //! scales are stored, and the formula of the value. [`BlockLayout::unpack`] gives the *neutral form* (codes in unsigned
-//! form, integer scales, super-scales) and [`BlockLayout::pack`] is its inverse. The code-book types (IQ1, IQ2, IQ3) index
-//! a lattice instead and have no neutral form; [`BlockFormat::dequantize`] serves all.
+//! form, integer scales, super-scales) and [`BlockLayout::pack`] is its inverse. IQ2 and IQ3 index a lattice: their codes are the
+//! coordinates with their signs, of which not all go together. IQ1 has no neutral form; [`BlockFormat::dequantize`] serves all.
 //!
 //! ```text
 //! Q4_0, 18 bytes           Q4_K, 144 bytes
@@ -23,6 +23,7 @@ mod lattice;
 mod lattice_grids;
 mod layout;
 mod legacy;
+mod points;
 pub mod quantize;
 mod scales;
 mod ternary;
@@ -34,6 +35,7 @@ pub(crate) use iq_nonlinear::VALUES as IQ4_NL;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use layout::Block;
 pub use layout::{BlockFields, BlockLayout, BlockOffset, BlockScale, CodeValue};
+pub use points::Lattice;
 
 use crate::portable::convert;
 use crate::{Float, FloatsMut, Stores};
@@ -80,11 +82,11 @@ macro_rules! block_formats {
 enum Values {
     /// Codes with scales.
     Coded(&'static BlockLayout),
-    /// Points of a lattice: the whole block at once.
-    Lattice(fn(&[u8], &mut [f32])),
+    /// Points of a lattice: the whole block at once, and where codes and scales lie.
+    Points(fn(&[u8], &mut [f32]), Option<&'static BlockLayout>),
 }
 
-use Values::{Coded, Lattice};
+use Values::{Coded, Points};
 
 block_formats! {
     /// 4 bits, symmetric about code 8, one scale.
@@ -108,23 +110,23 @@ block_formats! {
     /// 6 bits, signed 8-bit scales per 16 elements.
     Q6K = "Q6_K", 256 / 210, Coded(&k_quants::Q6_K);
     /// Lattice of 256 points, signs of even parity.
-    Iq2Xxs = "IQ2_XXS", 256 / 66, Lattice(lattice::iq2_xxs);
+    Iq2Xxs = "IQ2_XXS", 256 / 66, Points(lattice::iq2_xxs, Some(&points::IQ2_XXS));
     /// Lattice of 512 points, signs of even parity.
-    Iq2Xs = "IQ2_XS", 256 / 74, Lattice(lattice::iq2_xs);
+    Iq2Xs = "IQ2_XS", 256 / 74, Points(lattice::iq2_xs, Some(&points::IQ2_XS));
     /// Lattice of 256 four-dimensional points, signs of even parity.
-    Iq3Xxs = "IQ3_XXS", 256 / 98, Lattice(lattice::iq3_xxs);
+    Iq3Xxs = "IQ3_XXS", 256 / 98, Points(lattice::iq3_xxs, Some(&points::IQ3_XXS));
     /// Ternary lattice of 2048 points, shifted by an eighth.
-    Iq1S = "IQ1_S", 256 / 50, Lattice(lattice::iq1_s);
+    Iq1S = "IQ1_S", 256 / 50, Points(lattice::iq1_s, None);
     /// 4-bit code book, one scale.
     Iq4Nl = "IQ4_NL", 32 / 18, Coded(&iq_nonlinear::IQ4_NL);
     /// Lattice of 512 four-dimensional points, free signs.
-    Iq3S = "IQ3_S", 256 / 110, Lattice(lattice::iq3_s);
+    Iq3S = "IQ3_S", 256 / 110, Points(lattice::iq3_s, Some(&points::IQ3_S));
     /// Lattice of 1024 points, free signs.
-    Iq2S = "IQ2_S", 256 / 82, Lattice(lattice::iq2_s);
+    Iq2S = "IQ2_S", 256 / 82, Points(lattice::iq2_s, Some(&points::IQ2_S));
     /// 4-bit code book, signed 6-bit scales per 32 elements.
     Iq4Xs = "IQ4_XS", 256 / 136, Coded(&iq_nonlinear::IQ4_XS);
     /// Ternary lattice as `IQ1_S`, scales per 16 elements, the F16 scale in the top nibbles of the four scale words.
-    Iq1M = "IQ1_M", 256 / 56, Lattice(lattice::iq1_m);
+    Iq1M = "IQ1_M", 256 / 56, Points(lattice::iq1_m, None);
     /// Three values, five to a byte.
     Tq1_0 = "TQ1_0", 256 / 54, Coded(&ternary::TQ1_0);
     /// Three values, 2 bits each.
@@ -140,11 +142,11 @@ block_formats! {
 }
 
 impl BlockFormat {
-    /// The layout of the neutral form; `None` for the lattice types.
+    /// The layout of the neutral form; `None` for IQ1.
     pub const fn layout(self) -> Option<&'static BlockLayout> {
         match self.values() {
             Coded(layout) => Some(layout),
-            Lattice(_) => None,
+            Points(_, layout) => layout,
         }
     }
 
@@ -159,7 +161,7 @@ impl BlockFormat {
             .zip(out.chunks_exact_mut(self.elements()));
         match self.values() {
             Coded(layout) => pairs.for_each(|(block, out)| layout.dequantize_block(block, out)),
-            Lattice(values) => pairs.for_each(|(block, out)| values(block, out)),
+            Points(values, _) => pairs.for_each(|(block, out)| values(block, out)),
         }
     }
 

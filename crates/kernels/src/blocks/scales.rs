@@ -26,6 +26,10 @@ pub(super) enum ScaleStore {
     SixBits { at: usize },
     /// 8 scales of 6 bits, stored plus 32 (`IQ4_XS)`: the low 4 bits two to a byte, the top 2 bits in a 16-bit word.
     SixBitsSplit { low: usize, high: usize },
+    /// `n` scales of 4 bits, two to a byte, the first one low (`IQ2_XS`, `IQ2_S`, `IQ3_S`).
+    Nibbles { at: usize, n: usize },
+    /// 8 scales of 4 bits: the top nibbles of bytes `at`, `at + step` ... (`IQ2_XXS`, `IQ3_XXS`).
+    TopNibbles { at: usize, step: usize },
 }
 
 /// What a signed 6-bit scale is stored with.
@@ -38,7 +42,9 @@ impl ScaleStore {
             ScaleStore::None => 0..=0,
             ScaleStore::Bytes { .. } => 0..=255,
             ScaleStore::SignedBytes { .. } => -128..=127,
-            ScaleStore::NibblePairs { .. } => 0..=15,
+            ScaleStore::NibblePairs { .. }
+            | ScaleStore::Nibbles { .. }
+            | ScaleStore::TopNibbles { .. } => 0..=15,
             ScaleStore::SixBitPairs { .. } => 0..=63,
             ScaleStore::SixBits { .. } | ScaleStore::SixBitsSplit { .. } => -BIAS..=BIAS - 1,
         }
@@ -80,10 +86,20 @@ impl ScaleStore {
                     *scale = i16::from(low | high << 4) - BIAS;
                 }
             }
+            ScaleStore::Nibbles { at, n } => {
+                for (j, scale) in scales[..n].iter_mut().enumerate() {
+                    *scale = i16::from(bytes[at + j / 2] >> (4 * (j % 2)) & 15);
+                }
+            }
+            ScaleStore::TopNibbles { at, step } => {
+                for (scale, byte) in scales[..8].iter_mut().zip(bytes[at..].iter().step_by(step)) {
+                    *scale = i16::from(byte >> 4);
+                }
+            }
         }
     }
 
-    /// The bytes must be zero.
+    /// The bytes must be zero, but for what codes have put beside scales.
     pub(super) fn pack(self, scales: &[i16; 16], mins: &[i16; 16], bytes: &mut [u8]) {
         match self {
             ScaleStore::None => {}
@@ -119,6 +135,17 @@ impl ScaleStore {
                     tops |= u16::from(code >> 4 & 3) << (2 * j);
                 }
                 bytes[high..high + 2].copy_from_slice(&tops.to_le_bytes());
+            }
+            ScaleStore::Nibbles { at, n } => {
+                for (j, &scale) in scales[..n].iter().enumerate() {
+                    bytes[at + j / 2] |= (scale as u8 & 15) << (4 * (j % 2));
+                }
+            }
+            ScaleStore::TopNibbles { at, step } => {
+                let stored = bytes[at..].iter_mut().step_by(step);
+                for (byte, &scale) in stored.zip(&scales[..8]) {
+                    *byte |= (scale as u8 & 15) << 4;
+                }
             }
         }
     }

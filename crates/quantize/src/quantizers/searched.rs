@@ -12,6 +12,7 @@ use self::tile::Tile;
 pub(crate) use self::tile::append_codes;
 use super::RoundToNearest;
 use super::round_to_nearest::{check_output, with_finite};
+use crate::lattice;
 use crate::prepared::{Prepared, factored, weigh};
 use crate::quantizer::RowWork;
 use crate::{Error, Inputs, Needs, Output, Quantizer, Rows, Settings, Statistics, Target};
@@ -79,7 +80,8 @@ impl Quantizer for Searched {
                 let size = target.scheme.granularity.group_size();
                 let group = size.and_then(|size| usize::try_from(size).ok());
                 let group = group.unwrap_or(in_features);
-                factored(inputs, in_features, group, settings, backend)?
+                let (settings, group) = lattice::ordered(&target.scheme, settings, group);
+                factored(inputs, in_features, group, &settings, backend)?
             }
         };
         Ok(Some(Arc::new(prepared)))

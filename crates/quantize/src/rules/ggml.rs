@@ -123,6 +123,10 @@ impl Blocks {
         let (scales, supers) = match self.layout.scale {
             BlockScale::Super => (fields.d, Vec::new()),
             BlockScale::Integers => (integers(fields.scales), fields.d),
+            BlockScale::Halves => {
+                let halves = |n: i16| self.layout.scale.decode(n);
+                (fields.scales.into_iter().map(halves).collect(), fields.d)
+            }
             BlockScale::HalfE8M0 => (
                 table(fields.scales, |byte| E8M0Rule::Half.decode(byte)),
                 Vec::new(),
@@ -202,19 +206,22 @@ fn is_scheme_of(layout: &BlockLayout, scheme: &Scheme) -> bool {
     let size = widen(layout.group);
     let (bits, zero) = match layout.value {
         CodeValue::Integer { zero } => (Some(layout.code_bits), i32::from(zero)),
-        CodeValue::Table(_) => (None, 0),
+        CodeValue::Table(_) | CodeValue::Lattice(_) => (None, 0),
     };
     let is_code = match (scheme.code, bits) {
         (Code::Integer { bits, .. }, Some(wanted)) => bits == wanted && bits > 1,
-        (Code::Codebook(book), None) => match layout.scale {
-            BlockScale::HalfE8M0 | BlockScale::HalfE4M3 => book == Codebook::DoubledE2M1,
-            BlockScale::Super | BlockScale::Integers => book == Codebook::Iq4Nl,
+        (Code::Codebook(book), None) => match (layout.value, layout.scale) {
+            (CodeValue::Lattice(lattice), _) => book == lattice.book,
+            (_, BlockScale::HalfE8M0 | BlockScale::HalfE4M3) => book == Codebook::DoubledE2M1,
+            (_, BlockScale::Super | BlockScale::Integers | BlockScale::Halves) => {
+                book == Codebook::Iq4Nl
+            }
         },
         _ => false,
     };
     let scale = match layout.scale {
         BlockScale::Super => (ScaleCoding::Float(Float::F16), SuperScale::None),
-        BlockScale::Integers => (
+        BlockScale::Integers | BlockScale::Halves => (
             ScaleCoding::Integer,
             SuperScale::Grouped {
                 size: widen(layout.n_groups()),

@@ -5,6 +5,7 @@ mod half_quadratic;
 mod one;
 mod super_blocks;
 
+use safequant_kernels::blocks::Lattice;
 use safequant_kernels::{Backend, Candidate, Levels};
 
 pub(crate) use self::groups::{GroupFormat, Sharing, ends_of, levels};
@@ -60,6 +61,11 @@ pub(crate) enum Freedom {
 pub(crate) trait RowFormat: Sync {
     /// What codes stand for before scale and offset.
     fn levels(&self) -> Levels;
+
+    /// Which codes go together, where not all do.
+    fn lattice(&self) -> Option<&'static Lattice> {
+        None
+    }
 
     /// Columns that share a scale; the last group of a row may have fewer.
     fn group(&self) -> usize;

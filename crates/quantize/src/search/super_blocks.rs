@@ -1,7 +1,8 @@
-//! ggml's types with two levels of scales: `Q2_K` to `Q6_K` and `IQ4_XS`.
+//! ggml's types with two levels of scales: `Q2_K` to `Q6_K`, `IQ4_XS` and the lattices of IQ2 and IQ3.
 //!
 //! A group of 16 or 32 elements stands for `level * (d * sc) - dmin * m`: integers `sc` and `m` of its own under F16 numbers `d`
-//! and `dmin` that the 256 elements of a super-block share; types without minima have neither `dmin` nor `m`.
+//! and `dmin` that the 256 elements of a super-block share; types without minima have neither `dmin` nor `m`, and lattices have
+//! integers and a half for `sc`.
 //!
 //! The search goes from the groups to the super-block and back. Each group first gets the scale (and offset) that it would have
 //! alone; `d` and `dmin` are then sought so that the integers can come close to what all groups want, and from there integers and
@@ -12,7 +13,9 @@ mod solve;
 #[cfg(test)]
 mod tests;
 
-use safequant_kernels::blocks::{BlockFields, BlockLayout, BlockOffset, BlockScale, CodeValue};
+use safequant_kernels::blocks::{
+    BlockFields, BlockLayout, BlockOffset, BlockScale, CodeValue, Lattice,
+};
 use safequant_kernels::{Backend, BlockFormat, Candidate, Codebook, Floats, Levels, Stores};
 use safequant_schemes::Scheme;
 
@@ -30,10 +33,14 @@ pub(crate) struct SuperBlocks {
     format: BlockFormat,
     layout: &'static BlockLayout,
     levels: Levels,
+    /// Which codes go together, where not all do.
+    lattice: Option<&'static Lattice>,
     /// What a group tries for itself, as shares of what its largest values ask for.
     shares: (f32, f32),
-    /// The least and the largest integer that a group's scale or minimum can be.
+    /// The least and the largest integer (or integer and a half) that a group's scale or minimum can be.
     integers: (f32, f32),
+    /// What the numbers of groups are more than integers.
+    half: f32,
 }
 
 impl SuperBlocks {
@@ -46,7 +53,12 @@ impl SuperBlocks {
             return Ok(None);
         };
         let layout = blocks.layout();
-        if layout.scale != BlockScale::Integers || layout.n_groups() > GROUPS {
+        let half = match layout.scale {
+            BlockScale::Integers => 0.0,
+            BlockScale::Halves => 0.5,
+            BlockScale::Super | BlockScale::HalfE8M0 | BlockScale::HalfE4M3 => return Ok(None),
+        };
+        if layout.n_groups() > GROUPS {
             return Ok(None);
         }
         let format = blocks.format_for(in_features)?;
@@ -55,8 +67,16 @@ impl SuperBlocks {
             format,
             layout,
             levels: levels(layout),
+            lattice: match layout.value {
+                CodeValue::Lattice(lattice) => Some(lattice),
+                CodeValue::Integer { .. } | CodeValue::Table(_) => None,
+            },
             shares: shares(layout),
-            integers: (f32::from(*stored.start()), f32::from(*stored.end())),
+            integers: (
+                layout.scale.decode(*stored.start()),
+                layout.scale.decode(*stored.end()),
+            ),
+            half,
         }))
     }
 
@@ -76,16 +96,17 @@ impl SuperBlocks {
         }
     }
 
-    /// The integer nearest to a ratio; 0 for what is none.
+    /// The integer (or integer and a half) nearest to a ratio; that nearest to 0 for what is none.
     #[inline]
     fn integer(&self, ratio: f32) -> f32 {
         /// Added and subtracted again it rounds what is below 2^22, ties to even; there is no call in it.
         const TO_INTEGER: f32 = 12_582_912.0;
         let (low, high) = self.integers;
         if ratio.is_nan() {
-            return 0.0;
+            return self.half;
         }
-        (ratio.clamp(low, high) + TO_INTEGER) - TO_INTEGER
+        let whole = ratio.clamp(low, high) - self.half;
+        ((whole + TO_INTEGER) - TO_INTEGER) + self.half
     }
 
     /// What ggml's quantizer gives the blocks of a row.
@@ -105,15 +126,16 @@ impl SuperBlocks {
     fn first(&self, fields: &BlockFields, i: usize) -> Result<Choice, f32> {
         let n = self.layout.n_groups();
         let number = |all: &[f32]| all.get(i).copied().unwrap_or(0.0);
-        let integers = |all: &[i16]| {
+        let numbers = |all: &[i16], decode: &dyn Fn(i16) -> f32| {
             let mut found = [0.0; GROUPS];
             for (to, from) in found.iter_mut().zip(all.iter().skip(i * n).take(n)) {
-                *to = f32::from(*from);
+                *to = decode(*from);
             }
             found
         };
         let supers = (number(&fields.d), number(&fields.m));
-        let choice = Choice::new(supers, integers(&fields.scales), integers(&fields.mins));
+        let scales = numbers(&fields.scales, &|scale| self.layout.scale.decode(scale));
+        let choice = Choice::new(supers, scales, numbers(&fields.mins, &f32::from));
         let numbers = [choice.d, choice.dmin];
         match numbers.into_iter().find(|number| !number.is_finite()) {
             Some(number) => Err(number),
@@ -139,6 +161,10 @@ impl SuperBlocks {
 impl RowFormat for SuperBlocks {
     fn levels(&self) -> Levels {
         self.levels
+    }
+
+    fn lattice(&self) -> Option<&'static Lattice> {
+        self.lattice
     }
 
     fn group(&self) -> usize {
@@ -212,11 +238,15 @@ fn levels(layout: &BlockLayout) -> Levels {
     match layout.value {
         CodeValue::Integer { zero } => Levels::integers(layout.code_bits, i32::from(zero)),
         CodeValue::Table(_) => Levels::codebook(Codebook::Iq4Nl),
+        CodeValue::Lattice(lattice) => Levels::codebook(lattice.book),
     }
 }
 
 /// Which scales a group tries. With few levels it pays to cut off what is large.
 fn shares(layout: &BlockLayout) -> (f32, f32) {
+    if let CodeValue::Lattice(_) = layout.value {
+        return (0.45, 1.3);
+    }
     match (layout.offset, layout.code_bits) {
         (BlockOffset::Subtracted, 0..=3) => (0.55, 1.15),
         (BlockOffset::Subtracted, 4) => (0.8, 1.06),

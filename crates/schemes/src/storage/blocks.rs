@@ -1,7 +1,7 @@
 //! ggml's blocks: codes and everything that scales them, interleaved in one part.
 //!
 //! A part with this storage fills codes, scales, offsets and super-scales of a tile by itself; there are no parts for those
-//! roles. The lattice types have no codes: their tiles hold values ([`Code::Dense`]).
+//! roles. IQ1 has no codes: its tiles hold values ([`Code::Dense`]). The scales of IQ2 and IQ3 are halves of odd integers.
 
 use std::ops::Range;
 
@@ -60,7 +60,7 @@ pub(crate) fn scheme_of(format: BlockFormat) -> Scheme {
     let (code, zero) = code_of(layout);
     let scale = match layout.scale {
         BlockScale::Super => ScaleCoding::Float(Float::F16),
-        BlockScale::Integers => ScaleCoding::Integer,
+        BlockScale::Integers | BlockScale::Halves => ScaleCoding::Integer,
         BlockScale::HalfE8M0 => ScaleCoding::E8M0(E8M0Rule::Half),
         // Half of an E4M3 is none: the smallest ones have a bit less.
         BlockScale::HalfE4M3 => ScaleCoding::Float(Float::F32),
@@ -71,7 +71,7 @@ pub(crate) fn scheme_of(format: BlockFormat) -> Scheme {
     let size = to_u64(layout.n_groups());
     Scheme {
         super_scale: match layout.scale {
-            BlockScale::Integers => SuperScale::Grouped { size },
+            BlockScale::Integers | BlockScale::Halves => SuperScale::Grouped { size },
             BlockScale::Super | BlockScale::HalfE8M0 | BlockScale::HalfE4M3 => SuperScale::None,
         },
         zero_point: match layout.offset {
@@ -87,7 +87,7 @@ fn offset(zero: i32, form: OffsetForm) -> ZeroPoint {
     ZeroPoint::Offset { zero, form }
 }
 
-/// The layout of a type whose codes the neutral model can hold: not the lattices, nor `Q1_0`, whose values -1 and 1 are no
+/// The layout of a type whose codes the neutral model can hold: not IQ1, nor `Q1_0`, whose values -1 and 1 are no
 /// grid of integers with a zero.
 fn coded(format: BlockFormat) -> Option<&'static BlockLayout> {
     format.layout().filter(|layout| layout.code_bits > 1)
@@ -106,8 +106,11 @@ fn code_of(layout: &BlockLayout) -> (Code, i32) {
             BlockScale::HalfE8M0 | BlockScale::HalfE4M3 => {
                 (Code::Codebook(Codebook::DoubledE2M1), 0)
             }
-            BlockScale::Super | BlockScale::Integers => (Code::Codebook(Codebook::Iq4Nl), 0),
+            BlockScale::Super | BlockScale::Integers | BlockScale::Halves => {
+                (Code::Codebook(Codebook::Iq4Nl), 0)
+            }
         },
+        CodeValue::Lattice(lattice) => (Code::Codebook(lattice.book), 0),
     }
 }
 
@@ -213,9 +216,9 @@ impl Blocks {
         tile.codes.append(&mut fields.codes);
         match layout.scale {
             BlockScale::Super => tile.scales.append(&mut fields.d),
-            BlockScale::Integers => {
-                tile.scales
-                    .extend(fields.scales.iter().map(|&s| f32::from(s)));
+            BlockScale::Integers | BlockScale::Halves => {
+                let decode = |&code: &i16| layout.scale.decode(code);
+                tile.scales.extend(fields.scales.iter().map(decode));
                 tile.supers.append(&mut fields.d);
             }
             BlockScale::HalfE8M0 | BlockScale::HalfE4M3 => {
@@ -316,13 +319,21 @@ fn fields_of(
             .collect::<Result<Vec<i16>, Error>>()
     };
     let scale = |code| layout.scale.decode(code);
+    if let Some(at) = layout.first_without_point(&tile.codes) {
+        let values: Vec<f32> = tile
+            .codes
+            .iter()
+            .map(|code| layout.value.of(*code))
+            .collect();
+        return Err(bad("point of the lattice", &values, at));
+    }
     let mut fields = BlockFields {
         codes: tile.codes.clone(),
         ..BlockFields::default()
     };
     match layout.scale {
         BlockScale::Super => fields.d = halves("scale", &tile.scales)?,
-        BlockScale::Integers => {
+        BlockScale::Integers | BlockScale::Halves => {
             fields.scales = integers("scale", &tile.scales, &scale)?;
             fields.d = halves("super-scale", &tile.supers)?;
         }

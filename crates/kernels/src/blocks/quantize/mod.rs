@@ -3,17 +3,20 @@
 //! All arithmetic is F32, one rounding per operation, sums in the order of the elements, no fused multiply-add. With that
 //! `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`, `Q8_0`, the ternary types, MXFP4 and NVFP4 give the bytes of ggml on any build of it. The K types
 //! and IQ4 give those of a build without fused multiply-add; a build with it differs in a few blocks of a thousand, so
-//! that their bytes are no standard. None uses an importance matrix.
+//! that their bytes are no standard. IQ2 and IQ3 are not ggml's at all: its own quantizer of IQ2 needs an importance matrix, and that of
+//! IQ3 does badly without one. None uses an importance matrix.
 
 mod float4;
 mod iq4;
 pub(crate) mod k_quants;
+mod lattice;
 mod legacy;
 mod pack;
 mod ternary;
 
 use super::BlockFormat;
 use super::layout::{Block, BlockLayout};
+use super::points;
 
 /// Chooses the fields of one block. `codes` beyond the block's elements, and fields that the layout lacks, are ignored.
 type QuantizeBlock = fn(&[f32], &mut Block);
@@ -26,7 +29,7 @@ pub struct BlockQuantizer {
 }
 
 impl BlockFormat {
-    /// The reference quantizer; `None` for the types that are only read here (all lattice types).
+    /// The reference quantizer; `None` for the types that are only read here (IQ1).
     pub fn quantizer(self) -> Option<BlockQuantizer> {
         let choose: QuantizeBlock = match self {
             BlockFormat::Q4_0 => legacy::q4_0,
@@ -46,13 +49,12 @@ impl BlockFormat {
             BlockFormat::Q2_0 => ternary::q2_0,
             BlockFormat::Mxfp4 => float4::mxfp4,
             BlockFormat::Nvfp4 => float4::nvfp4,
-            BlockFormat::Iq2Xxs
-            | BlockFormat::Iq2Xs
-            | BlockFormat::Iq2S
-            | BlockFormat::Iq3Xxs
-            | BlockFormat::Iq3S
-            | BlockFormat::Iq1S
-            | BlockFormat::Iq1M => return None,
+            BlockFormat::Iq2Xxs => |values, block| lattice::choose(&points::IQ2_XXS, values, block),
+            BlockFormat::Iq2Xs => |values, block| lattice::choose(&points::IQ2_XS, values, block),
+            BlockFormat::Iq2S => |values, block| lattice::choose(&points::IQ2_S, values, block),
+            BlockFormat::Iq3Xxs => |values, block| lattice::choose(&points::IQ3_XXS, values, block),
+            BlockFormat::Iq3S => |values, block| lattice::choose(&points::IQ3_S, values, block),
+            BlockFormat::Iq1S | BlockFormat::Iq1M => return None,
         };
         let layout = self.layout()?;
         Some(BlockQuantizer { layout, choose })
@@ -298,6 +300,6 @@ mod tests {
             assert!(back.iter().all(|value| *value == 0.0), "{}", format.name());
             n_formats += 1;
         }
-        assert_eq!(n_formats, 18);
+        assert_eq!(n_formats, 23);
     }
 }

@@ -13,6 +13,7 @@ use super::Searched;
 use crate::feedback::round_columns;
 use crate::grid::widen;
 use crate::inputs::OutputLoss;
+use crate::lattice;
 use crate::prepared::Prepared;
 use crate::quantizers::round_to_nearest::{Stop, has_super_scale, known_extremes, stored_dtype};
 use crate::refine::{Refinement, output_losses};
@@ -340,18 +341,27 @@ impl<'a, 'o> Tile<'a, 'o> {
         let (Searched::Feedback | Searched::Refine, Some(curvature)) =
             (self.method, &self.prepared.curvature)
         else {
-            return nearest(format, cells, scales, self.backend);
+            let weights = &self.prepared.weights;
+            return match format.lattice() {
+                Some(lattice) => {
+                    let of_groups = (&*scales, format.group());
+                    lattice::nearest(lattice, (cells, weights), of_groups, self.backend)
+                }
+                None => nearest(format, cells, scales, self.backend),
+            };
         };
         let effort = self.prepared.settings.effort;
         let of_groups = (&*scales, format.group());
-        let (mut chosen, losses) = round_columns(
-            effort,
-            format.levels(),
-            cells,
-            of_groups,
-            &curvature.factor,
-            self.backend,
-        );
+        let factor = &curvature.factor;
+        let (mut chosen, losses) = match format.lattice() {
+            Some(lattice) => {
+                lattice::feed_back((lattice, effort), cells, of_groups, factor, self.backend)
+            }
+            None => {
+                let levels = format.levels();
+                round_columns(effort, levels, cells, of_groups, factor, self.backend)
+            }
+        };
         // What the outputs are, to compare losses with, costs as much again as error feedback.
         let least = match self.method {
             Searched::Refine => Effort::Default,

@@ -1,6 +1,6 @@
 //! What a group would choose if it had not to share.
 
-use safequant_kernels::{Backend, Candidate, FitSums, Levels};
+use safequant_kernels::{Backend, Candidate, Edges, FitSums, Levels};
 
 /// What a group loses with codes that stay, about the scale and offset that fit these best:
 /// `ss ds^2 + 2 so ds do + oo do^2` more than there.
@@ -84,6 +84,8 @@ pub(super) struct Group<'a> {
     pub(super) kind: Kind,
     pub(super) values: &'a [f32],
     pub(super) weights: &'a [f32],
+    /// Of a lattice: the points that can be nearest.
+    pub(super) edges: Option<&'a Edges<'a>>,
     pub(super) backend: &'static Backend,
 }
 
@@ -93,8 +95,26 @@ type Fitted = (f32, Candidate);
 impl Group<'_> {
     /// The sums for the codes nearest under a candidate, and the bowl of these codes.
     pub(super) fn bowl(&self, at: Candidate) -> (FitSums, Bowl) {
-        let sums = (self.backend.fit_sums)(self.levels, self.values, self.weights, at);
+        let sums = self.sums(at);
         (sums, Bowl::new(&sums, at, self.kind))
+    }
+
+    fn sums(&self, at: Candidate) -> FitSums {
+        match self.edges {
+            Some(edges) => edges.sums(at.scale),
+            None => (self.backend.fit_sums)(self.levels, self.values, self.weights, at),
+        }
+    }
+
+    /// What candidates lose.
+    pub(super) fn losses(&self, candidates: &[Candidate], losses: &mut [f32]) {
+        let Some(edges) = self.edges else {
+            (self.backend.losses)(self.levels, self.values, self.weights, candidates, losses);
+            return;
+        };
+        for (loss, candidate) in losses.iter_mut().zip(candidates) {
+            *loss = edges.loss(candidate.scale);
+        }
     }
 
     /// The best that is found from trials, and from `start`.
@@ -111,7 +131,10 @@ impl Group<'_> {
                 Kind::Scale => {
                     let (least, most) = self.levels.ends();
                     let scale = high.max(-low) / most.max(-least) * share;
-                    for scale in [scale, -scale] {
+                    found.push(self.fit(Candidate { scale, offset: 0.0 }));
+                    // The points of a lattice have both signs.
+                    if self.edges.is_none() {
+                        let scale = -scale;
                         found.push(self.fit(Candidate { scale, offset: 0.0 }));
                     }
                 }
@@ -160,7 +183,7 @@ impl Group<'_> {
 
     /// The least squares for the codes nearest under a candidate.
     fn fit(&self, at: Candidate) -> Fitted {
-        let sums = (self.backend.fit_sums)(self.levels, self.values, self.weights, at);
+        let sums = self.sums(at);
         let fitted = match sums.bottom(self.kind).unwrap_or(at) {
             Candidate { offset, .. } if offset > 0.0 => Candidate {
                 scale: ratio(sums.products, sums.squares),

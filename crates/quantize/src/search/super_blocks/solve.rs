@@ -1,6 +1,6 @@
 //! The numbers of one super-block.
 
-use safequant_kernels::{Backend, Candidate, FitSums, Float};
+use safequant_kernels::{Backend, Candidate, Edges, FitSums, Float};
 
 use super::alone::{Bowl, Group, Kind, Trials};
 use super::{GROUPS, SuperBlocks};
@@ -76,6 +76,8 @@ pub(super) struct Problem<'a> {
     of: &'a SuperBlocks,
     values: &'a [f32],
     weights: &'a [f32],
+    /// Of each group, where codes are points of a lattice; else empty.
+    edges: Vec<Edges<'a>>,
     backend: &'static Backend,
 }
 
@@ -86,10 +88,18 @@ impl<'a> Problem<'a> {
         weights: &'a [f32],
         backend: &'static Backend,
     ) -> Self {
+        let size = of.layout.group;
+        let groups = values.chunks_exact(size).zip(weights.chunks_exact(size));
+        let edges = of.lattice.map_or_else(Vec::new, |lattice| {
+            let of_group =
+                |(values, weights)| Edges::new(lattice, values, weights, backend.point_edge);
+            groups.map(of_group).collect()
+        });
         Self {
             of,
             values,
             weights,
+            edges,
             backend,
         }
     }
@@ -115,7 +125,7 @@ impl<'a> Problem<'a> {
         self.of.layout.n_groups()
     }
 
-    fn group(&self, g: usize) -> Group<'a> {
+    fn group(&self, g: usize) -> Group<'_> {
         let size = self.of.layout.group;
         let at = g * size..(g + 1) * size;
         Group {
@@ -127,6 +137,7 @@ impl<'a> Problem<'a> {
             },
             values: &self.values[at.clone()],
             weights: &self.weights[at],
+            edges: self.edges.get(g),
             backend: self.backend,
         }
     }
@@ -146,10 +157,7 @@ impl<'a> Problem<'a> {
     }
 
     fn losses(&self, g: usize, candidates: &[Candidate], losses: &mut [f32]) {
-        let Group {
-            values, weights, ..
-        } = self.group(g);
-        (self.backend.losses)(self.of.levels, values, weights, candidates, losses);
+        self.group(g).losses(candidates, losses);
     }
 
     /// What each group would choose for itself.
@@ -207,7 +215,7 @@ impl<'a> Problem<'a> {
         let mut found = [(f32::INFINITY, 0.0); 2 * STEPS];
         let ends = [self.of.integers.0, self.of.integers.1];
         let parts = found.chunks_exact_mut(STEPS).zip(ends);
-        for (found, end) in parts.filter(|(_, end)| *end != 0.0) {
+        for (found, end) in parts.filter(|(_, end)| end.abs() >= 1.0) {
             // What rounds to the last integer is still near it.
             let most = end + 0.49_f32.copysign(end);
             let mut share = FROM;
@@ -230,6 +238,7 @@ impl<'a> Problem<'a> {
         let mut choice = Choice {
             d,
             dmin,
+            scales: [self.of.integer(0.0); GROUPS],
             ..Choice::default()
         };
         self.weigh(&mut choice);

@@ -42,7 +42,7 @@ impl Convention for Gguf {
     }
 
     fn summary(&self) -> &'static str {
-        "GGUF of llama.cpp: Q4_0 to Q8_0, K-quants, IQ4, MXFP4 and NVFP4 blocks; IQ1 to IQ3 and ternary blocks are read only"
+        "GGUF of llama.cpp: Q4_0 to Q8_0, K-quants, IQ2 to IQ4, MXFP4 and NVFP4 blocks; IQ1 and ternary blocks are read only"
     }
 
     fn recognize<'a>(

@@ -23,6 +23,11 @@ const FALLBACKS: &[(BlockFormat, BlockFormat)] = &[
     (BlockFormat::Q5K, BlockFormat::Q5_1),
     (BlockFormat::Q6K, BlockFormat::Q8_0),
     (BlockFormat::Iq4Xs, BlockFormat::Iq4Nl),
+    (BlockFormat::Iq3S, BlockFormat::Iq4Nl),
+    (BlockFormat::Iq3Xxs, BlockFormat::Iq4Nl),
+    (BlockFormat::Iq2S, BlockFormat::Iq4Nl),
+    (BlockFormat::Iq2Xs, BlockFormat::Iq4Nl),
+    (BlockFormat::Iq2Xxs, BlockFormat::Iq4Nl),
 ];
 
 impl ConventionWriter for Writer {
@@ -114,7 +119,8 @@ impl ConventionWriter for Writer {
     fn presets(&self) -> &'static [&'static str] {
         &[
             "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
-            "IQ4_NL", "IQ4_XS", "MXFP4A16", "NVFP4A16",
+            "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "MXFP4A16",
+            "NVFP4A16",
         ]
     }
 
@@ -292,19 +298,27 @@ mod tests {
                 "Q4_K" => BlockFormat::Q5_0,
                 "Q5_K" => BlockFormat::Q5_1,
                 "Q6_K" => BlockFormat::Q8_0,
-                "IQ4_XS" => BlockFormat::Iq4Nl,
+                "IQ4_XS" | "IQ3_S" | "IQ3_XXS" | "IQ2_S" | "IQ2_XS" | "IQ2_XXS" => {
+                    BlockFormat::Iq4Nl
+                }
                 _ => wanted,
             };
             assert_eq!(found(384).unwrap(), fallback, "{name}");
             assert!(found(40).is_err(), "{name}");
             n_blocks += 1;
         }
-        assert_eq!(n_blocks, 12);
+        assert_eq!(n_blocks, 17);
     }
 
     #[test]
     fn blocks_of_a_code_book_are_no_integers() {
-        for (name, is_integer) in [("Q4_K", true), ("IQ4_NL", false), ("IQ4_XS", false)] {
+        for (name, is_integer) in [
+            ("Q4_K", true),
+            ("IQ4_NL", false),
+            ("IQ4_XS", false),
+            ("IQ3_S", false),
+            ("IQ2_XXS", false),
+        ] {
             let preset = Preset::by_name(name).unwrap();
             assert_eq!(preset.weights.is_integer(), is_integer, "{name}");
             assert!(!preset.weights.is_asymmetric() || is_integer, "{name}");

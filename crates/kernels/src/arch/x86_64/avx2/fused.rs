@@ -1,7 +1,10 @@
 //! Loops whose definition has fused multiply-adds, compiled once more with AVX2 and FMA allowed: every processor with AVX2 but a
 //! few by VIA has both. Without FMA they are the portable ones.
 
-use crate::{Beam, Candidate, Feedback, FitSums, Levels, Product, Sweep, portable};
+use crate::blocks::Lattice;
+use crate::{
+    Beam, Candidate, EdgePoint, Feedback, FitSums, Levels, PointStep, Product, Sweep, portable,
+};
 
 fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
@@ -21,7 +24,9 @@ macro_rules! fused {
         )*
 
         mod with_fma {
-            use super::{Beam, Candidate, Feedback, FitSums, Levels, Sweep, portable};
+            use super::{
+                Beam, Candidate, EdgePoint, Feedback, FitSums, Lattice, Levels, PointStep, Sweep, portable,
+            };
 
             $(
                 #[target_feature(enable = "avx2,fma")]
@@ -40,6 +45,8 @@ fused! {
     fn losses(levels: Levels, values: &[f32], weights: &[f32], candidates: &[Candidate], out: &mut [f32]) = portable::fit::losses;
     fn nearest(levels: Levels, values: &[f32], candidate: Candidate, out: &mut [f32]) = portable::fit::nearest;
     fn fit_sums(levels: Levels, values: &[f32], weights: &[f32], candidate: Candidate) -> FitSums = portable::fit::fit_sums;
+    fn point_edge(lattice: &Lattice, values: &[f32], weights: &[f32], found: &mut Vec<EdgePoint>) = portable::points::edge;
+    fn improve_points(step: PointStep<'_>) -> bool = portable::points::improve;
 }
 
 /// Asks for lines of the cache.

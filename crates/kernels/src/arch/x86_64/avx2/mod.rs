@@ -71,6 +71,8 @@ pub(crate) static BACKEND: Backend = Backend {
     losses: fused::losses,
     nearest: fused::nearest,
     fit_sums: fused::fit_sums,
+    point_edge: fused::point_edge,
+    improve_points: fused::improve_points,
     ..PORTABLE
 };
 
