@@ -8,11 +8,10 @@
 //!
 //! and one line in [`BACKENDS`]. Tests and benches loop over [`Backend::available`].
 
-use crate::blocks::Lattice;
 use crate::encode::{CodeForm, Difference, Floats, GroupRules};
 use crate::rows::{CodedRows, FloatsMut, Stores};
 use crate::{
-    Beam, BlockFormat, Candidate, EdgePoint, Feedback, FitSums, Float, Levels, Minifloat, NanRule,
+    Beam, BlockFormat, Candidate, EdgeOf, Feedback, FitSums, Float, Levels, Minifloat, NanRule,
     OverflowRule, Packing, Planes, PointStep, Product, Sweep, Tile, portable,
 };
 
@@ -92,7 +91,7 @@ pub struct Backend {
     /// What better scales and offsets follow from. [`portable::fit::fit_sums`].
     pub fit_sums: fn(Levels, values: &[f32], weights: &[f32], Candidate) -> FitSums,
     /// The points of a lattice that are nearest to values at any scale. [`portable::points::edge`].
-    pub point_edge: fn(&Lattice, values: &[f32], weights: &[f32], found: &mut Vec<EdgePoint>),
+    pub point_edge: EdgeOf,
     /// Eight values to better points of a lattice. [`portable::points::improve`].
     pub improve_points: fn(PointStep<'_>) -> bool,
     /// Whole blocks of ggml to floats, in one go. [`BlockFormat::decode`].

@@ -58,7 +58,7 @@ pub use planes::Planes;
 pub use portable::beam::{Beam, MOST_HYPOTHESES};
 pub use portable::feedback::{Feedback, GroupScales};
 pub use portable::fit::{Candidate, FitSums};
-pub use portable::points::{EdgePoint, Edges, PointStep};
+pub use portable::points::{EdgeOf, EdgePoint, Edges, PointStep};
 pub use portable::sweep::Sweep;
 pub use rows::{CodedRows, FloatsMut, Stores};
 pub use tile::{Tile, TileOrder};

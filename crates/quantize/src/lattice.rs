@@ -56,7 +56,7 @@ pub(crate) fn nearest(
     chosen
 }
 
-/// Points that are looked at for each eight columns, and how often.
+/// Parts of the lattice that are looked at for each eight columns, and how often.
 const fn trials(effort: Effort) -> (usize, usize) {
     match effort {
         Effort::Fast => (4, 1),
@@ -142,7 +142,7 @@ pub(crate) fn feed_back(
     backend: &'static Backend,
 ) -> (Vec<f32>, Vec<f64>) {
     let (n_rows, n) = (scales.len(), factor.columns.len());
-    let (n_kept, n_rounds) = trials(effort);
+    let (n_parts, n_rounds) = trials(effort);
     let mut errors = vec![0.0; values.len()];
     let mut chosen = vec![0.0; values.len()];
     let mut losses = vec![0.0; n_rows];
@@ -183,7 +183,7 @@ pub(crate) fn feed_back(
                     values: &mut points,
                     levels: &mut levels,
                     is_free: true,
-                    n_kept,
+                    n_parts,
                     n_rounds,
                 });
                 chosen[cells].copy_from_slice(&levels);

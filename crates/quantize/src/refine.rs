@@ -13,9 +13,6 @@ use crate::search::{Freedom, RowFormat, RowScales};
 /// Columns that all rows sweep before the next ones: their part of `H` stays in the cache.
 const BLOCK: usize = 64;
 
-/// Points of a lattice that a sweep looks at for eight columns.
-const POINTS: usize = 8;
-
 /// A tile on its way.
 pub(crate) struct Refinement<'a> {
     pub(crate) format: &'a dyn RowFormat,
@@ -201,7 +198,7 @@ impl<'a> Refinement<'a> {
                     values: &mut values,
                     levels: &mut levels,
                     is_free: false,
-                    n_kept: POINTS,
+                    n_parts: 8,
                     n_rounds: 2,
                 };
                 if scale > 0.0 && (self.backend.improve_points)(step) {

@@ -34,6 +34,10 @@ pub struct Lattice {
 struct Tables {
     /// `[dimensions, n_points]`: the magnitude of each coordinate.
     magnitudes: Vec<f32>,
+    /// `[n_points, dimensions]`: the same, point after point.
+    of_points: Vec<f32>,
+    /// The largest of them.
+    largest: f32,
     /// The index of the point with these digits; `u16::MAX` where there is none.
     index_of: Vec<u16>,
 }
@@ -76,6 +80,21 @@ impl Lattice {
         &self.tables().magnitudes
     }
 
+    /// The magnitudes of one point.
+    ///
+    /// # Panics
+    /// If there is none of this index.
+    #[inline(always)]
+    pub fn point(&self, index: u16) -> &[f32] {
+        let start = usize::from(index) * self.dimensions;
+        &self.tables().of_points[start..start + self.dimensions]
+    }
+
+    /// The largest magnitude.
+    pub fn largest(&self) -> f32 {
+        self.tables().largest
+    }
+
     /// Bits of a digit.
     const fn digit_bits(&self) -> usize {
         if self.dimensions == UNIT { 2 } else { 3 }
@@ -94,11 +113,16 @@ impl Lattice {
                 let of = |point: &u16| self.book.values()[usize::from(self.digit(*point, j))];
                 magnitudes.extend(self.points.iter().map(of));
             }
+            let n = self.points.len();
+            let of_point = |p: usize| (0..self.dimensions).map(move |j| j * n + p);
+            let of_points = (0..n).flat_map(of_point).map(|at| magnitudes[at]).collect();
             let mut index_of = vec![u16::MAX; 1 << 16];
             for (index, &point) in (0..).zip(self.points) {
                 index_of[usize::from(point)] = index;
             }
             Tables {
+                of_points,
+                largest: magnitudes.iter().copied().fold(0.0, f32::max),
                 magnitudes,
                 index_of,
             }

@@ -16,7 +16,7 @@ use crate::blocks::Lattice;
 const UNIT: usize = Lattice::UNIT;
 
 /// Points that are looked at side by side.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// A point that is the nearest one at some scales: what a unit's part of the loss needs of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -58,7 +58,7 @@ pub fn signs(lattice: &Lattice, values: &[f32; UNIT], weights: &[f32; UNIT]) -> 
     signs
 }
 
-/// The points that are nearest to some coordinates at any positive scale, from the smallest on; what `found` held is replaced.
+/// The points that are nearest to some coordinates at a scale of `least` or more, from the smallest on; what `found` held is replaced.
 ///
 /// `values`: the coordinates with these signs taken off, negative where a sign was turned; `weights`: what each counts. Both have the
 /// lattice's dimensions.
@@ -66,7 +66,13 @@ pub fn signs(lattice: &Lattice, values: &[f32; UNIT], weights: &[f32; UNIT]) -> 
 /// # Panics
 /// If they have not.
 #[inline(always)]
-pub fn edge(lattice: &Lattice, values: &[f32], weights: &[f32], found: &mut Vec<EdgePoint>) {
+pub fn edge(
+    lattice: &Lattice,
+    values: &[f32],
+    weights: &[f32],
+    least: f32,
+    found: &mut Vec<EdgePoint>,
+) {
     assert_eq!(values.len(), lattice.dimensions, "a value per coordinate");
     assert_eq!(weights.len(), lattice.dimensions, "a weight per coordinate");
     let n = lattice.n_points();
@@ -81,14 +87,30 @@ pub fn edge(lattice: &Lattice, values: &[f32], weights: &[f32], found: &mut Vec<
         }
     }
     found.clear();
-    let first = sums.best(0.0, 1.0);
-    let last = sums.best(1.0, 0.0);
-    found.push(first);
-    sums.between(first, last, found, MOST);
-    if last.index != first.index {
-        found.push(last);
+    let mut left = sums.best(0.0, 1.0);
+    found.push(left);
+    // What lies between the last point found and the first of these, the nearest first.
+    let mut ahead = [EdgePoint::default(); AHEAD];
+    ahead[0] = sums.best(1.0, 0.5 * least);
+    let mut n_ahead = usize::from(ahead[0].index != left.index);
+    while n_ahead > 0 {
+        let right = ahead[n_ahead - 1];
+        match sums.beyond(left, right) {
+            Some(point) if n_ahead < AHEAD => {
+                ahead[n_ahead] = point;
+                n_ahead += 1;
+            }
+            Some(_) | None => {
+                found.push(right);
+                left = right;
+                n_ahead -= 1;
+            }
+        }
     }
 }
+
+/// Points of an edge that wait for those before them, at most: an edge has far fewer.
+const AHEAD: usize = 64;
 
 /// Most points of a lattice.
 const MOST: usize = 1024;
@@ -124,47 +146,58 @@ impl Sums {
     fn best(&self, product: f32, square: f32) -> EdgePoint {
         let (products, _) = self.products[..self.n].as_chunks::<LANES>();
         let (squares, _) = self.squares[..self.n].as_chunks::<LANES>();
-        let mut least = [f32::INFINITY; LANES];
-        let mut at = [0_u32; LANES];
-        for (i, (products, squares)) in (0..).zip(products.iter().zip(squares)) {
+        let height = |products: &[f32; LANES], squares: &[f32; LANES], lane: usize| {
+            square * squares[lane] - product * products[lane]
+        };
+        // A look for the least height and one for its place are faster than one for both: neither has to wait for itself.
+        let mut lanes = [f32::INFINITY; LANES];
+        for (products, squares) in products.iter().zip(squares) {
+            for (lane, least) in lanes.iter_mut().enumerate() {
+                let height = height(products, squares, lane);
+                *least = if height < *least { height } else { *least };
+            }
+        }
+        let mut least = f32::INFINITY;
+        for height in lanes {
+            least = if height < least { height } else { least };
+        }
+        for (i, (products, squares)) in products.iter().zip(squares).enumerate() {
+            let mut is_here = false;
             for lane in 0..LANES {
-                let height = square * squares[lane] - product * products[lane];
-                let is_less = height < least[lane];
-                least[lane] = if is_less { height } else { least[lane] };
-                at[lane] = if is_less { i } else { at[lane] };
+                is_here |= height(products, squares, lane) <= least;
+            }
+            if is_here {
+                let is_least = |lane: &usize| height(products, squares, *lane) <= least;
+                let lane = (0..LANES).find(is_least).unwrap_or(0);
+                return self.point(i * LANES + lane);
             }
         }
-        let mut best = 0;
-        let place = |lane: usize| at[lane] as usize * LANES + lane;
-        for lane in 1..LANES {
-            let is_earlier = least[lane] == least[best] && place(lane) < place(best);
-            if least[lane] < least[best] || is_earlier {
-                best = lane;
-            }
-        }
-        self.point(place(best))
+        self.point(0)
     }
 
-    /// Appends the points of the edge between two of it, by the point that lies furthest beyond their line, again and again.
-    fn between(&self, left: EdgePoint, right: EdgePoint, found: &mut Vec<EdgePoint>, most: usize) {
+    /// The point that lies furthest beyond the line between two points of the edge.
+    #[inline(always)]
+    fn beyond(&self, left: EdgePoint, right: EdgePoint) -> Option<EdgePoint> {
         let (run, rise) = (right.product - left.product, right.square - left.square);
         // Also ends where a sum is no number.
-        if !(run > 0.0 && rise > 0.0) || most == 0 {
-            return;
+        if !(run > 0.0 && rise > 0.0) {
+            return None;
         }
         let furthest = self.best(rise, run);
-        let beyond = |point: &EdgePoint| run * point.square - rise * point.product;
-        if [left.index, right.index].contains(&furthest.index) || beyond(&furthest) >= beyond(&left)
-        {
-            return;
-        }
-        self.between(left, furthest, found, most / 2);
-        found.push(furthest);
-        self.between(furthest, right, found, most / 2);
+        let height = |point: &EdgePoint| run * point.square - rise * point.product;
+        let is_new = ![left.index, right.index].contains(&furthest.index);
+        (is_new && height(&furthest) < height(&left)).then_some(furthest)
     }
 }
 
-/// The edges of all units of a group, and what its values weigh.
+/// [`edge`], or what a backend has in its place.
+pub type EdgeOf = fn(&Lattice, values: &[f32], weights: &[f32], least: f32, &mut Vec<EdgePoint>);
+
+/// The least scale that is worth a look, as a share of that which gives the largest value its level.
+const LEAST: f32 = 0.3;
+
+/// The edges of all units of a group, and what its values weigh. At scales below 0.3 of that which its largest value asks for points are near,
+/// but need not be the nearest.
 #[derive(Clone, Debug)]
 pub struct Edges<'a> {
     lattice: &'static Lattice,
@@ -179,7 +212,7 @@ pub struct Edges<'a> {
 }
 
 impl<'a> Edges<'a> {
-    /// Of a group's values; `edge` is [`edge`] or what a backend has in its place.
+    /// Of a group's values.
     ///
     /// # Panics
     /// If there are not as many weights, or these are no whole units.
@@ -187,7 +220,7 @@ impl<'a> Edges<'a> {
         lattice: &'static Lattice,
         values: &'a [f32],
         weights: &'a [f32],
-        edge: fn(&Lattice, &[f32], &[f32], &mut Vec<EdgePoint>),
+        edge: EdgeOf,
     ) -> Self {
         assert_eq!(values.len(), weights.len(), "a weight per value");
         let (units, rest) = values.as_chunks::<UNIT>();
@@ -200,13 +233,17 @@ impl<'a> Edges<'a> {
             ends: Vec::with_capacity(values.len() / lattice.dimensions),
             signs: Vec::with_capacity(units.len()),
         };
+        let largest = values
+            .iter()
+            .fold(0.0, |most: f32, value| most.max(value.abs()));
+        let least = LEAST * largest / lattice.largest();
         let mut of_place = Vec::new();
         for (values, weights) in units.iter().zip(weights.as_chunks::<UNIT>().0) {
             let signs = signs(lattice, values, weights);
             let signed: [f32; UNIT] = std::array::from_fn(|j| with_sign(values[j], signs >> j));
             let places = signed.chunks_exact(lattice.dimensions);
             for (values, weights) in places.zip(weights.chunks_exact(lattice.dimensions)) {
-                edge(lattice, values, weights, &mut of_place);
+                edge(lattice, values, weights, least, &mut of_place);
                 found.points.extend_from_slice(&of_place);
                 found.ends.push(found.points.len());
             }
@@ -290,12 +327,12 @@ impl<'a> Edges<'a> {
 
     /// Writes the levels of the point of a place.
     fn put(&self, place: usize, point: &EdgePoint, scale: f32, levels: &mut [f32]) {
-        let (n, magnitudes) = (self.lattice.n_points(), self.lattice.magnitudes());
         let first = place * levels.len();
         let (signs, turned) = (self.signs[first / UNIT], u8::from(scale < 0.0));
-        for (i, level) in levels.iter_mut().enumerate() {
+        let magnitudes = self.lattice.point(point.index);
+        for (i, (level, magnitude)) in levels.iter_mut().zip(magnitudes).enumerate() {
             let sign = signs >> ((first + i) % UNIT) ^ turned;
-            *level = with_sign(magnitudes[i * n + usize::from(point.index)], sign);
+            *level = with_sign(*magnitude, sign);
         }
     }
 }
@@ -317,22 +354,25 @@ pub struct PointStep<'a> {
     pub levels: &'a mut [f32; UNIT],
     /// Whether the values are no point yet: the first one that is found is then taken.
     pub is_free: bool,
-    /// Points that are looked at each time, at most 32.
-    pub n_kept: usize,
+    /// Parts of the lattice of which the nearest point is looked at, each time: a power of two, at most 32.
+    pub n_parts: usize,
     /// How often they are looked for.
     pub n_rounds: usize,
 }
 
-/// Most points that are looked at each time.
-const KEPT: usize = 32;
+/// Most parts of a lattice.
+const PARTS: usize = 32;
 
 /// Goes to better points, as long as there are such; tells whether it went to any.
 ///
 /// # Panics
-/// If a metric asks for more than 32 points at once.
+/// If parts are no power of two, or more than 32.
 #[inline(always)]
 pub fn improve(mut step: PointStep<'_>) -> bool {
-    assert!(step.n_kept <= KEPT, "at most {KEPT} points at once");
+    assert!(
+        step.n_parts.is_power_of_two() && step.n_parts <= PARTS,
+        "1, 2, 4 ... {PARTS} parts"
+    );
     let mut has_moved = false;
     for _ in 0..step.n_rounds {
         let moved = step.move_points() | step.turn_signs();
@@ -357,22 +397,17 @@ impl PointStep<'_> {
         let signs = signs(self.lattice, &wanted, &weights);
         let signed: [f32; UNIT] = std::array::from_fn(|j| with_sign(wanted[j], signs >> j));
         let size = self.lattice.dimensions;
-        let mut kept = [[(f32::INFINITY, 0); KEPT]; 2];
+        let mut kept = [[0; PARTS]; 2];
         let mut best = [0.0; UNIT];
         for (place, kept) in kept.iter_mut().enumerate().take(UNIT / size) {
             let coordinates = place * size..(place + 1) * size;
             let of = (&signed[coordinates.clone()], &weights[coordinates]);
-            nearest(
-                self.lattice,
-                of,
-                self.scale,
-                &mut kept[..self.n_kept.max(1)],
-            );
-            self.put(&mut best, place, kept[0].1, signs);
+            nearest(self.lattice, of, self.scale, &mut kept[..self.n_parts]);
+            self.put(&mut best, place, kept[0], signs);
         }
         let mut least = self.change(&best);
         for (place, kept) in kept.iter().enumerate().take(UNIT / size) {
-            for &(_, index) in &kept[1..self.n_kept.max(1)] {
+            for &index in &kept[1..self.n_parts] {
                 let mut levels = best;
                 self.put(&mut levels, place, index, signs);
                 let change = self.change(&levels);
@@ -434,10 +469,9 @@ impl PointStep<'_> {
     #[inline(always)]
     fn put(&self, levels: &mut [f32; UNIT], place: usize, index: u16, signs: u8) {
         let size = self.lattice.dimensions;
-        let (n, magnitudes) = (self.lattice.n_points(), self.lattice.magnitudes());
-        for i in 0..size {
+        for (i, magnitude) in self.lattice.point(index).iter().enumerate() {
             let j = place * size + i;
-            levels[j] = with_sign(magnitudes[i * n + usize::from(index)], signs >> j);
+            levels[j] = with_sign(*magnitude, signs >> j);
         }
     }
 
@@ -486,14 +520,9 @@ fn total(each: [f32; UNIT]) -> f32 {
     first + second
 }
 
-/// The points that are nearest by weights alone, the nearest first.
+/// Points that are near by weights alone: the nearest of each part of the lattice, the nearest of all in front.
 #[inline(always)]
-fn nearest(
-    lattice: &Lattice,
-    (values, weights): (&[f32], &[f32]),
-    scale: f32,
-    kept: &mut [(f32, u16)],
-) {
+fn nearest(lattice: &Lattice, (values, weights): (&[f32], &[f32]), scale: f32, kept: &mut [u16]) {
     let n = lattice.n_points();
     let mut heights = [0.0; MOST];
     let heights = &mut heights[..n];
@@ -504,28 +533,28 @@ fn nearest(
             *height += magnitude * (square * magnitude - product);
         }
     }
-    let (chunks, _) = heights.as_chunks::<LANES>();
-    let last = kept.len() - 1;
-    for (i, chunk) in chunks.iter().enumerate() {
-        let worst = kept[last].0;
-        let mut is_near = false;
-        for height in chunk {
-            is_near |= *height < worst;
-        }
-        if !is_near {
-            continue;
-        }
-        for (lane, &height) in chunk.iter().enumerate() {
-            let mut next = (height, (i * LANES + lane) as u16);
-            if next.0 < kept[last].0 {
-                for kept in kept.iter_mut() {
-                    if next.0 < kept.0 {
-                        std::mem::swap(kept, &mut next);
-                    }
-                }
+    // Every lattice has 256 points or twice, four times as many.
+    let size = n / kept.len();
+    let mut best = (f32::INFINITY, 0);
+    for (part, (heights, kept)) in heights.chunks_exact(size).zip(kept.iter_mut()).enumerate() {
+        let (chunks, _) = heights.as_chunks::<8>();
+        let mut lanes = [f32::INFINITY; 8];
+        for chunk in chunks {
+            for (least, height) in lanes.iter_mut().zip(chunk) {
+                *least = if *height < *least { *height } else { *least };
             }
         }
+        let mut least = f32::INFINITY;
+        for height in lanes {
+            least = if height < least { height } else { least };
+        }
+        let place = heights.iter().position(|height| *height <= least);
+        *kept = (part * size + place.unwrap_or(0)) as u16;
+        if least < best.0 {
+            best = (least, part);
+        }
     }
+    kept.swap(0, best.1);
 }
 
 #[cfg(test)]
@@ -550,7 +579,7 @@ mod tests {
             for lattice in lattices() {
                 let size = lattice.dimensions;
                 let (values, weights) = (&values[..size], &weights[..size]);
-                edge(lattice, values, weights, &mut edge_points);
+                edge(lattice, values, weights, scale, &mut edge_points);
                 let found = edge_points.iter().map(|p| f64::from(p.loss(scale))).fold(f64::INFINITY, f64::min);
                 let n = lattice.n_points();
                 let loss = |p: usize| -> f64 {
@@ -565,7 +594,7 @@ mod tests {
                 prop_assert!(edge_points.is_sorted_by_key(|p| p.square));
                 for backend in Backend::available() {
                     let mut again = Vec::new();
-                    (backend.point_edge)(lattice, values, weights, &mut again);
+                    (backend.point_edge)(lattice, values, weights, scale, &mut again);
                     prop_assert_eq!(&again, &edge_points, "{}", backend.name);
                 }
             }
@@ -593,17 +622,17 @@ mod tests {
                     total(std::array::from_fn(|j| by[j] * bent[j]))
                 };
                 let mut losses = vec![f32::INFINITY];
-                for (is_free, n_kept) in [(true, 1), (false, 4), (false, 32)] {
+                for (is_free, n_parts) in [(true, 1), (false, 8), (false, 32)] {
                     let before = (slope, values, levels);
                     improve(PointStep {
                         lattice, scale, metric: &metric, slope: &mut slope, values: &mut values, levels: &mut levels,
-                        is_free, n_kept, n_rounds: 4,
+                        is_free, n_parts, n_rounds: 4,
                     });
                     for backend in Backend::available() {
                         let (mut slope_again, mut values_again, mut levels_again) = before;
                         (backend.improve_points)(PointStep {
                             lattice, scale, metric: &metric, slope: &mut slope_again, values: &mut values_again,
-                            levels: &mut levels_again, is_free, n_kept, n_rounds: 4,
+                            levels: &mut levels_again, is_free, n_parts, n_rounds: 4,
                         });
                         let again = [slope_again, values_again, levels_again].map(|all| all.map(f32::to_bits));
                         let first = [slope, values, levels].map(|all| all.map(f32::to_bits));
@@ -636,6 +665,7 @@ mod tests {
                     lattice,
                     &[bad; 8][..lattice.dimensions],
                     &[1.0; 8][..lattice.dimensions],
+                    bad,
                     &mut found,
                 );
                 assert!(!found.is_empty());
@@ -648,7 +678,7 @@ mod tests {
                     values: &mut values,
                     levels: &mut levels,
                     is_free: true,
-                    n_kept: 8,
+                    n_parts: 1,
                     n_rounds: 2,
                 });
                 assert!(levels.iter().all(|level| level.abs() >= 2.0), "{levels:?}");

@@ -1,6 +1,7 @@
 //! The passes of quantizing: each backend beside portable, over the stored bytes of each dense type.
 
 use super::cases::{self, LENGTHS, OFFSETS};
+use crate::blocks::CodeValue;
 use crate::encode::{CodeForm, CodeRule, Difference, Floats, GroupRules};
 use crate::{
     Backend, BlockFormat, Codebook, E2M1Rule, Float, Minifloat, PORTABLE, Packing, Stores,
@@ -417,9 +418,11 @@ fn encode_blocks() {
     assert!(visited >= 18 * 3 * 40, "{visited}");
 }
 
-/// Values of some hundred blocks, several times.
+/// Values of some hundred blocks, several times; of a few, less often, where the search of a lattice takes its time.
 fn blocks_of(format: BlockFormat) -> Vec<Vec<f32>> {
-    let n = 96 * format.elements();
+    let value = format.layout().map(|layout| layout.value);
+    let is_slow = matches!(value, Some(CodeValue::Lattice(_)));
+    let n = if is_slow { 1 } else { 96 } * format.elements();
     let mut all = vec![
         cases::weights(n),
         cases::floats(n),
@@ -427,7 +430,8 @@ fn blocks_of(format: BlockFormat) -> Vec<Vec<f32>> {
         vec![-0.0; n],
     ];
     // Magnitudes of all sizes, equal extremes of either sign, halfway quotients, zeros among positive values.
-    for exponent in [-149, -130, -110, -60, -20, 0, 7, 30, 90, 110, 127] {
+    let exponents = [-149, -20, 127, -130, -110, -60, 0, 7, 30, 90, 110];
+    for &exponent in &exponents[..if is_slow { 3 } else { 11 }] {
         let power = 2.0_f32.powi(exponent);
         all.push(cases::weights(n).iter().map(|v| v * power).collect());
         let half = |i: usize| ((i * 7) % 33) as f32 / 2.0 - 8.0;

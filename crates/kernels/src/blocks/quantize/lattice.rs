@@ -1,7 +1,7 @@
 //! IQ2 and IQ3: the nearest points of the lattice, under scales of least squares.
 
 use super::super::layout::{Block, BlockLayout, CodeValue};
-use crate::portable::points::{Edges, edge};
+use crate::portable::points::{EdgeOf, Edges};
 
 /// Scales that a group begins with, as shares of what its largest value asks for: with few levels it pays to cut off what is large.
 const SHARES: [f32; 6] = [0.5, 0.65, 0.8, 0.95, 1.1, 1.3];
@@ -13,11 +13,15 @@ const ROUNDS: usize = 4;
 const MOST: f32 = 15.5;
 
 /// Each group gets the scale that fits it best, `d` the unit in which the largest of them is the last; then all the nearest points.
-pub(super) fn choose(layout: &'static BlockLayout, values: &[f32], block: &mut Block) {
+pub(crate) fn choose(
+    layout: &'static BlockLayout,
+    edge: EdgeOf,
+    values: &[f32],
+    block: &mut Block,
+) {
     let CodeValue::Lattice(lattice) = layout.value else {
         return;
     };
-    let largest = lattice.magnitudes().iter().fold(0.0, |a: f32, b| a.max(*b));
     let weights = [1.0; 32];
     let groups = values.chunks_exact(layout.group);
     let edges: Vec<Edges<'_>> = groups
@@ -26,7 +30,7 @@ pub(super) fn choose(layout: &'static BlockLayout, values: &[f32], block: &mut B
     let wanted: Vec<f32> = values
         .chunks_exact(layout.group)
         .zip(&edges)
-        .map(|(values, edges)| fitted(edges, super::max_magnitude(values) / largest))
+        .map(|(values, edges)| fitted(edges, super::max_magnitude(values) / lattice.largest()))
         .collect();
     let most = wanted.iter().copied().fold(0.0, f32::max);
     block.d = crate::Float::F16.nearest(most / MOST);

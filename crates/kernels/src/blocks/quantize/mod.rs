@@ -9,7 +9,7 @@
 mod float4;
 mod iq4;
 pub(crate) mod k_quants;
-mod lattice;
+pub(crate) mod lattice;
 mod legacy;
 mod pack;
 mod ternary;
@@ -17,6 +17,7 @@ mod ternary;
 use super::BlockFormat;
 use super::layout::{Block, BlockLayout};
 use super::points;
+use crate::portable;
 
 /// Chooses the fields of one block. `codes` beyond the block's elements, and fields that the layout lacks, are ignored.
 type QuantizeBlock = fn(&[f32], &mut Block);
@@ -49,11 +50,21 @@ impl BlockFormat {
             BlockFormat::Q2_0 => ternary::q2_0,
             BlockFormat::Mxfp4 => float4::mxfp4,
             BlockFormat::Nvfp4 => float4::nvfp4,
-            BlockFormat::Iq2Xxs => |values, block| lattice::choose(&points::IQ2_XXS, values, block),
-            BlockFormat::Iq2Xs => |values, block| lattice::choose(&points::IQ2_XS, values, block),
-            BlockFormat::Iq2S => |values, block| lattice::choose(&points::IQ2_S, values, block),
-            BlockFormat::Iq3Xxs => |values, block| lattice::choose(&points::IQ3_XXS, values, block),
-            BlockFormat::Iq3S => |values, block| lattice::choose(&points::IQ3_S, values, block),
+            BlockFormat::Iq2Xxs => |values, block| {
+                lattice::choose(&points::IQ2_XXS, portable::points::edge, values, block);
+            },
+            BlockFormat::Iq2Xs => |values, block| {
+                lattice::choose(&points::IQ2_XS, portable::points::edge, values, block);
+            },
+            BlockFormat::Iq2S => |values, block| {
+                lattice::choose(&points::IQ2_S, portable::points::edge, values, block);
+            },
+            BlockFormat::Iq3Xxs => |values, block| {
+                lattice::choose(&points::IQ3_XXS, portable::points::edge, values, block);
+            },
+            BlockFormat::Iq3S => |values, block| {
+                lattice::choose(&points::IQ3_S, portable::points::edge, values, block);
+            },
             BlockFormat::Iq1S | BlockFormat::Iq1M => return None,
         };
         let layout = self.layout()?;

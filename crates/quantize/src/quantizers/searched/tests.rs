@@ -223,6 +223,12 @@ fn groups_of_nothing_of_one_value_and_with_one_outlier_are_kept() {
     for (kind, value) in kinds {
         let values: Vec<f32> = (0..32 * n).map(value).collect();
         for (name, layout, target) in layouts(32, n) {
+            // The search of a lattice takes its time, and rows are alike here.
+            let values = if name.starts_with("gguf IQ") {
+                &values[..2 * n]
+            } else {
+                &values[..]
+            };
             for method in [
                 Searched::MeanSquares,
                 Searched::HalfQuadratic,
@@ -232,7 +238,7 @@ fn groups_of_nothing_of_one_value_and_with_one_outlier_are_kept() {
                 let found = quantize(
                     &method,
                     &target,
-                    rows(&values, n),
+                    rows(values, n),
                     Some(&inputs),
                     &Settings::default(),
                 );
@@ -263,7 +269,7 @@ fn groups_of_nothing_of_one_value_and_with_one_outlier_are_kept() {
 
 #[test]
 fn a_row_does_not_depend_on_the_rows_it_is_given_with() {
-    let values = weights(100 * 256, 3);
+    let values = weights(40 * 256, 3);
     let inputs = inputs(256);
     let settings = Settings {
         effort: Effort::Fast,
@@ -271,7 +277,7 @@ fn a_row_does_not_depend_on_the_rows_it_is_given_with() {
     };
     let backend = Backend::detect();
     let mut visited = 0;
-    for (name, _, target) in layouts(100, 256) {
+    for (name, _, target) in layouts(40, 256) {
         if matches!(
             target.scheme.granularity,
             safequant_schemes::Granularity::Block { .. }
@@ -290,7 +296,7 @@ fn a_row_does_not_depend_on_the_rows_it_is_given_with() {
                 continue;
             };
             let mut codes = Vec::new();
-            for (start, end) in [(0, 7), (7, 80), (80, 100)] {
+            for (start, end) in [(0, 7), (7, 32), (32, 40)] {
                 let part = Rows {
                     values: Floats::F32(&values[start * 256..end * 256]),
                     first_row: start as u64,
@@ -353,6 +359,7 @@ fn every_backend_gives_the_same_and_every_order_beats_the_natural_one() {
         "bitsandbytes NF4",
         "hqq W4A16_ASYM",
         "gguf Q4_K",
+        "gguf IQ3_XXS",
     ] {
         let found = layouts(20, 256)
             .into_iter()

@@ -45,7 +45,7 @@ fused! {
     fn losses(levels: Levels, values: &[f32], weights: &[f32], candidates: &[Candidate], out: &mut [f32]) = portable::fit::losses;
     fn nearest(levels: Levels, values: &[f32], candidate: Candidate, out: &mut [f32]) = portable::fit::nearest;
     fn fit_sums(levels: Levels, values: &[f32], weights: &[f32], candidate: Candidate) -> FitSums = portable::fit::fit_sums;
-    fn point_edge(lattice: &Lattice, values: &[f32], weights: &[f32], found: &mut Vec<EdgePoint>) = portable::points::edge;
+    fn point_edge(lattice: &Lattice, values: &[f32], weights: &[f32], least: f32, found: &mut Vec<EdgePoint>) = portable::points::edge;
     fn improve_points(step: PointStep<'_>) -> bool = portable::points::improve;
 }
 

@@ -15,12 +15,13 @@ use std::arch::x86_64::{
 };
 
 use super::super::lanes::{prefetch_ahead, store, store16};
-use super::super::stream;
+use super::super::{fused, stream};
 use super::k_quants;
 use super::lanes::{BF16, F16, F32, bytes_of, four, in_order, load32, size_of, together};
 use super::small_float::toward_zero_unsigned;
 use crate::blocks::Block;
 use crate::blocks::quantize::k_quants::{Q4_SEARCH, Q5_SEARCH};
+use crate::blocks::quantize::lattice;
 use crate::encode::Floats;
 use crate::rows::Stores;
 use crate::{BlockFormat, Float, portable};
@@ -95,15 +96,20 @@ fn of_kind<const KIND: u8>(format: BlockFormat, source: (Float, &[u8]), blocks: 
             k_quants::six_bit_pairs(&Q5_SEARCH, x, b);
         }),
         BlockFormat::Q6K => searched::<KIND>(format, source, blocks, |x, b| k_quants::q6_k(x, b)),
+        BlockFormat::Iq2Xxs
+        | BlockFormat::Iq2Xs
+        | BlockFormat::Iq2S
+        | BlockFormat::Iq3Xxs
+        | BlockFormat::Iq3S => {
+            let layout = format.layout().expect("a lattice with codes");
+            searched::<KIND>(format, source, blocks, |x, b| {
+                lattice::choose(layout, fused::point_edge, x, b);
+            });
+        }
         BlockFormat::Q3K
         | BlockFormat::Iq4Nl
         | BlockFormat::Iq4Xs
-        | BlockFormat::Iq2Xxs
-        | BlockFormat::Iq2Xs
-        | BlockFormat::Iq3Xxs
         | BlockFormat::Iq1S
-        | BlockFormat::Iq3S
-        | BlockFormat::Iq2S
         | BlockFormat::Iq1M
         | BlockFormat::Tq1_0
         | BlockFormat::Tq2_0
