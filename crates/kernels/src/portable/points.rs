@@ -185,8 +185,12 @@ impl Sums {
         }
         let furthest = self.best(rise, run);
         let height = |point: &EdgePoint| run * point.square - rise * point.product;
-        let is_new = ![left.index, right.index].contains(&furthest.index);
-        (is_new && height(&furthest) < height(&left)).then_some(furthest)
+        // Rounding can put a point beyond the line that is not between its ends: it would be found again and again.
+        let is_between = left.product < furthest.product
+            && furthest.product < right.product
+            && left.square < furthest.square
+            && furthest.square < right.square;
+        (is_between && height(&furthest) < height(&left)).then_some(furthest)
     }
 }
 
@@ -654,6 +658,41 @@ mod tests {
                 prop_assert!(losses.is_sorted_by(|a, b| *b <= a * 1.0001 + 1e-4), "{losses:?}");
             }
         }
+    }
+
+    /// Points that lie on one line but for rounding, and sums that are nearly all the same.
+    #[test]
+    fn an_edge_ends_whatever_the_rounding() {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from((state >> 20) as u16)
+        };
+        let mut n_edges = 0;
+        let mut found = Vec::new();
+        for lattice in lattices() {
+            for (least, base) in [(0.0, 1.0), (1e-3, 1e3), (1e-3, 1e-3), (0.0, 1e-30)] {
+                for _ in 0..100 {
+                    let values: [f32; UNIT] = std::array::from_fn(|_| base + base * 1e-7 * next());
+                    let weights: [f32; UNIT] =
+                        std::array::from_fn(|j| if j % 2 == 0 { 1.0 } else { 1e-6 * next() });
+                    let size = lattice.dimensions;
+                    edge(
+                        lattice,
+                        &values[..size],
+                        &weights[..size],
+                        least,
+                        &mut found,
+                    );
+                    assert!((1..=lattice.n_points()).contains(&found.len()));
+                    assert!(
+                        found.is_sorted_by(|a, b| a.square < b.square && a.product < b.product)
+                    );
+                    n_edges += 1;
+                }
+            }
+        }
+        assert_eq!(n_edges, 5 * 4 * 100);
     }
 
     #[test]
