@@ -97,7 +97,7 @@ FORMATS: tuple[Format, ...] = (
     Format("NVFP4", "nvfp4", ("--scheme", "NVFP4A16", "--convention", "compressed-tensors"), 4, 16, bar=(0.4645, 0.1866)),
     Format("MXFP4", "mxfp4", ("--scheme", "MXFP4A16", "--convention", "compressed-tensors"), 4, 32, bar=(0.9315, 0.3143)),
     codebook("NF4 bs64", "NF4", "nf4", 0.5322, 0.1985),
-    Format("NF4 bs64 double-quant", "codebook", (), 4, 64, kind="nf4-double"),
+    codebook("NF4 bs64 double-quant", "NF4_DQ", "nf4-double"),
     codebook("FP4 bs64", "FP4", "fp4"),
     ggml("Q8_0"),
     ggml("Q6_K", None, 0.0093),

@@ -254,7 +254,10 @@ fn a_doubled_scale_is_found_with_its_ratio() {
         let found = compare(&a, &b, &Options::default());
         let changed = differing(&found, Level::Codes);
         let names: Vec<_> = changed.iter().map(|weight| &weight.a.name).collect();
-        assert_eq!(names, [&weight.weight], "{}", fixture.name);
+        // The second, if there is one, is the same weight times what its inputs are divided by.
+        assert_eq!(names[0], &weight.weight, "{}", fixture.name);
+        let effective = format!("{}_effective", weight.weight);
+        assert!(names[1..].iter().all(|name| **name == effective));
         let scales = changed[0].scales.found().unwrap();
         assert_eq!(scales.n_differ, 1, "{}: {scales:?}", fixture.name);
         let most = scales
@@ -355,11 +358,14 @@ fn a_dense_copy_is_near_and_has_no_codes() {
             ..Options::default()
         };
         let found = compare(&source, &made, &near);
-        assert!(
-            differing_by(&found, 1e-3).is_empty(),
-            "{}: {found:#?}",
-            fixture.name
-        );
+        let mut differing = differing_by(&found, 1e-3);
+        // What is beyond F16 is infinite in the copy.
+        differing.retain(|weight| {
+            let values = weight.values.found();
+            let loss = values.and_then(|values| values.loss.as_ref());
+            loss.is_none_or(|loss| loss.max_error.is_finite())
+        });
+        assert!(differing.is_empty(), "{}: {differing:#?}", fixture.name);
         let codes = compare(&source, &made, &only(&[Level::Codes]));
         assert!(codes.differs(Level::Codes), "{}", fixture.name);
         let sums = codes.sums();

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use safequant::container::Checkpoint;
-use safequant::kernels::{Backend, Float};
+use safequant::kernels::{Backend, DYNAMIC_8BIT, Float};
 use safequant::rewrite::Label;
 use safequant::rewrite::convert::{Conversion, conversion};
 use safequant::schemes::encode::{is_carried, row_unit};
 use safequant::schemes::{
     CONVENTIONS, Code, CodeTile, ConventionWriter, Decoder, Granularity, Model, Part, Preset,
-    QuantizedTensor, Role, Storage, SuperScale, Transcoder, ZeroPoint,
+    QuantizedTensor, Role, ScaleCoding, Storage, SuperScale, Transcoder, ZeroPoint,
 };
 
 use super::{fixture, memory};
@@ -276,6 +276,7 @@ fn made_up(tensor: &QuantizedTensor, seed: u64) -> CodeTile {
     };
     let power = |i: u64| f32::from_bits((120 + (at(i ^ 0xaaaa) % 8) as u32) << 23);
     let zero = |i: u64| 1 + i32::from(small(at(i ^ 0x5555), (1 << bits) - 1));
+    let entry = |i: u64| DYNAMIC_8BIT[usize::from(small(at(i ^ 0x3333), 256))];
     let indices = 0..rows * columns;
     let (mut zeros, mut offsets) = (Vec::new(), Vec::new());
     match scheme.zero_point {
@@ -291,15 +292,23 @@ fn made_up(tensor: &QuantizedTensor, seed: u64) -> CodeTile {
     CodeTile {
         rows: 0..tensor.n_rows(),
         codes: codes.collect(),
-        scales: indices.map(power).collect(),
+        scales: match scheme.scale {
+            ScaleCoding::StoredTable => indices.map(entry).collect(),
+            ScaleCoding::Float(_)
+            | ScaleCoding::E8M0(_)
+            | ScaleCoding::Minifloat(_)
+            | ScaleCoding::Integer
+            | ScaleCoding::One => indices.map(power).collect(),
+        },
         zeros,
         offsets,
         supers: match scheme.super_scale {
             SuperScale::Multiply | SuperScale::Divide => vec![0.125],
-            SuperScale::None
-            | SuperScale::Nested { .. }
-            | SuperScale::Grouped { .. }
-            | SuperScale::Channel => Vec::new(),
+            SuperScale::Nested { size, offset: _ } => {
+                let blocks = 0..(rows * columns).div_ceil(size);
+                blocks.map(power).collect()
+            }
+            SuperScale::None | SuperScale::Grouped { .. } | SuperScale::Channel => Vec::new(),
         },
         ..CodeTile::default()
     }

@@ -1,15 +1,20 @@
 //! The same byte equality by way of the product's own writers: `lay_out`, `rtn`, `encode` give the tool's files, part for
 //! part: name, dtype, shape, bytes.
 
-use safequant::kernels::{Backend, Minifloat};
-use safequant::quantize::{Division, ScaleRule};
+use std::path::Path;
+
+use safequant::container::Dtype;
+use safequant::kernels::{Backend, Codebook, Float, Minifloat};
+use safequant::quantize::{Division, ScaleRule, scale_sums};
 use safequant::schemes::convention::convention;
 use safequant::schemes::encode::{constant_regions, encode, row_unit};
 use safequant::schemes::preset::{Preset, PresetGranularity, WeightCode};
-use safequant::schemes::{CodeTile, EncodedRegion, Part, QuantizedTensor, Role};
+use safequant::schemes::{
+    CodeTile, ConventionWriter, EncodedRegion, Part, QuantizedTensor, Role, SuperScale,
+};
 use serde_json::Value;
 
-use super::fixture::{Fixture, Weight, folders, has_small_scales};
+use super::fixture::{Fixture, Tensor, Weight, folders, has_small_scales, read};
 use super::reference::{number, target};
 
 /// What was compared, and modules whose zero points GPTQ v1 cannot hold.
@@ -19,6 +24,8 @@ struct Visited {
     modules: usize,
     parts: usize,
     refused: usize,
+    /// Offsets of scales, and those of them that are the tool's to the last bit.
+    offsets: (usize, usize),
 }
 
 /// How a fixture's weight was quantized.
@@ -166,6 +173,59 @@ fn torchao(fixture: &Fixture, _: &Weight) -> Case {
     }
 }
 
+fn bitsandbytes(fixture: &Fixture, _: &Weight) -> Case {
+    let config = &fixture.config;
+    let mut preset = Preset::by_name("INT8").unwrap();
+    if config["load_in_4bit"] == true {
+        let book = match config["bnb_4bit_quant_type"].as_str().unwrap() {
+            "nf4" => Codebook::Nf4,
+            "fp4" => Codebook::BnbFp4,
+            other => panic!("{other}"),
+        };
+        preset = Preset::by_name("NF4").unwrap();
+        let is_double = config["bnb_4bit_use_double_quant"].as_bool().unwrap();
+        preset.weights = if is_double {
+            WeightCode::NestedCodebook(book)
+        } else {
+            WeightCode::Codebook(book)
+        };
+    }
+    Case {
+        convention: "bitsandbytes",
+        preset,
+        rule: ScaleRule::Bitsandbytes,
+        division: Division::SourceDtype,
+    }
+}
+
+/// The layout with the offset that the tool has: ours is the mean of all scales rounded once, theirs may be off in its last bit.
+fn moved(
+    tensor: QuantizedTensor,
+    writer: &dyn ConventionWriter,
+    (fixture, weight, rule): (&Fixture, &Weight, ScaleRule),
+    visited: &mut Visited,
+) -> QuantizedTensor {
+    if !matches!(tensor.scheme.super_scale, SuperScale::Nested { .. }) {
+        return tensor;
+    }
+    let state = tensor.part(Role::Shape).unwrap();
+    let state: Value = serde_json::from_slice(&fixture.model[&state.name].bytes).unwrap();
+    #[expect(clippy::cast_possible_truncation, reason = "an F32 in decimals")]
+    let theirs = state["nested_offset"].as_f64().unwrap() as f32;
+    let target = target(tensor.scheme.clone(), rule);
+    let sums = scale_sums(&target, weight.rows(), Backend::detect()).unwrap();
+    let n = weight.values.len().div_ceil(64);
+    assert_eq!(sums.len(), n.div_ceil(256));
+    let mean = sums.iter().sum::<f64>() / f64::from(u32::try_from(n).unwrap());
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is meant")]
+    let ours = mean as f32;
+    let place = format!("{}: {}", fixture.name, weight.module);
+    assert!(ours.to_bits().abs_diff(theirs.to_bits()) <= 1, "{place}");
+    visited.offsets.0 += 1;
+    visited.offsets.1 += usize::from(ours.to_bits() == theirs.to_bits());
+    writer.with_scale_offset(tensor, theirs).unwrap()
+}
+
 /// Puts regions into whole parts; every byte must come exactly once.
 fn assemble(tensor: &QuantizedTensor, regions: &[EncodedRegion]) -> Vec<Vec<Option<u8>>> {
     let length = |n: u64| usize::try_from(n).unwrap();
@@ -199,17 +259,28 @@ fn split(tensor: &QuantizedTensor, weight: &Weight, tile: &CodeTile) -> Vec<Code
     let per_row = tile.scales.len() / weight.out_features;
     let zeros = usize::from(!tile.zeros.is_empty()) * per_row;
     let offsets = usize::from(!tile.offsets.is_empty()) * per_row;
-    let cut = |from: usize, to: usize| CodeTile {
+    let supers = tile.supers.as_slice();
+    let (before, after) = match tensor.scheme.super_scale {
+        SuperScale::Nested { size, offset: _ } => {
+            supers.split_at(at * per_row / usize::try_from(size).unwrap())
+        }
+        // One for the whole matrix.
+        SuperScale::None
+        | SuperScale::Multiply
+        | SuperScale::Divide
+        | SuperScale::Grouped { .. }
+        | SuperScale::Channel => (supers, supers),
+    };
+    let cut = |from: usize, to: usize, supers: &[f32]| CodeTile {
         rows: from as u64..to as u64,
         codes: tile.codes[from * weight.in_features..to * weight.in_features].to_vec(),
         scales: tile.scales[from * per_row..to * per_row].to_vec(),
         zeros: tile.zeros[from * zeros..to * zeros].to_vec(),
         offsets: tile.offsets[from * offsets..to * offsets].to_vec(),
-        // One for the whole matrix.
-        supers: tile.supers.clone(),
+        supers: supers.to_vec(),
         ..CodeTile::default()
     };
-    vec![cut(0, at), cut(at, weight.out_features)]
+    vec![cut(0, at, before), cut(at, weight.out_features, after)]
 }
 
 /// Floats without minus zero: which zero is the smallest value depends on the tool's vector width.
@@ -235,6 +306,7 @@ fn check(fixture: &Fixture, describe: Describe, visited: &mut Visited) {
         let tensor = writer
             .lay_out(&weight.module, &shape, &case.preset, weight.source)
             .unwrap();
+        let tensor = moved(tensor, writer, (fixture, &weight, case.rule), visited);
         let mut target = target(tensor.scheme.clone(), case.rule);
         target.division = case.division;
         let tile = weight.quantize(&target);
@@ -294,7 +366,8 @@ fn check(fixture: &Fixture, describe: Describe, visited: &mut Visited) {
 
 #[test]
 fn what_our_writers_encode_equals_the_tools_files() {
-    let producers: [(&str, Describe); 7] = [
+    let producers: [(&str, Describe); 8] = [
+        ("bitsandbytes", bitsandbytes),
         ("comfyui", comfyui),
         ("llm-compressor", compressed_tensors),
         ("gptqmodel", gptq),
@@ -316,10 +389,72 @@ fn what_our_writers_encode_equals_the_tools_files() {
     assert_eq!(
         visited,
         Visited {
-            fixtures: 42,
-            modules: 230,
-            parts: 748,
-            refused: 7
+            fixtures: 47,
+            modules: 241,
+            parts: 807,
+            refused: 7,
+            offsets: (8, 7),
+        }
+    );
+}
+
+/// Rows and columns of a matrix of all-MiniLM-L6-v2, from row `first` on, as F16.
+fn slice(matrix: &Tensor, first: usize, [rows, columns]: [usize; 2]) -> Tensor {
+    let [_, width] = matrix.shape[..] else {
+        panic!("a matrix");
+    };
+    let (values, _) = matrix.bytes.as_chunks::<4>();
+    let lines = values.chunks(width).skip(first).take(rows);
+    let values = lines.flat_map(|line| &line[..columns]);
+    let values: Vec<f32> = values.map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let mut bytes = vec![0; 2 * values.len()];
+    (Backend::detect().round)(Float::F16, &values, &mut bytes);
+    Tensor {
+        dtype: Dtype::F16,
+        shape: vec![rows, columns],
+        bytes,
+    }
+}
+
+/// `bnb-minilm-nf4`: what its dense model was made of is a fixture, too.
+#[test]
+fn double_quantization_of_real_weights_is_the_tools() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
+    let real = read(&root.join("all-minilm-l6-v2/model.safetensors"));
+    let folder = root.join("bitsandbytes/bnb-minilm-nf4");
+    let config = std::fs::read(folder.join("config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let source = [
+        ("self_attn.q_proj", "attention.self.query", 0, [256, 256]),
+        ("self_attn.k_proj", "attention.self.key", 0, [256, 256]),
+        ("self_attn.v_proj", "attention.self.value", 0, [256, 256]),
+        ("self_attn.o_proj", "attention.output.dense", 0, [256, 256]),
+        ("mlp.gate_proj", "intermediate.dense", 0, [384, 256]),
+        ("mlp.up_proj", "intermediate.dense", 1536 - 384, [384, 256]),
+        ("mlp.down_proj", "output.dense", 0, [256, 384]),
+    ];
+    let source = source.into_iter().map(|(module, of, first, shape)| {
+        let matrix = &real[&format!("encoder.layer.0.{of}.weight")];
+        let name = format!("model.layers.0.{module}.weight");
+        (name, slice(matrix, first, shape))
+    });
+    let fixture = Fixture {
+        name: "bnb-minilm-nf4".to_owned(),
+        config: config["quantization_config"].clone(),
+        source: source.collect(),
+        model: read(&folder.join("model.safetensors")),
+    };
+    let mut visited = Visited::default();
+    check(&fixture, bitsandbytes, &mut visited);
+    assert_eq!(
+        visited,
+        Visited {
+            fixtures: 1,
+            modules: 7,
+            parts: 42,
+            refused: 0,
+            // Sums of F16 numbers are exact in either precision.
+            offsets: (7, 7),
         }
     );
 }

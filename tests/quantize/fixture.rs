@@ -115,7 +115,7 @@ pub(super) fn float(dtype: Dtype) -> Float {
         .1
 }
 
-fn read(path: &Path) -> BTreeMap<String, Tensor> {
+pub(super) fn read(path: &Path) -> BTreeMap<String, Tensor> {
     let checkpoint = Checkpoint::open(path, &Limits::default()).unwrap();
     let tensors = checkpoint.tensors().map(|tensor| {
         let shape = tensor

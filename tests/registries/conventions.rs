@@ -74,7 +74,7 @@ const CONVERTS_ONLY: &[&str] = &["mxfp4"];
 #[test]
 fn presets_are_unique_and_one_that_is_written_has_a_default_or_must_be_asked_for() {
     let names: Vec<_> = PRESETS.iter().map(|p| p.name).collect();
-    assert_ids("presets", &names, 35, is_upper);
+    assert_ids("presets", &names, 42, is_upper);
     for preset in PRESETS {
         assert_summary("preset", preset.name, preset.summary);
         let mut writers = CONVENTIONS.iter().filter_map(|c| c.writer());

@@ -7,6 +7,7 @@ mod folded;
 mod gguf;
 mod jobs;
 mod mixed;
+mod nested;
 mod parts;
 mod places;
 mod recipes;

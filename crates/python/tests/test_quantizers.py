@@ -159,6 +159,15 @@ def read_nf4(module: Any) -> Stored:
     return Stored(part(module, "codebook").astype(np.float64), codes, scales, np.zeros_like(scales))
 
 
+def read_nf4_dq(module: Any) -> Stored:
+    """The same with scales that are 8-bit codes themselves, scaled in blocks of 256 about one offset."""
+    state = json.loads(part(module, "shape").tobytes())
+    entries = part(module, "scale_table")[part(module, "scale").reshape(-1)]
+    above = np.repeat(part(module, "super_scale"), 256)[: len(entries)]
+    scales = per_column((entries * above + np.float32(state["nested_offset"])).reshape(N_ROWS, -1))
+    return dataclasses.replace(read_nf4(module), scales=scales)
+
+
 def read_nvfp4(module: Any) -> Stored:
     """compressed-tensors' nvfp4-pack-quantized: two codes to a byte, the first in the low bits; the tensor's scale divides."""
     book = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -194,6 +203,7 @@ FORMATS = [
     Format("W4A16_ASYM", "gptq", 128, read_asymmetric),
     Format("FP8_DYNAMIC", "compressed-tensors", N_COLUMNS, read_fp8),
     Format("NF4", "bitsandbytes", 64, read_nf4),
+    Format("NF4_DQ", "bitsandbytes", 64, read_nf4_dq),
     Format("NVFP4A16", "compressed-tensors", 16, read_nvfp4),
     Format("W4A16_ASYM", "hqq", 128, read_hqq),
 ]
@@ -342,6 +352,7 @@ class Methods(unittest.TestCase):
         ("FP8_DYNAMIC", "compressed-tensors"),
         ("FP8_BLOCK", "fp8"),
         ("NF4", "bitsandbytes"),
+        ("NF4_DQ", "bitsandbytes"),
         ("NVFP4A16", "compressed-tensors"),
         ("MXFP4A16", "compressed-tensors"),
         ("W4A16_ASYM", "hqq"),

@@ -8,6 +8,7 @@ mod feedback;
 mod grid;
 pub mod inputs;
 mod lattice;
+mod nested;
 mod prepared;
 pub mod quantizer;
 pub mod quantizers;
@@ -20,6 +21,7 @@ mod search;
 
 pub use error::Error;
 pub use inputs::{Biases, Effort, Inputs, Needs, Order, OutputLoss, SecondMoment, Settings};
+pub use nested::scale_sums;
 pub use prepared::{DAMPING, Prepared};
 pub use quantizer::{
     Division, NonFinite, Output, QUANTIZERS, Quantizer, RowWork, Rows, ScaleRule, Statistics,

@@ -12,6 +12,7 @@ mod fold;
 mod journal;
 mod metadata;
 pub mod mixed;
+mod offsets;
 mod outputs;
 pub mod parts;
 mod pipeline;

@@ -21,7 +21,7 @@ use crate::scratch::Scratch;
 use crate::select::fused_groups;
 use crate::steps::{self, QuantizeWork, Step};
 use crate::tile::StepContext;
-use crate::{CancelToken, Error, JobOptions, QuantizeRecipe, SchemeGroup};
+use crate::{CancelToken, Error, JobOptions, QuantizeRecipe, SchemeGroup, offsets, recipe};
 
 /// What was measured, and what was chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,6 +139,7 @@ impl Candidate {
         let built = steps::quantize(checkpoint, model, &alone)?;
         let is_quantized = |step: &Step| step.quantizing().is_some();
         let mut steps: Vec<Step> = built.list.into_iter().filter(is_quantized).collect();
+        offsets::find(checkpoint, recipe::writer(recipe)?, budget, &mut steps)?;
         // Scales of whole matrices are observed for each module alone: what siblings share hardly matters here.
         budget.cut(&mut steps, checkpoint)?;
         Ok(Self { steps, budget })

@@ -19,7 +19,7 @@ use crate::place::{OutputKind, Place};
 use crate::steps::{QuantizeWork, Step, Steps};
 use crate::{
     CalibrationFile, ConvertRecipe, DequantizeRecipe, Error, Label, QuantizeRecipe, Reference,
-    RefineRecipe, config, fold, prepare, recipe, steps,
+    RefineRecipe, config, fold, offsets, prepare, recipe, steps,
 };
 
 /// A writing verb with its recipe.
@@ -187,7 +187,7 @@ impl Action {
 }
 
 /// Plans a job; reads headers, documents and group indices, and weights only where scales that are folded have to be chosen
-/// ([`crate::AWQ`]).
+/// ([`crate::AWQ`]) or scales are quantized themselves (bitsandbytes' double quantization).
 ///
 /// # Errors
 /// Everything that can be known before the first byte: unsupported combinations, destination taken, disk too small,
@@ -234,6 +234,8 @@ pub fn plan_on<'a>(
         fold::fold(checkpoint, recipe, options, &mut steps)?;
     }
     if let Some(writer) = writer {
+        let budget = Budget::new(options.memory_bytes, options.threads);
+        offsets::find(checkpoint, writer, budget, &mut steps.list)?;
         steps = steps::respell(checkpoint, writer, steps)?;
     }
     Planner {

@@ -297,6 +297,19 @@ impl Step {
         }
     }
 
+    /// Changes what is quantized to another layout with the same parts; their shapes may differ.
+    pub(crate) fn lay_out_as(&mut self, layout: QuantizedTensor) {
+        let Work::Quantize(work) = &mut self.work else {
+            return;
+        };
+        // What stands behind the parts, a bias, stays.
+        for (output, part) in self.outputs.iter_mut().zip(&layout.parts) {
+            *output = Output::of_part(part);
+        }
+        work.target.scheme = layout.scheme.clone();
+        work.layout = layout;
+    }
+
     fn with_output(mut self, name: &str, dtype: Dtype, shape: &[u64]) -> Self {
         self.outputs.push(Output::new(name, dtype, shape, None));
         self

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use safequant_container::{Checkpoint, FileWriter, TensorRef};
 use safequant_kernels::{Backend, CodeForm, Float, Floats, PORTABLE, Stores};
 use safequant_quantize::report::stored_row_losses;
-use safequant_quantize::{Loss, Output, OutputLoss, Rows, Statistics};
+use safequant_quantize::{Loss, Output, OutputLoss, Rows, Statistics, scale_sums};
 use safequant_schemes::{
     Decoder, Granularity, Part, QuantizedTensor, RowsOut, ScaleCoding, Transcoder, Values, encode,
 };
@@ -323,6 +323,25 @@ impl<'p> StepContext<'p> {
         Ok(seen)
     }
 
+    /// Sums of the scales of one tile, one for each block of scales that is quantized as one.
+    pub(crate) fn scale_sums(
+        &self,
+        span: &Range<u64>,
+        scratch: &mut Scratch,
+    ) -> Result<Vec<f64>, Error> {
+        let mut sums = Vec::new();
+        let Work::Quantize(work) = &self.step.work else {
+            return Ok(sums);
+        };
+        for run in self.step.runs(span) {
+            let values = self.rows(work, &run, scratch)?;
+            let rows = self.as_rows(work, &run, values)?;
+            let found = scale_sums(&work.target, rows, self.backend);
+            sums.extend(found.map_err(|e| self.refused(e))?);
+        }
+        Ok(sums)
+    }
+
     /// The parts that no tile fills.
     pub(crate) fn constants(&self) -> Result<Done, Error> {
         let mut done = Done::new(self.step);
@@ -440,11 +459,14 @@ impl<'p> StepContext<'p> {
     }
 }
 
-/// Scales of zero, but for those of groups of zeros (ggml gives them such a scale) and for integers below a super-scale, to which
-/// small groups are rounded by design.
+/// Scales of zero, but for those of groups of zeros (ggml gives them such a scale), for integers below a super-scale, to which
+/// small groups are rounded by design, and for entries of a table, which an offset is added to.
 fn zero_scales(layout: &QuantizedTensor, scales: &[f32], values: Floats<'_>) -> u64 {
     let scheme = &layout.scheme;
-    if scheme.scale == ScaleCoding::Integer {
+    if matches!(
+        scheme.scale,
+        ScaleCoding::Integer | ScaleCoding::StoredTable
+    ) {
         return 0;
     }
     let columns = usize::try_from(layout.in_features())

@@ -68,6 +68,20 @@ pub trait ConventionWriter: Sync {
         source: Float,
     ) -> Result<QuantizedTensor, Error>;
 
+    /// A layout of [`ConventionWriter::lay_out`] with what is added to every scale ([`crate::SuperScale::Nested`]): it follows from the
+    /// whole weight, and stands in the scheme and in what is written of it. A layout that has none comes back as it went in.
+    ///
+    /// # Errors
+    /// As [`ConventionWriter::lay_out`].
+    fn with_scale_offset(
+        &self,
+        layout: QuantizedTensor,
+        offset: f32,
+    ) -> Result<QuantizedTensor, Error> {
+        let _ = offset;
+        Ok(layout)
+    }
+
     /// The layout for codes that are already there: what in this convention holds as much of `source` as can be held
     /// (its codes, granularity, zero points, group index; scales in the dtype that readers of this convention expect).
     /// Whether the result is exact is not decided here but by comparing the two tensors.

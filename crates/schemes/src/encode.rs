@@ -441,7 +441,13 @@ fn stored_scales(
         }),
         ScaleCoding::StoredTable => {
             let table = scale_table(tensor)?;
-            each(&|s| (0..=255_u8).find(|&b| same_bits(table[usize::from(b)], s)))
+            let is_it = |s: f32, code: u8| same_bits(table[usize::from(code)], s);
+            each(&|s| {
+                // Tables are sorted, but nothing says that they must be.
+                let likely = table.partition_point(|&value| value < s);
+                let likely = u8::try_from(likely).ok().filter(|&code| is_it(s, code));
+                likely.or_else(|| (0..=255).find(|&code| is_it(s, code)))
+            })
         }
         ScaleCoding::One => each(&|_| None),
     }

@@ -43,6 +43,9 @@ pub enum WeightCode {
     Mx(Minifloat),
     /// An index into 16 values.
     Codebook(Codebook),
+    /// An index into 16 values, with scales that are 8-bit codes themselves, in blocks of 256 and about an offset for the whole
+    /// matrix: bitsandbytes' double quantization.
+    NestedCodebook(Codebook),
     /// A block type of ggml.
     Block(BlockFormat),
 }
@@ -277,6 +280,26 @@ pub static PRESETS: &[Preset] = &[
         )
     },
     Preset {
+        default_convention: "bitsandbytes",
+        ..grouped(
+            "NF4_DQ",
+            "NF4 with 8-bit scales (double quantization), blocks of 64",
+            WeightCode::NestedCodebook(Codebook::Nf4),
+            64,
+            Activations::Dense,
+        )
+    },
+    Preset {
+        default_convention: "bitsandbytes",
+        ..grouped(
+            "FP4_DQ",
+            "FP4 of bitsandbytes with 8-bit scales (double quantization), blocks of 64",
+            WeightCode::NestedCodebook(Codebook::BnbFp4),
+            64,
+            Activations::Dense,
+        )
+    },
+    Preset {
         name: "INT8",
         summary: "8-bit integers, one scale per row; activations 8-bit integers per token at run time (LLM.int8)",
         weights: WeightCode::SymmetricInteger { bits: 8 },
@@ -454,7 +477,11 @@ impl WeightCode {
                 Some(layout) => matches!(layout.value, CodeValue::Integer { .. }),
                 None => false,
             },
-            Self::Minifloat(_) | Self::Nvfp4 | Self::Mx(_) | Self::Codebook(_) => false,
+            Self::Minifloat(_)
+            | Self::Nvfp4
+            | Self::Mx(_)
+            | Self::Codebook(_)
+            | Self::NestedCodebook(_) => false,
         }
     }
 
@@ -470,7 +497,8 @@ impl WeightCode {
             | Self::Minifloat(_)
             | Self::Nvfp4
             | Self::Mx(_)
-            | Self::Codebook(_) => false,
+            | Self::Codebook(_)
+            | Self::NestedCodebook(_) => false,
         }
     }
 
@@ -481,7 +509,8 @@ impl WeightCode {
             Self::SymmetricInteger { .. }
             | Self::AsymmetricInteger { .. }
             | Self::Minifloat(_)
-            | Self::Codebook(_) => false,
+            | Self::Codebook(_)
+            | Self::NestedCodebook(_) => false,
         }
     }
 }
@@ -543,7 +572,7 @@ impl Preset {
         match self.weights {
             WeightCode::SymmetricInteger { bits } | WeightCode::AsymmetricInteger { bits } => bits,
             WeightCode::Minifloat(m) | WeightCode::Mx(m) => m.bits(),
-            WeightCode::Nvfp4 | WeightCode::Codebook(_) => 4,
+            WeightCode::Nvfp4 | WeightCode::Codebook(_) | WeightCode::NestedCodebook(_) => 4,
             WeightCode::Block(format) => match format.layout() {
                 Some(layout) => layout.code_bits,
                 None => 0,
@@ -558,7 +587,7 @@ mod tests {
 
     #[test]
     fn presets_are_found_by_name_in_any_case() {
-        assert_eq!(PRESETS.len(), 40);
+        assert_eq!(PRESETS.len(), 42);
         for preset in PRESETS {
             assert_eq!(
                 Preset::by_name(&preset.name.to_lowercase()).unwrap(),

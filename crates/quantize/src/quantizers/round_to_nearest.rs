@@ -11,6 +11,7 @@ use safequant_kernels::{Backend, Float, Floats, Stores};
 use safequant_schemes::{Granularity, Rotation, ScaleCoding, Scheme, SuperScale};
 
 use crate::grid::{Grid, Line, widen};
+use crate::nested::nest;
 use crate::quantizer::NonFinite;
 use crate::rules::{Blocks, Chosen, Group, Groups, Reference, Rules, Sight, reference};
 use crate::{Error, Output, Quantizer, Rows, ScaleRule, Statistics, Target};
@@ -84,7 +85,9 @@ impl Quantizer for RoundToNearest {
                 above: None,
                 buffers: &mut buffers,
             };
-            grid.lines().try_for_each(|line| tile.line(&line, values))
+            grid.lines().try_for_each(|line| tile.line(&line, values))?;
+            nest(&target.scheme, &rows, grid, output.tile);
+            Ok(())
         })
     }
 }
@@ -179,7 +182,7 @@ const PART: usize = 4096;
 const PANEL: usize = 1024;
 
 /// How far ahead the scan asks for memory, in bytes: it meets the values first.
-const AHEAD: usize = 2048;
+pub(crate) const AHEAD: usize = 2048;
 
 /// What is known of the groups at hand, and what was chosen for them.
 #[derive(Default)]

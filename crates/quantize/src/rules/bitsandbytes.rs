@@ -1,7 +1,7 @@
-//! bitsandbytes on a CPU: clauses 80-85.
+//! bitsandbytes on a CPU: clauses 80-84.
 
 use safequant_kernels::{Codebook, Float};
-use safequant_schemes::Code;
+use safequant_schemes::{Code, ScaleCoding};
 
 use super::choice::{Choice, CodeRule};
 use super::numbers::{float_scale, stored};
@@ -15,7 +15,12 @@ pub(super) fn reference(wanted: Wanted<'_>) -> Found {
     match scheme.code {
         Code::Codebook(book @ (Codebook::Nf4 | Codebook::BnbFp4)) => found(FourBits {
             book,
-            scale: float_scale(scheme)?,
+            // Scales that are quantized themselves are F32 before.
+            scale: if scheme.scale == ScaleCoding::StoredTable {
+                Float::F32
+            } else {
+                float_scale(scheme)?
+            },
         }),
         Code::Integer { bits: 8, .. } => {
             let range = IntegerRange::new(8, scheme.zero_point)?;

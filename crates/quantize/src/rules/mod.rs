@@ -265,7 +265,7 @@ pub(crate) fn reference(target: &Target, source: Float) -> Found {
         source,
         division: target.division,
     };
-    check(&target.scheme)?;
+    check(target)?;
     match target.rule {
         ScaleRule::CompressedTensors => compressed_tensors::reference(wanted),
         ScaleRule::Gptq => gptq::reference(wanted),
@@ -286,16 +286,16 @@ pub(crate) fn reference(target: &Target, source: Float) -> Found {
 }
 
 /// What no rule can do.
-fn check(scheme: &Scheme) -> Result<(), Error> {
+fn check(target: &Target) -> Result<(), Error> {
+    let scheme = &target.scheme;
     if scheme.direction == ScaleDirection::Divide {
         return unsupported("scales that divide are only read");
     }
     match scheme.super_scale {
         SuperScale::None | SuperScale::Multiply | SuperScale::Divide => {}
-        SuperScale::Nested { .. } => {
-            return unsupported("doubly quantized scales need the mean over the whole matrix");
-        }
-        SuperScale::Grouped { .. } | SuperScale::Channel => {
+        // What is stored for them is chosen once their groups are done ([`crate::nested`]).
+        SuperScale::Nested { .. } if target.rule == ScaleRule::Bitsandbytes => {}
+        SuperScale::Nested { .. } | SuperScale::Grouped { .. } | SuperScale::Channel => {
             return unsupported("this rule has no scales of scales of this kind");
         }
     }

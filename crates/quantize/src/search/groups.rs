@@ -8,6 +8,7 @@ use safequant_schemes::{
 
 use super::one::{Range, Signs, search};
 use super::{Freedom, RowFormat, RowScales, Stored};
+use crate::nested::Nesting;
 use crate::rules::numbers::e4m3;
 use crate::rules::{Blocks, Group, Reference, reference};
 use crate::{Effort, Error, Rows, ScaleRule, Target};
@@ -58,6 +59,8 @@ enum Coding {
     E4M3,
     /// Half an unsigned E4M3: ggml's NVFP4.
     HalfE4M3,
+    /// Entries of bitsandbytes' dynamic map.
+    DynamicMap,
 }
 
 /// The scale of scales.
@@ -66,6 +69,8 @@ enum Above {
     None,
     Multiply(f32),
     Divide(f32),
+    /// Each block of scales has its own.
+    Nested(Nesting, f32),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,26 +120,40 @@ impl GroupFormat {
         })
     }
 
-    /// What the convention's own tool would choose for a group that `values` are all of, or have these ends.
+    /// What the convention's own tool would choose for a group that `values` are all of, or have these ends; `under` what its scale
+    /// is scaled by, where that is not the same for all ([`RowScales::nested`]).
     pub(crate) fn first_of(
         &self,
         ends: (f32, f32),
         is_short: bool,
+        under: Option<f32>,
     ) -> Result<(Stored, Candidate), f32> {
         let First::Rule(rule) = &self.first else {
             return Ok((Stored::default(), Candidate::default()));
         };
-        let choice = rule.choose(Group::new(ends, is_short), self.numbers.above())?;
+        let numbers = self.numbers.under(under);
+        let choice = rule.choose(Group::new(ends, is_short), numbers.above())?;
         let stored = Stored {
-            scale: choice.scale,
+            scale: match numbers.above {
+                Above::Nested(nesting, above) => nesting.entry(choice.scale, above),
+                Above::None | Above::Multiply(_) | Above::Divide(_) => choice.scale,
+            },
             // The tool may choose a zero that the convention cannot hold.
-            zero: match self.numbers.zero {
+            zero: match numbers.zero {
                 Zero::Integer(least, most) => choice.zero.clamp(least, most),
                 Zero::None | Zero::Offset(..) => choice.zero,
             },
             offset: choice.offset,
         };
-        Ok((stored, self.numbers.effective(stored)))
+        Ok((stored, numbers.effective(stored)))
+    }
+
+    /// The tool's scale of a group, before it is quantized itself.
+    pub(crate) fn scale_of(&self, ends: (f32, f32), is_short: bool) -> Result<f32, f32> {
+        match &self.first {
+            First::Rule(rule) => Ok(rule.choose(Group::new(ends, is_short), 1.0)?.scale),
+            First::Blocks(_) => Ok(0.0),
+        }
     }
 
     /// What can be stored and is nearest to a wanted scale and offset.
@@ -142,15 +161,17 @@ impl GroupFormat {
         self.numbers.store(wanted)
     }
 
-    /// The best for values that share a scale, of which `first` was the tool's choice.
+    /// The best for values that share a scale, of which `first` was the tool's choice; `under` as in [`GroupFormat::first_of`].
     pub(crate) fn search(
         &self,
         (values, weights): (&[f32], &[f32]),
         first: (Stored, Candidate),
+        under: Option<f32>,
         effort: Effort,
         backend: &'static Backend,
     ) -> (Stored, Candidate) {
-        let store = |wanted| self.numbers.store(wanted);
+        let numbers = self.numbers.under(under);
+        let store = |wanted| numbers.store(wanted);
         let of = (self.levels, self.range);
         search(of, (values, weights), first, store, effort, backend)
     }
@@ -197,14 +218,16 @@ impl RowFormat for GroupFormat {
         };
         let groups = values.chunks(self.group).zip(weights.chunks(self.group));
         for (g, (values, weights)) in groups.enumerate() {
+            let under = row.nested.get(g).copied();
             let first = if let Some(stored) = &blocks {
                 let stored = stored.get(g).copied().unwrap_or_default();
                 (stored, self.numbers.effective(stored))
             } else {
-                let first = self.first_of(ends_of(values), values.len() < self.group);
+                let first = self.first_of(ends_of(values), values.len() < self.group, under);
                 first.map_err(|scale| (g, scale))?
             };
-            let (stored, effective) = self.search((values, weights), first, effort, backend);
+            let of = (values, weights);
+            let (stored, effective) = self.search(of, first, under, effort, backend);
             row.stored.push(stored);
             row.effective.push(effective);
         }
@@ -218,10 +241,11 @@ impl RowFormat for GroupFormat {
         wanted: Candidate,
     ) -> Option<(Stored, Candidate)> {
         let now = row.stored.get(group)?;
+        let numbers = self.numbers.under(row.nested.get(group).copied());
         let found = match self.freedom {
             Freedom::Fixed => None,
-            Freedom::Scale => self.numbers.store_scale(wanted.scale, now.zero),
-            Freedom::Both => self.numbers.store(wanted),
+            Freedom::Scale => numbers.store_scale(wanted.scale, now.zero),
+            Freedom::Both => numbers.store(wanted),
         };
         found.filter(|(stored, _)| stored != now)
     }
@@ -316,18 +340,19 @@ impl Numbers {
             ScaleCoding::Float(float) => Coding::Float(float),
             ScaleCoding::E8M0(rule) => Coding::Power(rule),
             ScaleCoding::Minifloat(safequant_kernels::Minifloat::E4M3) => Coding::E4M3,
-            ScaleCoding::Minifloat(_)
-            | ScaleCoding::StoredTable
-            | ScaleCoding::Integer
-            | ScaleCoding::One => {
+            ScaleCoding::StoredTable => Coding::DynamicMap,
+            ScaleCoding::Minifloat(_) | ScaleCoding::Integer | ScaleCoding::One => {
                 return unsupported("a search needs scales that are stored one by one");
             }
         };
-        let above = match scheme.super_scale {
-            SuperScale::None => Above::None,
-            SuperScale::Multiply => Above::Multiply(above),
-            SuperScale::Divide => Above::Divide(above),
-            SuperScale::Nested { .. } | SuperScale::Grouped { .. } | SuperScale::Channel => {
+        let above = match (scheme.super_scale, coding) {
+            (SuperScale::None, _) => Above::None,
+            (SuperScale::Multiply, _) => Above::Multiply(above),
+            (SuperScale::Divide, _) => Above::Divide(above),
+            (SuperScale::Nested { size, offset }, Coding::DynamicMap) => {
+                Above::Nested(Nesting::new(size, offset), above)
+            }
+            (SuperScale::Nested { .. } | SuperScale::Grouped { .. } | SuperScale::Channel, _) => {
                 return unsupported("a search needs scales that are stored one by one");
             }
         };
@@ -383,10 +408,21 @@ impl Numbers {
         })
     }
 
+    /// Those of a group whose scale is scaled by a number of its own.
+    fn under(self, under: Option<f32>) -> Self {
+        match (self.above, under) {
+            (Above::Nested(nesting, _), Some(above)) => Self {
+                above: Above::Nested(nesting, above),
+                ..self
+            },
+            (Above::None | Above::Multiply(_) | Above::Divide(_) | Above::Nested(..), _) => self,
+        }
+    }
+
     fn above(&self) -> f32 {
         match self.above {
             Above::None => 1.0,
-            Above::Multiply(above) | Above::Divide(above) => above,
+            Above::Multiply(above) | Above::Divide(above) | Above::Nested(_, above) => above,
         }
     }
 
@@ -396,6 +432,7 @@ impl Numbers {
             Above::None => scale,
             Above::Multiply(above) => scale * above,
             Above::Divide(above) => scale / above,
+            Above::Nested(nesting, above) => nesting.scale(scale, above),
         }
     }
 
@@ -422,8 +459,10 @@ impl Numbers {
             Above::None => raw,
             Above::Multiply(above) => raw / above,
             Above::Divide(above) => raw * above,
+            Above::Nested(nesting, above) => nesting.nearest(raw, above)?,
         };
         let coded = match self.coding {
+            Coding::DynamicMap => raw,
             Coding::Float(float) => float.nearest(raw),
             Coding::E4M3 => e4m3(raw),
             Coding::HalfE4M3 => 0.5 * e4m3(2.0 * raw),

@@ -26,7 +26,8 @@ pub(crate) fn half_quadratic(
     row.clear();
     for (g, values) in values.chunks(format.group()).enumerate() {
         let is_short = values.len() < format.group();
-        let first = format.first_of(ends_of(values), is_short);
+        let under = row.nested.get(g).copied();
+        let first = format.first_of(ends_of(values), is_short, under);
         let first = first.map_err(|scale| (g, scale))?;
         let (stored, effective) = if format.freedom() == Freedom::Both {
             split(format, values, first, backend)

@@ -35,9 +35,13 @@ pub(crate) struct RowScales {
     pub(crate) supers: Vec<f32>,
     /// What offsets are scaled by, laid out as `supers`.
     pub(crate) offset_supers: Vec<f32>,
+    /// What the scale of each group is scaled by, where blocks of scales go on over the ends of rows: known before anything is chosen.
+    /// Else empty.
+    pub(crate) nested: Vec<f32>,
 }
 
 impl RowScales {
+    /// Takes out what was chosen.
     pub(crate) fn clear(&mut self) {
         self.effective.clear();
         self.stored.clear();

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use safequant_container::{Checkpoint, FileFormat};
 use safequant_quantize::Needs;
-use safequant_schemes::{Granularity, config};
+use safequant_schemes::{Granularity, SuperScale, config};
 use serde_json::Value;
 
 use self::layers::{Divided, Group, Left, wanted};
@@ -124,8 +124,11 @@ fn check_scheme(step: &Step, work: &QuantizeWork) -> Result<(), Error> {
         | Granularity::Flat { .. }
         | Granularity::Strided { .. } => false,
     };
+    let is_nested = matches!(work.target.scheme.super_scale, SuperScale::Nested { .. });
     let method = work.matrix(0).method.0;
-    let is_alone = !method.needs_statistics(&work.target) && method.needs() != Needs::SecondMoment;
+    let is_alone = !is_nested
+        && !method.needs_statistics(&work.target)
+        && method.needs() != Needs::SecondMoment;
     if is_of_rows && is_alone {
         return Ok(());
     }

@@ -284,7 +284,7 @@ fn preset_of(weights: &Value, inputs: &Value, at: &str) -> Result<(Preset, &'sta
             }
             WeightCode::Nvfp4 => kind == "float" && strategy == "tensor_group",
             WeightCode::Mx(_) => kind == "float" && strategy == "group",
-            WeightCode::Codebook(_) | WeightCode::Block(_) => false,
+            WeightCode::Codebook(_) | WeightCode::NestedCodebook(_) | WeightCode::Block(_) => false,
         };
         let is_cut = match preset.granularity {
             PresetGranularity::Tensor => strategy == "tensor",

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use safequant_kernels::{Backend, Float, Floats};
-use safequant_schemes::{CONVENTIONS, Code, CodeTile, PRESETS, QuantizedTensor};
+use safequant_schemes::{CONVENTIONS, Code, CodeTile, PRESETS, QuantizedTensor, SuperScale};
 
 use crate::report::dequantize_tile;
 use crate::{
     Division, Effort, Error, Inputs, NonFinite, Order, Quantizer, RoundToNearest, Rows, Searched,
-    SecondMoment, Settings, Statistics, Target,
+    SecondMoment, Settings, Statistics, Target, scale_sums,
 };
 
 const IN_FEATURES: usize = 256;
@@ -102,6 +102,18 @@ fn rows(values: &[f32], in_features: usize) -> Rows<'_> {
     }
 }
 
+/// Sets what is added to scales that are quantized themselves: the mean over these rows, which are all.
+fn see(layout: &mut QuantizedTensor, target: &mut Target, rows: Rows<'_>) {
+    let SuperScale::Nested { size, offset: _ } = target.scheme.super_scale else {
+        return;
+    };
+    let sums = scale_sums(target, rows, Backend::detect()).unwrap();
+    let n = u32::try_from(rows.values.len().div_ceil(64)).unwrap();
+    let offset = narrow(sums.iter().sum::<f64>() / f64::from(n));
+    target.scheme.super_scale = SuperScale::Nested { size, offset };
+    layout.scheme = target.scheme.clone();
+}
+
 fn quantize(
     method: &dyn Quantizer,
     target: &Target,
@@ -161,8 +173,9 @@ fn no_method_does_worse_than_rounding_to_nearest_by_its_own_objective() {
     let inputs = inputs(IN_FEATURES);
     let settings = Settings::default();
     let (mut visited, mut refused) = (0, Vec::new());
-    for (name, layout, target) in layouts(ROWS, IN_FEATURES) {
+    for (name, mut layout, mut target) in layouts(ROWS, IN_FEATURES) {
         let rows = rows(&values, IN_FEATURES);
+        see(&mut layout, &mut target, rows);
         let losses = |method: &dyn Quantizer, inputs: Option<&Arc<Inputs>>| {
             let tile = quantize(method, &target, rows, inputs, &settings)?;
             let found = dequantize_tile(&layout, &tile, Backend::detect())?;
@@ -222,7 +235,8 @@ fn groups_of_nothing_of_one_value_and_with_one_outlier_are_kept() {
     let mut visited = 0;
     for (kind, value) in kinds {
         let values: Vec<f32> = (0..32 * n).map(value).collect();
-        for (name, layout, target) in layouts(32, n) {
+        for (name, mut layout, mut target) in layouts(32, n) {
+            see(&mut layout, &mut target, rows(&values, n));
             // The search of a lattice takes its time, and rows are alike here.
             let values = if name.starts_with("gguf IQ") {
                 &values[..2 * n]
@@ -269,7 +283,7 @@ fn groups_of_nothing_of_one_value_and_with_one_outlier_are_kept() {
 
 #[test]
 fn a_row_does_not_depend_on_the_rows_it_is_given_with() {
-    let values = weights(40 * 256, 3);
+    let values = weights(72 * 256, 3);
     let inputs = inputs(256);
     let settings = Settings {
         effort: Effort::Fast,
@@ -284,8 +298,18 @@ fn a_row_does_not_depend_on_the_rows_it_is_given_with() {
         ) {
             continue;
         }
+        // Tiles begin where blocks of scales do.
+        let parts: &[(usize, usize)] = match target.scheme.super_scale {
+            SuperScale::Nested { .. } => &[(0, 64), (64, 72)],
+            SuperScale::None
+            | SuperScale::Multiply
+            | SuperScale::Divide
+            | SuperScale::Grouped { .. }
+            | SuperScale::Channel => &[(0, 7), (7, 32), (32, 40)],
+        };
+        let n_rows = parts.last().map_or(0, |part| part.1);
         for method in [Searched::MeanSquares, Searched::Refine] {
-            let whole = rows(&values, 256);
+            let whole = rows(&values[..n_rows * 256], 256);
             let Ok(prepared) = method.prepare(&target, 256, Some(&inputs), &settings, backend)
             else {
                 continue;
@@ -296,7 +320,7 @@ fn a_row_does_not_depend_on_the_rows_it_is_given_with() {
                 continue;
             };
             let mut codes = Vec::new();
-            for (start, end) in [(0, 7), (7, 32), (32, 40)] {
+            for &(start, end) in parts {
                 let part = Rows {
                     values: Floats::F32(&values[start * 256..end * 256]),
                     first_row: start as u64,
@@ -357,6 +381,7 @@ fn every_backend_gives_the_same_and_every_order_beats_the_natural_one() {
         "compressed-tensors W4A16",
         "compressed-tensors FP8_DYNAMIC",
         "bitsandbytes NF4",
+        "bitsandbytes NF4_DQ",
         "hqq W4A16_ASYM",
         "gguf Q4_K",
         "gguf IQ3_XXS",

@@ -14,6 +14,7 @@ use crate::feedback::round_columns;
 use crate::grid::widen;
 use crate::inputs::OutputLoss;
 use crate::lattice;
+use crate::nested::Nesting;
 use crate::prepared::Prepared;
 use crate::quantizers::round_to_nearest::{Stop, has_super_scale, known_extremes, stored_dtype};
 use crate::refine::{Refinement, output_losses};
@@ -146,6 +147,7 @@ impl<'a, 'o> Tile<'a, 'o> {
             Cut::Blocks { rows, .. } => usize::try_from(ROWS).unwrap_or(1).next_multiple_of(rows),
         };
         let format = self.format(matrix, cut, &rows)?;
+        let nested = self.nested(&format, &rows, values)?;
         let shared = match cut {
             Cut::Matrix => Some(self.of_matrix(matrix, &format, &rows)?),
             Cut::Rows { .. } | Cut::Blocks { .. } => None,
@@ -157,11 +159,45 @@ impl<'a, 'o> Tile<'a, 'o> {
             let scales = match (&shared, cut) {
                 (Some(shared), _) => vec![shared.clone(); part.len()],
                 (None, Cut::Blocks { rows, .. }) => self.of_blocks(&format, &part, rows, cells)?,
-                (None, Cut::Rows { .. } | Cut::Matrix) => self.of_rows(&format, &part, cells)?,
+                (None, Cut::Rows { .. } | Cut::Matrix) => {
+                    let per_row = nested.len() / rows.len().max(1);
+                    let nested =
+                        &nested[(part.start - rows.start) * per_row..][..part.len() * per_row];
+                    self.of_rows(&format, &part, (cells, nested))?
+                }
             };
             self.part(&format, cut, cells, scales);
         }
         Ok(())
+    }
+
+    /// What the scale of each group of some rows of a matrix is scaled by, where scales are quantized themselves; else nothing.
+    fn nested(
+        &mut self,
+        format: &Format,
+        rows: &Range<usize>,
+        values: &[f32],
+    ) -> Result<Vec<f32>, Stop> {
+        let scheme = &self.target.scheme;
+        let (Some(nesting), Format::Groups(format)) = (Nesting::of(scheme), format) else {
+            return Ok(Vec::new());
+        };
+        nesting.assert_whole_blocks(scheme.granularity, self.rows);
+        let n = self.rows.in_features;
+        let mut scales = Vec::new();
+        for row in rows.clone() {
+            let groups = values[row * n..(row + 1) * n].chunks(format.group());
+            for (g, values) in groups.enumerate() {
+                let scale = format.scale_of(ends_of(values), values.len() < format.group());
+                scales.push(scale.map_err(|scale| self.refused(row, (g, scale)))?);
+            }
+        }
+        for block in scales.chunks_mut(nesting.size) {
+            let above = nesting.above(block);
+            block.fill(above);
+            self.out.tile.supers.push(above);
+        }
+        Ok(scales)
     }
 
     /// What rows are to become: themselves, or what makes up for the inputs of a model that is quantized up to here.
@@ -232,7 +268,7 @@ impl<'a, 'o> Tile<'a, 'o> {
         let Format::Groups(format) = format else {
             return Ok(RowScales::default());
         };
-        let found = format.first_of((known.low, known.high), false);
+        let found = format.first_of((known.low, known.high), false, None);
         let (stored, effective) = found.map_err(|scale| self.refused(rows.start, (0, scale)))?;
         Ok(RowScales {
             effective: vec![effective],
@@ -245,13 +281,17 @@ impl<'a, 'o> Tile<'a, 'o> {
         &self,
         format: &Format,
         part: &Range<usize>,
-        cells: &[f32],
+        (cells, nested): (&[f32], &[f32]),
     ) -> Result<Vec<RowScales>, Stop> {
         let effort = self.prepared.settings.effort;
         let weights = &self.prepared.weights;
         let rows = cells.chunks_exact(self.rows.in_features).enumerate();
+        let per_row = nested.len() / part.len().max(1);
         rows.map(|(i, values)| {
-            let mut row = RowScales::default();
+            let mut row = RowScales {
+                nested: nested[i * per_row..(i + 1) * per_row].to_vec(),
+                ..RowScales::default()
+            };
             let done =
                 if let (Searched::HalfQuadratic, Format::Groups(format)) = (self.method, format) {
                     half_quadratic(format, values, self.backend, &mut row)
@@ -286,11 +326,11 @@ impl<'a, 'o> Tile<'a, 'o> {
                 let lines = band.chunks_exact(n).map(|line| &line[columns.clone()]);
                 let block: Vec<f32> = lines.flatten().copied().collect();
                 let weights = weights.repeat(band.len() / n);
-                let first = format.first_of(ends_of(&block), false);
+                let first = format.first_of(ends_of(&block), false, None);
                 let first =
                     first.map_err(|scale| self.refused(part.start + b * block_rows, (g, scale)))?;
                 let of = (block.as_slice(), weights.as_slice());
-                let (stored, effective) = format.search(of, first, effort, self.backend);
+                let (stored, effective) = format.search(of, first, None, effort, self.backend);
                 row.stored.push(stored);
                 row.effective.push(effective);
             }

@@ -197,6 +197,7 @@ impl Writer {
             | WeightCode::Nvfp4
             | WeightCode::Mx(_)
             | WeightCode::Codebook(_)
+            | WeightCode::NestedCodebook(_)
             | WeightCode::Block(_) => {
                 Err("it holds integers only; fp8 or compressed-tensors can hold it".to_owned())
             }

@@ -1,7 +1,7 @@
 //! Writing bitsandbytes: 4-bit weights with their states, int8 rows, and what transformers needs in `config.json`.
 
 use safequant_container::Dtype;
-use safequant_kernels::{Codebook, Float};
+use safequant_kernels::{Codebook, DYNAMIC_8BIT, Float};
 use serde_json::{Map, Value, json};
 
 use super::state::{Kind, Nested, State};
@@ -31,10 +31,17 @@ impl ConventionWriter for Writer {
         let refuse = |reason: &str| refusal(module, preset.name, reason);
         matrix_only(ID, module, shape, preset.name)?;
         match (preset.weights, preset.granularity) {
-            (WeightCode::Codebook(book), PresetGranularity::Group { size }) => {
+            (
+                WeightCode::Codebook(book) | WeightCode::NestedCodebook(book),
+                PresetGranularity::Group { size },
+            ) => {
                 let kind = Kind::ALL.into_iter().find(|kind| kind.book() == book);
                 let kind = kind.ok_or_else(|| refuse("its code books are NF4 and its own FP4"))?;
-                let state = state(kind, size, shape, source).map_err(|e| refuse(&e))?;
+                let mut state = state(kind, size, shape, source).map_err(|e| refuse(&e))?;
+                if let WeightCode::NestedCodebook(_) = preset.weights {
+                    state.nested = Some(UNSEEN);
+                    return Ok(four_bit(module, &state, Some(dynamic_map())));
+                }
                 Ok(four_bit(module, &state, None))
             }
             (WeightCode::SymmetricInteger { bits: 8 }, PresetGranularity::Channel) => {
@@ -47,12 +54,29 @@ impl ConventionWriter for Writer {
                 | WeightCode::Nvfp4
                 | WeightCode::Mx(_)
                 | WeightCode::Codebook(_)
+                | WeightCode::NestedCodebook(_)
                 | WeightCode::Block(_),
                 _,
             ) => Err(refuse(
                 "it holds NF4 and FP4 in blocks, and symmetric 8-bit integers with a scale per row",
             )),
         }
+    }
+
+    fn with_scale_offset(
+        &self,
+        mut layout: QuantizedTensor,
+        offset: f32,
+    ) -> Result<QuantizedTensor, Error> {
+        let is_of = |kind: &Kind| layout.scheme.code == Code::Codebook(kind.book());
+        let kind = Kind::ALL.into_iter().find(is_of);
+        let (SuperScale::Nested { size, offset: _ }, Some(kind)) =
+            (layout.scheme.super_scale, kind)
+        else {
+            return Ok(layout);
+        };
+        layout.scheme.super_scale = SuperScale::Nested { size, offset };
+        four_bit_like(&layout, kind).map_err(|e| refusal(&layout.module, kind.name(), &e))
     }
 
     fn lay_out_like(&self, source: &QuantizedTensor) -> Result<QuantizedTensor, Error> {
@@ -123,7 +147,7 @@ impl ConventionWriter for Writer {
     }
 
     fn presets(&self) -> &'static [&'static str] {
-        &["NF4", "FP4", "INT8"]
+        &["NF4", "FP4", "NF4_DQ", "FP4_DQ", "INT8"]
     }
 
     fn scale_rule(&self) -> ScaleRule {
@@ -143,6 +167,18 @@ fn is_own_spelling(source: &QuantizedTensor) -> bool {
         format!("{}.SCB", source.module),
     ];
     source.convention == ID && scale.is_some_and(|name| names.iter().any(|n| n == name))
+}
+
+/// Double quantization as the library does it, of a weight that nobody has seen yet: the offset is to come.
+const UNSEEN: Nested = Nested {
+    block: 256,
+    offset: 0.0,
+};
+
+/// The table that scale codes index, as it is stored.
+fn dynamic_map() -> Vec<u8> {
+    let values = DYNAMIC_8BIT.iter();
+    values.flat_map(|value| value.to_le_bytes()).collect()
 }
 
 /// The state of a weight that is not doubly quantized; the reason where the block size is none.
@@ -399,6 +435,37 @@ mod tests {
         assert!(Writer.lay_out("m", &[3, 96], &wide, Float::Bf16).is_err());
         let w4 = Preset::by_name("W4A16").unwrap();
         assert!(Writer.lay_out("m", &[3, 128], &w4, Float::Bf16).is_err());
+    }
+
+    /// bitsandbytes.md B8, B9.
+    #[test]
+    fn an_offset_stands_in_the_scheme_and_in_the_descriptor() {
+        let preset = Preset::by_name("NF4_DQ").unwrap();
+        let tensor = Writer
+            .lay_out("m", &[257, 64], &preset, Float::Bf16)
+            .unwrap();
+        let shapes: Vec<_> = tensor.parts.iter().map(|p| p.shape.clone()).collect();
+        assert_eq!(
+            shapes[..5],
+            [vec![8224, 1], vec![257], vec![16], vec![2], vec![256]]
+        );
+        let moved = Writer.with_scale_offset(tensor.clone(), 0.1).unwrap();
+        assert_eq!(
+            moved.scheme.super_scale,
+            SuperScale::Nested {
+                size: 256,
+                offset: 0.1
+            }
+        );
+        let json = r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [257, 64], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.10000000149011612}"#;
+        assert_eq!(moved.parts[5].content.as_deref(), Some(json.as_bytes()));
+        assert_eq!(moved.parts[..5], tensor.parts[..5]);
+        let back = Writer.with_scale_offset(moved, 0.0).unwrap();
+        assert_eq!(back, tensor);
+        let plain = Preset::by_name("FP4").unwrap();
+        let plain = Writer.lay_out("m", &[2, 64], &plain, Float::F32).unwrap();
+        let same = Writer.with_scale_offset(plain.clone(), 0.1).unwrap();
+        assert_eq!(same, plain);
     }
 
     #[test]

@@ -146,6 +146,7 @@ fn wanted(preset: &Preset) -> Result<Form, &'static str> {
             | WeightCode::Nvfp4
             | WeightCode::Mx(_)
             | WeightCode::Codebook(_)
+            | WeightCode::NestedCodebook(_)
             | WeightCode::Block(_),
             _,
         ) => Err(

@@ -177,7 +177,7 @@ fn scheme_of(preset: &Preset, source: Float) -> Result<Scheme, String> {
                 "its float weights are E4M3 and E2M1, not {other:?}"
             ));
         }
-        WeightCode::Codebook(_) | WeightCode::Block(_) => {
+        WeightCode::Codebook(_) | WeightCode::NestedCodebook(_) | WeightCode::Block(_) => {
             return Err(format!("there is no layout for {:?}", preset.weights));
         }
     })

@@ -55,7 +55,8 @@ impl ConventionWriter for Writer {
             | WeightCode::AsymmetricInteger { .. }
             | WeightCode::Minifloat(_)
             | WeightCode::Mx(_)
-            | WeightCode::Codebook(_) => {
+            | WeightCode::Codebook(_)
+            | WeightCode::NestedCodebook(_) => {
                 return Err(refuse("it holds the block types of ggml only"));
             }
         };

@@ -64,6 +64,7 @@ impl ConventionWriter for Writer {
             | WeightCode::Nvfp4
             | WeightCode::Mx(_)
             | WeightCode::Codebook(_)
+            | WeightCode::NestedCodebook(_)
             | WeightCode::Block(_) => {
                 return Err(refuse(
                     "it holds integers only; fp8 or compressed-tensors can hold it".to_owned(),

@@ -51,6 +51,7 @@ impl ConventionWriter for Writer {
             WeightCode::Mx(_)
             | WeightCode::Minifloat(_)
             | WeightCode::Codebook(_)
+            | WeightCode::NestedCodebook(_)
             | WeightCode::Block(_) => {
                 return Err(refuse("its floats are mxfp4, mxfp8 and nvfp4"));
             }

@@ -59,6 +59,7 @@ impl ConventionWriter for Writer {
                 | WeightCode::Nvfp4
                 | WeightCode::Mx(_)
                 | WeightCode::Codebook(_)
+                | WeightCode::NestedCodebook(_)
                 | WeightCode::Block(_),
                 _,
             ) => {

@@ -72,7 +72,7 @@ impl ConventionWriter for Writer {
                     ScaleCoding::Minifloat(Minifloat::E4M3),
                 )
             },
-            WeightCode::Codebook(_) | WeightCode::Block(_) => {
+            WeightCode::Codebook(_) | WeightCode::NestedCodebook(_) | WeightCode::Block(_) => {
                 return Err(refuse(module, "it has no code books and no blocks of ggml"));
             }
         };

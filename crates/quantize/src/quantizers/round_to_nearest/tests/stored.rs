@@ -48,6 +48,7 @@ fn stored_codes_are_the_codes_stored() {
         ("compressed-tensors", "W4A16"),
         ("compressed-tensors", "W4A16_ASYM"),
         ("bitsandbytes", "NF4"),
+        ("bitsandbytes", "FP4_DQ"),
         ("comfyui", "NVFP4"),
         ("compressed-tensors", "NVFP4A16"),
         ("compressed-tensors", "MXFP4"),
@@ -94,7 +95,7 @@ fn stored_codes_are_the_codes_stored() {
             visited += 1;
         }
     }
-    assert_eq!(visited, 10 * Backend::available().count());
+    assert_eq!(visited, 11 * Backend::available().count());
 }
 
 #[test]
