@@ -393,14 +393,11 @@ impl<'a, 'o> Tile<'a, 'o> {
         let effort = self.prepared.settings.effort;
         let of_groups = (&*scales, format.group());
         let factor = &curvature.factor;
-        let (mut chosen, losses) = match format.lattice() {
-            Some(lattice) => {
-                lattice::feed_back((lattice, effort), cells, of_groups, factor, self.backend)
-            }
-            None => {
-                let levels = format.levels();
-                round_columns(effort, levels, cells, of_groups, factor, self.backend)
-            }
+        let (mut chosen, losses) = if let Some(lattice) = format.lattice() {
+            lattice::feed_back((lattice, effort), cells, of_groups, factor, self.backend)
+        } else {
+            let levels = format.levels();
+            round_columns(effort, levels, cells, of_groups, factor, self.backend)
         };
         // What the outputs are, to compare losses with, costs as much again as error feedback.
         let least = match self.method {

@@ -339,7 +339,7 @@ fn what_is_near_is_on_the_grid_of_the_block() {
         };
         assert!(
             of.near(&row, 0, nothing)
-                .is_some_and(|(found, _)| found.scale == of.half)
+                .is_some_and(|(found, _)| found.scale.to_bits() == of.half.to_bits())
         );
         assert_eq!(of.near(&row, row.effective.len(), nothing), None);
     }
