@@ -40,7 +40,7 @@ struct Steps {
     scales: usize,
     /// Shares of either end.
     ends: &'static [f32],
-    /// Candidates that are refined (twice as many and one from [`MANY_LEVELS`] on), and rounds for each.
+    /// Candidates that are refined, and rounds for each.
     starts: usize,
     rounds: usize,
 }
@@ -87,7 +87,7 @@ pub(crate) fn search(
     effort: Effort,
     backend: &'static Backend,
 ) -> (Stored, Candidate) {
-    let mut steps = Steps::of(effort);
+    let steps = Steps::of(effort);
     let mut found: Vec<(Stored, Candidate)> = vec![first];
     let mut add = |wanted: Candidate| {
         if let Some(stored) = store(wanted) {
@@ -101,11 +101,12 @@ pub(crate) fn search(
         Range::Scale { from, to, signs } => {
             let (low, high) = levels.ends();
             let is_fine = matches!(levels, Levels::Integers { .. }) && high - low > MANY_LEVELS;
-            if is_fine {
-                steps.scales *= 3;
-                steps.starts = 2 * steps.starts + 1;
-            }
-            scales(levels, values, (from, to), signs, steps.scales, &mut add);
+            let n = if is_fine {
+                3 * steps.scales
+            } else {
+                steps.scales
+            };
+            scales(levels, values, (from, to), signs, n, &mut add);
         }
         Range::Ends => ends(levels, values, steps.ends, &mut add),
     }
