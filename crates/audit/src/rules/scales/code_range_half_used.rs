@@ -1,5 +1,7 @@
 //! SC091: a weight uses at most half of its codes.
 
+use std::collections::BTreeSet;
+
 use safequant_schemes::{Code, QuantizedTensor, Role};
 
 use super::common::place;
@@ -18,7 +20,7 @@ pub(crate) static RULE: Rule = Rule {
 
 const DOC: &str = "\
 ## What it checks
-A weight of 3 to 7 bits, or of a code book of 16 values, uses more than half of the possible codes; one of 8-bit integers uses both
+A weight of 3 to 7 bits, or of a code book, uses more than half of the possible codes; one of 8-bit integers uses both
 halves of their range. Matrices with fewer than 64 codes for each possible one are not looked at, nor constant ones.
 
 ## Why it matters
@@ -42,7 +44,18 @@ fn check(tensor: &QuantizedTensor, codes: &CodeStatistics, findings: &mut Findin
     };
     // Two bits hold ternary weights as well. Small floats of 8 bits use what their exponents need.
     let is_judged = (3..=7).contains(&bits) || (bits == 8 && is_integer);
-    let possible = 1_u64 << bits.min(8);
+    let possible = match tensor.scheme.code {
+        // The code books of lattices have fewer than sixteen values.
+        Code::Codebook(book) if book.lattice().is_some() => {
+            let values: BTreeSet<u32> = book.values().iter().map(|v| v.to_bits()).collect();
+            values.len() as u64
+        }
+        Code::Integer { .. }
+        | Code::Minifloat(_)
+        | Code::Codebook(_)
+        | Code::StoredCodebook
+        | Code::Dense(_) => 1 << bits.min(8),
+    };
     let used = codes.n_used() as u64;
     if !is_judged || used < 2 || codes.n() < 64 * possible {
         return;
