@@ -72,6 +72,12 @@ def row_of(form: Format, found: Sequence[Result]) -> Row:
     )
 
 
+def rows_of(found: Sequence[Result]) -> list[Row]:
+    """A row for each format that anything ran on."""
+    named = {result.format for result in found}
+    return [row_of(form, found) for form in FORMATS if form.name in named]
+
+
 def percent(value: float) -> str:
     """As many digits as tell formats apart that differ by some percent."""
     return f"{value:.5f}" if value < 0.01 else f"{value:.4f}" if value < 5 else f"{value:.3f}"
@@ -265,10 +271,10 @@ def machine() -> str:
     return f"{name}, {platform.system()}, Python {platform.python_version()}"
 
 
-def page(work: Path, found: Sequence[Result]) -> str:
+def page(work: Path, found: Sequence[Result], picture: str) -> str:
     """``docs/quality.md``."""
     about = json.loads((work / "prepared.json").read_text())
-    rows = [row_of(form, found) for form in FORMATS]
+    rows = rows_of(found)
     versions = sorted({r.version for r in found if r.tool != "safequant" and r.version != "unknown"})
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     binaries = sorted({r.version for r in found if r.tool == "safequant"})
@@ -280,7 +286,7 @@ def page(work: Path, found: Sequence[Result]) -> str:
         "",
         f"Measured on {date}: {machine()}; one thread. Engine: {', '.join(f'`{b}`' for b in binaries)} (digest of the binary). Peers: {', '.join(versions)}, ggml of llama.cpp.",
         "",
-        "![Output error against bits per weight](quality.svg)",
+        f"![Output error against bits per weight]({picture})",
         "",
         "## How it is measured",
         "",
@@ -328,10 +334,10 @@ def write(work: Path, markdown: Path | None, svg: Path | None) -> int:
     if not found:
         print(f"{work}: no results; run `ours` and `peers` first")
         return 1
-    rows = [row_of(form, found) for form in FORMATS]
+    rows = rows_of(found)
     print("\n".join([*main_table(rows), "", *findings(rows), "", *cosine_table(rows)]))
     if markdown is not None:
-        markdown.write_text(page(work, found))
+        markdown.write_text(page(work, found, svg.name if svg else "quality.svg"))
     if svg is not None:
         svg.write_text(chart.draw(found, TITLES))
     return 0
