@@ -332,12 +332,9 @@ impl<'a> Edges<'a> {
     /// Writes the levels of the point of a place.
     fn put(&self, place: usize, point: &EdgePoint, scale: f32, levels: &mut [f32]) {
         let first = place * levels.len();
-        let (signs, turned) = (self.signs[first / UNIT], u8::from(scale < 0.0));
-        let magnitudes = self.lattice.point(point.index);
-        for (i, (level, magnitude)) in levels.iter_mut().zip(magnitudes).enumerate() {
-            let sign = signs >> ((first + i) % UNIT) ^ turned;
-            *level = with_sign(*magnitude, sign);
-        }
+        let signs = self.signs[first / UNIT];
+        let signs = if scale < 0.0 { !signs } else { signs };
+        write_point(self.lattice, point.index, signs >> (first % UNIT), levels);
     }
 }
 
@@ -472,11 +469,9 @@ impl PointStep<'_> {
     /// Writes the levels of a point.
     #[inline(always)]
     fn put(&self, levels: &mut [f32; UNIT], place: usize, index: u16, signs: u8) {
-        let size = self.lattice.dimensions;
-        for (i, magnitude) in self.lattice.point(index).iter().enumerate() {
-            let j = place * size + i;
-            levels[j] = with_sign(*magnitude, signs >> j);
-        }
+        let first = place * self.lattice.dimensions;
+        let levels = &mut levels[first..first + self.lattice.dimensions];
+        write_point(self.lattice, index, signs >> first, levels);
     }
 
     /// What other levels would change.
@@ -497,6 +492,14 @@ impl PointStep<'_> {
         }
         *self.values = values;
         *self.levels = *levels;
+    }
+}
+
+/// The coordinates of a point, with a minus for each bit that is set, the first one lowest.
+#[inline(always)]
+fn write_point(lattice: &Lattice, index: u16, signs: u8, levels: &mut [f32]) {
+    for (i, (level, magnitude)) in levels.iter_mut().zip(lattice.point(index)).enumerate() {
+        *level = with_sign(*magnitude, signs >> i);
     }
 }
 

@@ -115,17 +115,15 @@ impl Blocks {
     }
 
     fn tile(self, rows: &Rows<'_>, fields: BlockFields) -> CodeTile {
-        let integers = |numbers: Vec<i16>| numbers.into_iter().map(f32::from).collect();
         let table = |numbers: Vec<i16>, table: fn(u8) -> f32| {
             let byte = |n: i16| u8::try_from(n).unwrap_or(u8::MAX);
             numbers.into_iter().map(|n| table(byte(n))).collect()
         };
         let (scales, supers) = match self.layout.scale {
             BlockScale::Super => (fields.d, Vec::new()),
-            BlockScale::Integers => (integers(fields.scales), fields.d),
-            BlockScale::Halves => {
-                let halves = |n: i16| self.layout.scale.decode(n);
-                (fields.scales.into_iter().map(halves).collect(), fields.d)
+            BlockScale::Integers | BlockScale::Halves => {
+                let decode = |n: i16| self.layout.scale.decode(n);
+                (fields.scales.into_iter().map(decode).collect(), fields.d)
             }
             BlockScale::HalfE8M0 => (
                 table(fields.scales, |byte| E8M0Rule::Half.decode(byte)),
@@ -139,7 +137,10 @@ impl Blocks {
         let (offsets, offset_supers) = match self.layout.offset {
             BlockOffset::None => (Vec::new(), Vec::new()),
             BlockOffset::Added => (fields.m, Vec::new()),
-            BlockOffset::Subtracted => (integers(fields.mins), fields.m),
+            BlockOffset::Subtracted => {
+                let minima = fields.mins.into_iter().map(f32::from);
+                (minima.collect(), fields.m)
+            }
         };
         CodeTile {
             rows: rows.first_row..rows.first_row + widen(rows.n_rows()),
